@@ -1,0 +1,28 @@
+"""Eidetic Learning for pretrained language models: one model, many text tasks, none ever lost."""
+
+from .architectures import Architecture, ArchitectureError, UnitPaths, register_architecture
+from .certificate import TaskVerification, VerificationReport
+from .checkpoint import CheckpointError
+from .configuration import EideticConfig, TaskError, TaskRecord
+from .model import EideticModel
+from .pruning import PruningConfig
+from .trainer import EideticCallback, EideticTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Architecture",
+    "ArchitectureError",
+    "CheckpointError",
+    "EideticCallback",
+    "EideticConfig",
+    "EideticModel",
+    "EideticTrainer",
+    "PruningConfig",
+    "TaskError",
+    "TaskRecord",
+    "TaskVerification",
+    "UnitPaths",
+    "VerificationReport",
+    "register_architecture",
+]

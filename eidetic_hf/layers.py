@@ -1,0 +1,663 @@
+"""The layers of a masked network: units owned by tasks, projections made of segments, one norm per task.
+
+A **unit** (an attention head, an MLP neuron) is a run of rows in every projection that takes part in it; out-projections
+are stored transposed, so that this holds for them too. A `UnitGroup` keeps the books of one kind of unit in one layer:
+which task owns which unit, which are still in the pool. Its member `TaskLinear`s hold the rows, packed as
+
+    [ segment of the first task | segment of the second | ... | pool ]
+
+so that the units a task sees, its ancestors' and its own, are a range of rows that starts at the first: a view, no copy.
+Where they are not (a task that skips an ancestor, or masks some of its units out), the rows are gathered once and cached.
+What a task does not see is never read, not even to be multiplied by zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+POOL = "pool"
+LEARNING = "learning"
+
+
+def task_key(name: str) -> str:
+    """The component of a tensor's name that says which task owns it: `@agnews`. Dots are written `%2E`."""
+    return "@" + name.replace(".", "%2E")
+
+
+@dataclass(frozen=True)
+class View:
+    """Which subnetwork a forward pass runs.
+
+    Attributes:
+        key: `task_key` of a committed task, or `LEARNING`.
+        teacher: run the network being learned with every unit, as it was before pruning.
+        probe: importance measure to accumulate in the backward pass (`"fisher"` or `"taylor"`), or `None`.
+        token_mask: 1 for real tokens and 0 for padding, `(batch, sequence)`; `None` if all are real.
+    """
+
+    key: str
+    teacher: bool = False
+    probe: str | None = None
+    token_mask: Tensor | None = None
+
+
+_VIEW: ContextVar[View | None] = ContextVar("eidetic_hf_view", default=None)
+
+
+@contextmanager
+def use_view(view: View) -> Iterator[None]:
+    """Run a forward pass on one task's subnetwork; each thread and each coroutine has its own."""
+    token = _VIEW.set(view)
+    try:
+        yield
+    finally:
+        _VIEW.reset(token)
+
+
+def current_view() -> View:
+    """The view of the forward pass in progress.
+
+    Raises:
+        RuntimeError: outside of `EideticModel.forward`.
+    """
+    view = _VIEW.get()
+    if view is None:
+        raise RuntimeError(
+            "A task layer was called outside of EideticModel.forward, so it does not know its task. "
+            "Call model(**inputs, task=...) instead of model.backbone(**inputs)."
+        )
+    return view
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Turn every Parameter below `module` into a buffer with a copy of its value, out of every optimizer's reach."""
+    for child in module.modules():
+        for name, parameter in list(child._parameters.items()):
+            if parameter is not None:
+                del child._parameters[name]
+                child.register_buffer(name, parameter.detach().clone())
+    return module
+
+
+def thaw(module: nn.Module) -> nn.Module:
+    """Turn every floating-point buffer below `module` into a Parameter with a copy of its value."""
+    for child in module.modules():
+        for name, buffer in list(child._buffers.items()):
+            if buffer is not None and buffer.is_floating_point() and name not in child._non_persistent_buffers_set:
+                del child._buffers[name]
+                child.register_parameter(name, nn.Parameter(buffer.detach().clone()))
+    return module
+
+
+class Slots(nn.Module):
+    """A bag of tensors, one per task, the pool or the task being learned."""
+
+    def get(self, key: str) -> Tensor | None:
+        """The tensor of `key`, or `None`."""
+        value = self._parameters.get(key)
+        return value if value is not None else self._buffers.get(key)
+
+    def put(self, key: str, value: Tensor | nn.Parameter | None) -> None:
+        """Set the tensor of `key`: a `Parameter` can be trained, any other tensor is a buffer. `None` removes it."""
+        self._parameters.pop(key, None)
+        self._buffers.pop(key, None)
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(key, value)
+        elif value is not None:
+            self.register_buffer(key, value)
+
+
+class Segment(nn.Module):
+    """Rows of one projection that one task owns, or the pool's.
+
+    Args:
+        weight: `(units * width, features)`.
+        bias: `(units * width,)`, or `None` for out-projections and projections without one.
+        trainable: whether they are Parameters (the working copy of the task being learned) or buffers.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, trainable: bool = False) -> None:
+        super().__init__()
+        for name, value in (("weight", weight), ("bias", bias)):
+            if value is None or not trainable:
+                self.register_buffer(name, value)
+            else:
+                self.register_parameter(name, nn.Parameter(value))
+
+
+class UnitProbe(torch.autograd.Function):
+    """Identity that reads, in the backward pass, how much the loss depends on each unit's output.
+
+    With a gate g = 1 on a unit's output h, the loss's derivative by that gate is the sum over tokens of h * dL/dh.
+    `"fisher"` adds up its square over sequences (Kwon et al., arXiv 2204.09656), `"taylor"` its magnitude over
+    batches (|gate x gradient|, Molchanov et al., arXiv 1906.10771). Padding tokens do not count.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, scores: Tensor, index: Tensor | None, view: View) -> Tensor:
+        """Pass `hidden`, `(batch, sequence, units * width)`, through; `scores`, `(units in all,)`, adds up importance."""
+        ctx.save_for_backward(hidden)
+        ctx.scores, ctx.index, ctx.view = scores, index, view
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Accumulate the scores of the units at `index` (all, if `None`) and hand the gradient on unchanged."""
+        (hidden,), (gradient,) = ctx.saved_tensors, gradients
+        units = ctx.scores.numel() if ctx.index is None else ctx.index.numel()
+        if units:
+            derivative = (hidden.float() * gradient.float()).unflatten(-1, (units, -1)).sum(-1)
+            if ctx.view.token_mask is not None:
+                derivative = derivative * ctx.view.token_mask.to(derivative.dtype).unsqueeze(-1)
+            by_sequence = derivative.sum(1)
+            if ctx.view.probe == "fisher":
+                score = by_sequence.square().sum(0)
+            else:
+                score = by_sequence.sum(0).abs()
+            if ctx.index is None:
+                ctx.scores.add_(score)
+            else:
+                ctx.scores.index_add_(0, ctx.index, score)
+        return gradient, None, None, None
+
+
+@dataclass(frozen=True)
+class UnitView:
+    """Units that one subnetwork sees in one group.
+
+    Attributes:
+        count: number of units.
+        positions: their places in packed order, `(count,)`, or `None` where they are simply the first `count`.
+        gates: a factor per unit, `(count,)`, or `None` where all are 1.
+    """
+
+    count: int
+    positions: Tensor | None
+    gates: Tensor | None
+
+
+class UnitGroup(nn.Module):
+    """The books of one kind of unit in one layer. Invariant: every unit is in one segment or in the pool.
+
+    Args:
+        name: such as `layers.2.heads`.
+        n_units: units of the backbone in this group.
+    """
+
+    def __init__(self, name: str, n_units: int) -> None:
+        super().__init__()
+        self.name = name
+        self.order: list[str] = []
+        self.ancestors: dict[str, list[str]] = {}
+        self.members: list[TaskLinear] = []
+        self.units = Slots()
+        self.units.put(POOL, torch.arange(n_units, dtype=torch.int32))
+        self.gates = Slots()
+        self.progress = Slots()
+        self._cache: dict[str, Any] = {}
+
+    def count(self, key: str) -> int:
+        """Number of units that a task or the pool owns."""
+        ids = self.units.get(key)
+        return 0 if ids is None else ids.numel()
+
+    @property
+    def total(self) -> int:
+        """Number of units in the group."""
+        return sum(map(self.count, [*self.order, POOL]))
+
+    def positions(self, keys: list[str]) -> Tensor:
+        """Places of the units of these tasks in packed order, `(units,)`."""
+        starts, start = {}, 0
+        for key in self.order:
+            starts[key] = start
+            start += self.count(key)
+        ranges = [torch.arange(starts[key], starts[key] + self.count(key)) for key in keys]
+        device = self.units.get(POOL).device  # type: ignore[union-attr]
+        return torch.cat(ranges).to(device) if ranges else torch.zeros(0, dtype=torch.long, device=device)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def view(self, key: str) -> UnitView:
+        """What a committed task sees: its ancestors' units but those that its gates mask out, then its own."""
+        if key not in self._cache:
+            positions = self.positions([*self.ancestors[key], key])
+            gates = self.gates.get(key)
+            if gates is not None:
+                gates = torch.cat([gates, gates.new_ones(self.count(key))])
+                read = gates != 0
+                if not bool(read.all()):
+                    positions, gates = positions[read], gates[read]
+                if bool((gates == 1).all()):
+                    gates = None
+            prefix = torch.equal(positions, torch.arange(len(positions), device=positions.device))
+            self._cache[key] = UnitView(len(positions), None if prefix else positions, gates)
+        return self._cache[key]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def learning_view(self, teacher: bool) -> tuple[UnitView, Tensor | None, Tensor | None]:
+        """What the task being learned sees: ancestors' units, which of these it keeps, which pool units it keeps.
+
+        Returns:
+            The ancestors' view; indices into the ancestors' units and into the pool's, or `None` for all of them.
+        """
+        key = f"{LEARNING}:{teacher}"
+        if key not in self._cache:
+            positions = self.positions(self.ancestors[LEARNING])
+            kept = [None if teacher else self._index(self.progress.get(name)) for name in ("kept_ancestors", "kept")]
+            if kept[0] is not None:
+                positions = positions[kept[0]]
+            prefix = torch.equal(positions, torch.arange(len(positions), device=positions.device))
+            self._cache[key] = (UnitView(len(positions), None if prefix else positions, None), kept[0], kept[1])
+        return self._cache[key]
+
+    @staticmethod
+    def _index(mask: Tensor | None) -> Tensor | None:
+        if mask is None or bool(mask.all()):
+            return None
+        return mask.nonzero().squeeze(1)
+
+    def forget_views(self) -> None:
+        """Drop cached views after ownership, masks or memory changed."""
+        self._cache.clear()
+        for member in self.members:
+            member.forget_views()
+
+    def begin(self, ancestors: list[str]) -> None:
+        """Open the pool for a task: every free unit starts as kept."""
+        device = self.units.get(POOL).device  # type: ignore[union-attr]
+        self.ancestors[LEARNING] = ancestors
+        free, inherited = self.count(POOL), sum(map(self.count, ancestors))
+        self.progress.put("kept", torch.ones(free, dtype=torch.bool, device=device))
+        self.progress.put("importance", torch.zeros(free, device=device))
+        self.progress.put("kept_ancestors", torch.ones(inherited, dtype=torch.bool, device=device))
+        self.progress.put("importance_ancestors", torch.zeros(inherited, device=device))
+        if inherited:
+            dtype = self.members[-1].segments[POOL].weight.dtype
+            self.gates.put(LEARNING, nn.Parameter(torch.zeros(inherited, device=device, dtype=dtype)))
+        for member in self.members:
+            member.begin()
+        self.forget_views()
+
+    def end(self) -> None:
+        """Drop everything that belongs to the task being learned."""
+        self.ancestors.pop(LEARNING, None)
+        self.gates.put(LEARNING, None)
+        for name in list(self.progress._buffers):
+            self.progress.put(name, None)
+        for member in self.members:
+            member.end()
+        self.forget_views()
+
+    def commit(self, key: str, recycle_std: float | None) -> Any:
+        """Give the kept pool units to `key`, as buffers; returns what `undo_commit` needs."""
+        kept = self.progress.get("kept")
+        ids, gates = self.units.get(POOL), self.gates.get(LEARNING)
+        assert kept is not None and ids is not None
+        undo = (ids, [member.segments[POOL] for member in self.members])
+        staged = [member.stage(kept, recycle_std) for member in self.members]
+        self.units.put(key, ids[kept])
+        self.units.put(POOL, ids[~kept])
+        if gates is not None:
+            mask = self.progress.get("kept_ancestors")
+            self.gates.put(key, torch.where(mask, 1 + gates.detach(), 0))  # type: ignore[arg-type]
+        self.order.append(key)
+        self.ancestors[key] = list(self.ancestors[LEARNING])
+        for member, (segment, pool) in zip(self.members, staged, strict=True):
+            member.replace(key, segment, pool)
+        self.forget_views()
+        return undo
+
+    def undo_commit(self, key: str, undo: Any) -> None:
+        """Take a commit back, to the last bit."""
+        ids, pools = undo
+        self.order.remove(key)
+        del self.ancestors[key]
+        self.units.put(key, None)
+        self.units.put(POOL, ids)
+        self.gates.put(key, None)
+        for member, pool in zip(self.members, pools, strict=True):
+            del member.segments[key]
+            member.biases.put(key, None)
+            member.segments[POOL] = pool
+            member.pack()
+        self.forget_views()
+
+    def rebuild(self, key: str, ancestors: list[str], n_units: int) -> None:
+        """Make room for a committed task's tensors, which a checkpoint will fill."""
+        ids = self.units.get(POOL)
+        assert ids is not None
+        self.order.append(key)
+        self.ancestors[key] = ancestors
+        self.units.put(key, ids.new_zeros(n_units))
+        inherited = sum(map(self.count, ancestors))
+        if inherited:
+            self.gates.put(key, torch.ones(inherited, dtype=self.members[0].segments[POOL].weight.dtype))
+        for member in self.members:
+            member.rebuild(key, n_units)
+
+    def resize_pool(self, n_units: int) -> None:
+        """Make room for a pool of `n_units`, which a checkpoint will fill."""
+        self.units.put(POOL, torch.zeros(n_units, dtype=torch.int32))
+        for member in self.members:
+            pool = member.segments[POOL]
+            rows = n_units * member.width
+            bias = None if pool.bias is None else pool.bias.new_zeros(rows)
+            member.segments[POOL] = Segment(pool.weight.new_zeros(rows, pool.weight.shape[1]), bias)
+
+    def expand(self, n_units: int, std: float) -> None:
+        """Add units to the pool: random in-projections, out-projections that start at zero, so that nothing changes."""
+        ids = self.units.get(POOL)
+        assert ids is not None
+        new_ids = torch.arange(self.total, self.total + n_units, dtype=ids.dtype, device=ids.device)
+        self.units.put(POOL, torch.cat([ids, new_ids]))
+        for member in self.members:
+            member.expand(n_units, std)
+        self.forget_views()
+
+
+class TaskLinear(nn.Module):
+    """A projection whose rows belong to units, each unit to one task or the pool.
+
+    Takes the place of an `nn.Linear`. In-projection: `(..., in_features)` to `(..., units seen * width)`.
+    Out-projection: `(..., units seen * width)` to `(..., out_features)`; its bias, which is added to the residual
+    stream, is private to each task.
+
+    Args:
+        weight: of the pretrained projection, `(out_features, in_features)`.
+        bias: of the pretrained projection, `(out_features,)`, or `None`.
+        group: the units that the rows (in-projection) or columns (out-projection) belong to.
+        is_output: whether this is the group's out-projection.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, group: UnitGroup, is_output: bool) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.is_output = is_output
+        self.width = (self.in_features if is_output else self.out_features) // group.count(POOL)
+        self._group = [group]  # in a list, so that it is not registered as a child
+        weight = weight.detach().t() if is_output else weight.detach()
+        self.segments = nn.ModuleDict(
+            {POOL: Segment(weight.contiguous(), None if bias is None or is_output else bias.detach())}
+        )
+        self.biases = Slots()
+        if is_output and bias is not None:
+            self.biases.put(POOL, bias.detach().clone())
+        self._packed: tuple[Tensor, Tensor | None] | None = None
+        self._plans: dict[str, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        group.members.append(self)
+
+    @property
+    def group(self) -> UnitGroup:
+        """The units that the rows belong to."""
+        return self._group[0]
+
+    def extra_repr(self) -> str:
+        role = "out" if self.is_output else "in"
+        return f"{self.in_features} -> {self.out_features}, {role}-projection of {self.group.name}, width={self.width}"
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def _owned(self) -> list[Segment]:
+        return [self.segments[key] for key in [*self.group.order, POOL]]  # type: ignore[misc]
+
+    def pack(self) -> None:
+        """Lay all segments and the pool into one fresh, aligned tensor, and make each of them a view of it."""
+        parts = self._owned()
+        weight = torch.cat([part.weight for part in parts])
+        bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])  # type: ignore[misc]
+        start = 0
+        for part in parts:
+            stop = start + part.weight.shape[0]
+            part._buffers["weight"] = weight[start:stop]
+            if bias is not None:
+                part._buffers["bias"] = bias[start:stop]
+            start = stop
+        self._packed = (weight, bias)
+        self.forget_views()
+
+    def is_packed(self) -> bool:
+        """Whether every segment still is a view of the packed tensors."""
+        if self._packed is None:
+            return False
+        for index, packed in enumerate(self._packed):
+            if packed is None:
+                continue
+            start = packed.data_ptr()
+            for part in self._owned():
+                tensor = part.weight if index == 0 else part.bias
+                if tensor is None or tensor.dtype != packed.dtype or tensor.device != packed.device:
+                    return False
+                if tensor.numel() and tensor.data_ptr() != start:
+                    return False
+                start += tensor.numel() * tensor.element_size()
+        return True
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TaskLinear:
+        super()._apply(fn, recurse)
+        if self._packed is not None and not self.is_packed():  # moved to another device or dtype, piece by piece
+            self.pack()
+            self.group.forget_views()
+        return self
+
+    def forget_views(self) -> None:
+        """Drop cached weights."""
+        self._plans.clear()
+
+    # -- life of a task -------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Make a trainable working copy of the pool, and of the private bias."""
+        pool = self.segments[POOL]
+        bias = None if pool.bias is None else pool.bias.clone()
+        self.segments[LEARNING] = Segment(pool.weight.clone(), bias, trainable=True)  # type: ignore[operator]
+        if self.biases.get(POOL) is not None:
+            self.biases.put(LEARNING, nn.Parameter(self.biases.get(POOL).clone()))  # type: ignore[union-attr]
+
+    def end(self) -> None:
+        """Drop the working copy."""
+        if LEARNING in self.segments:
+            del self.segments[LEARNING]
+        self.biases.put(LEARNING, None)
+
+    def rows(self, units: Tensor) -> Tensor:
+        """Row numbers of units given by number, `(units * width,)`."""
+        if self.width == 1:
+            return units
+        return (units.unsqueeze(1) * self.width + torch.arange(self.width, device=units.device)).flatten()
+
+    def stage(self, kept: Tensor, recycle_std: float | None) -> tuple[Segment, Segment]:
+        """Copies of the kept rows of the working copy, and of the pool without them; nothing is changed."""
+        working, pool = self.segments[LEARNING], self.segments[POOL]
+        mask = kept.repeat_interleave(self.width)
+        owned, free = [], []
+        for name in ("weight", "bias"):
+            learned, pretrained = getattr(working, name), getattr(pool, name)
+            owned.append(None if learned is None else learned.detach()[mask])
+            rest = None if pretrained is None else pretrained[~mask]
+            if rest is not None and recycle_std is not None:
+                rest = torch.randn_like(rest) * recycle_std if name == "weight" else torch.zeros_like(rest)
+            free.append(rest)
+        return Segment(owned[0], owned[1]), Segment(free[0], free[1])  # type: ignore[arg-type]
+
+    def replace(self, key: str, segment: Segment, pool: Segment) -> None:
+        """Take over what `stage` returned."""
+        self.segments[key] = segment
+        self.segments[POOL] = pool
+        bias = self.biases.get(LEARNING)
+        if bias is not None:
+            self.biases.put(key, bias.detach().clone())
+        self.pack()
+
+    def rebuild(self, key: str, n_units: int) -> None:
+        """Make room for a committed task's tensors, which a checkpoint will fill."""
+        pool = self.segments[POOL]
+        rows = n_units * self.width
+        bias = None if pool.bias is None else pool.bias.new_zeros(rows)  # type: ignore[operator]
+        self.segments[key] = Segment(pool.weight.new_zeros(rows, pool.weight.shape[1]), bias)  # type: ignore[operator]
+        if self.biases.get(POOL) is not None:
+            self.biases.put(key, torch.zeros_like(self.biases.get(POOL)))  # type: ignore[arg-type]
+
+    def expand(self, n_units: int, std: float) -> None:
+        """Add rows to the pool: zeros in an out-projection, else drawn from a normal distribution."""
+        pool = self.segments[POOL]
+        new = pool.weight.new_zeros(n_units * self.width, pool.weight.shape[1])  # type: ignore[operator]
+        if not self.is_output:
+            new.normal_(0, std)
+        bias = None if pool.bias is None else torch.cat([pool.bias, pool.bias.new_zeros(len(new))])  # type: ignore[list-item, operator]
+        self.segments[POOL] = Segment(torch.cat([pool.weight, new]), bias)  # type: ignore[list-item]
+        self.pack()
+
+    # -- forward --------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _gather(self, view: UnitView) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a view: slices of the packed tensors where its units are the first ones."""
+        assert self._packed is not None
+        if view.positions is None:
+            stop = view.count * self.width
+            return self._packed[0][:stop], None if self._packed[1] is None else self._packed[1][:stop]
+        rows = self.rows(view.positions)
+        return self._packed[0][rows], None if self._packed[1] is None else self._packed[1][rows]
+
+    @torch.inference_mode(False)
+    def _plan(self, key: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        plan = self._plans.get(key)
+        if plan is None:
+            view = self.group.view(key)
+            weight, bias = self._gather(view)
+            gates = None
+            if self.is_output:
+                weight, bias = weight.t(), self.biases.get(key)
+                if view.gates is not None:
+                    gates = view.gates.repeat_interleave(self.width)
+            plan = self._plans[key] = (weight, bias, gates)
+        return plan
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Project with the units that the current view sees (see the class for shapes)."""
+        view = current_view()
+        if view.key == LEARNING:
+            return self._learning_output(hidden, view) if self.is_output else self._learning_input(hidden, view)
+        weight, bias, gates = self._plan(view.key)
+        return F.linear(hidden if gates is None else hidden * gates, weight, bias)
+
+    def _learning_weights(self, view: View) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Ancestors' weight and bias, then the kept rows of the working copy's."""
+        ancestors, _, kept = self.group.learning_view(view.teacher)
+        key = f"{LEARNING}:{view.teacher}"
+        if key not in self._plans:
+            self._plans[key] = (*self._gather(ancestors), None)
+        working: Segment = self.segments[LEARNING]  # type: ignore[assignment]
+        weight, bias = working.weight, working.bias
+        if kept is not None:
+            rows = self.rows(kept)
+            weight = weight.index_select(0, rows)
+            bias = None if bias is None else bias.index_select(0, rows)
+        return self._plans[key][0], self._plans[key][1], weight, bias
+
+    def _learning_input(self, hidden: Tensor, view: View) -> Tensor:
+        old_weight, old_bias, weight, bias = self._learning_weights(view)
+        # Two products instead of one over joined weights: no gradient is computed for what is frozen.
+        parts = [F.linear(hidden, w, b) for w, b in ((old_weight, old_bias), (weight, bias)) if len(w)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _learning_output(self, hidden: Tensor, view: View) -> Tensor:
+        old_weight, _, weight, _ = self._learning_weights(view)
+        ancestors, kept_ancestors, kept = self.group.learning_view(view.teacher)
+        progress, bias = self.group.progress, self.biases.get(LEARNING)
+        old, new = hidden.split([len(old_weight), len(weight)], dim=-1)
+        output = None
+        if len(old_weight):
+            gates = 1 + self.group.gates.get(LEARNING)  # type: ignore[operator]
+            if kept_ancestors is not None:
+                gates = gates[kept_ancestors]
+            old = old * gates.repeat_interleave(self.width).to(old.dtype)
+            if view.probe is not None:
+                old = UnitProbe.apply(old, progress.get("importance_ancestors"), kept_ancestors, view)
+            output = F.linear(old, old_weight.t(), None if len(weight) else bias)
+        if len(weight):
+            if view.probe is not None:
+                new = UnitProbe.apply(new, progress.get("importance"), kept, view)
+            own = F.linear(new, weight.t(), bias)
+            output = own if output is None else output + own
+        assert output is not None
+        return output
+
+
+class TaskNorm(nn.Module):
+    """A norm with one parameter set per task; the original class does the arithmetic.
+
+    Args:
+        norm: the pretrained norm; its parameters stay as what a new task starts from.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.tasks = nn.ModuleDict({POOL: freeze(norm)})
+
+    def begin(self) -> None:
+        """Make a trainable copy of the pretrained norm."""
+        self.tasks[LEARNING] = thaw(deepcopy(self.tasks[POOL]))
+
+    def end(self) -> None:
+        """Drop the trainable copy."""
+        if LEARNING in self.tasks:
+            del self.tasks[LEARNING]
+
+    def commit(self, key: str) -> None:
+        """Give `key` a frozen copy of the norm being learned."""
+        self.tasks[key] = freeze(deepcopy(self.tasks[LEARNING]))
+
+    def rebuild(self, key: str) -> None:
+        """Make room for a committed task's tensors, which a checkpoint will fill."""
+        self.tasks[key] = deepcopy(self.tasks[POOL])
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Normalize `(..., hidden)` with the current task's parameters."""
+        return self.tasks[current_view().key](hidden, *args, **kwargs)
+
+
+class SequenceClassificationHead(nn.Module):
+    """Pools a sequence and projects it to logits.
+
+    Args:
+        hidden_size: width of the backbone.
+        n_labels: number of logits.
+        pooling: `"mean"` over real tokens, or `"first"`.
+        dropout: probability, in training.
+        std: standard deviation of the initial weights.
+    """
+
+    def __init__(self, hidden_size: int, n_labels: int, pooling: str, dropout: float, std: float) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden_size, n_labels)
+        nn.init.normal_(self.classifier.weight, std=std)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Hidden states `(batch, sequence, hidden)` and mask `(batch, sequence)` to logits `(batch, labels)`."""
+        if self.pooling == "first":
+            pooled = hidden[:, 0]
+        elif attention_mask is None:
+            pooled = hidden.mean(1)
+        else:
+            mask = attention_mask.to(hidden.dtype).unsqueeze(-1)
+            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return self.classifier(self.dropout(pooled))

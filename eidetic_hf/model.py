@@ -1,0 +1,1013 @@
+"""`EideticModel`: a pretrained backbone that learns text tasks one after another and never changes a learned one."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .architectures import Architecture, ArchitectureError, architecture_of, is_norm, validate
+from .certificate import (
+    TaskVerification,
+    VerificationReport,
+    compare_logits,
+    digest_of_digests,
+    environment,
+    probe_inputs,
+    tensor_digests,
+)
+from .checkpoint import TRUNK, CheckpointError, owner_of, read_config, read_tensors, write_checkpoint
+from .configuration import EideticConfig, TaskError, TaskRecord, check_task_name
+from .layers import (
+    LEARNING,
+    POOL,
+    SequenceClassificationHead,
+    Slots,
+    TaskLinear,
+    TaskNorm,
+    UnitGroup,
+    View,
+    current_view,
+    freeze,
+    task_key,
+    thaw,
+    use_view,
+)
+from .pruning import Learner, PruningConfig
+
+# Arguments of `from_pretrained` that say where a repository's files are.
+_HUB_ARGUMENTS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "user_agent",
+    "_commit_hash",
+)  # fmt: skip
+
+
+class EideticModel(PreTrainedModel):
+    """One backbone, many tasks. Invariant: after `commit_task(t)`, nothing changes a tensor that task t's output reads.
+
+    Make one with `from_backbone` or `from_pretrained`. At rest it has no Parameter at all: every tensor is a buffer,
+    out of any optimizer's reach. While a task is being learned, the working copy of the pool, the task's private
+    parameters and its head are Parameters, and nothing else.
+
+    Args:
+        config: an `EideticConfig`.
+        backbone: the base model to take over, with its weights; made from `config.base_config` if not given.
+    """
+
+    config_class = EideticConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # The Trainer then divides by the accumulation steps itself, as the loss here is a mean.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: EideticConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        architecture = architecture_of(config.base_config)  # type: ignore[arg-type]
+        if backbone is None:
+            backbone = AutoModel.from_config(config.base_config, **architecture.model_kwargs)
+        validate(architecture, backbone)
+        self.backbone = backbone
+        self.groups = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        self.probes = nn.ModuleDict()
+        self.learner: Learner | None = None
+        self._pending: dict[str, TaskRecord] = {}
+        self._transfer: dict[str, str | list[str]] = {}
+        self._thawed: dict[str, Tensor] | None = None
+        self._backbone_arguments = set(inspect.signature(backbone.forward).parameters)
+        self._wire(architecture)
+        for name, n_units in config.expanded.items():
+            self.groups[_module_name(name)].expand(n_units, 0.0)  # type: ignore[operator]
+        for task in config.tasks:
+            self._rebuild(task)
+        self._resize_pool()
+        self.pack()
+        self.post_init()
+        self.eval()
+
+    def init_weights(self) -> None:
+        """Nothing: the backbone initialized itself, and every other tensor starts from it or comes from a file."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        pass
+
+    # -- construction ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | os.PathLike | PreTrainedConfig | PreTrainedModel,
+        trunk_layers: int | None = None,
+        forward_transfer: str | list[str] = "all",
+        **kwargs: Any,
+    ) -> EideticModel:
+        """Start from a pretrained model, with no task learned yet.
+
+        Args:
+            backbone: a folder, a Hub id, or a loaded base model; or a configuration, for a random backbone whose trunk
+                the first task trains.
+            trunk_layers: layers that stay at their pretrained values; a third of the depth by default.
+            forward_transfer: which earlier tasks a new task reads: `"all"`, `"none"` or a list of names.
+            kwargs: further arguments for `AutoModel.from_pretrained`, such as `revision` or `attn_implementation`.
+
+        Raises:
+            ArchitectureError: if the backbone's architecture is not declared.
+            ValueError: if `trunk_layers` is out of range or `forward_transfer` is not understood.
+        """
+        pretrained = not isinstance(backbone, PreTrainedConfig)
+        if isinstance(backbone, PreTrainedModel):
+            model = backbone
+            architecture_of(model.config)
+        elif isinstance(backbone, PreTrainedConfig):
+            architecture = architecture_of(backbone)
+            model = AutoModel.from_config(backbone, **architecture.model_kwargs, **kwargs)
+        else:
+            config = AutoConfig.from_pretrained(backbone, **_hub_arguments(kwargs))
+            if isinstance(config, EideticConfig):
+                raise ValueError(f"{backbone} is an EideticModel already. Load it with EideticModel.from_pretrained.")
+            architecture = architecture_of(config)
+            kwargs.setdefault("dtype", torch.float32)
+            model = AutoModel.from_pretrained(backbone, **architecture.model_kwargs, **kwargs)
+        depth = len(_layers(model, architecture_of(model.config)))
+        trunk_layers = depth // 3 if trunk_layers is None else trunk_layers
+        if not isinstance(trunk_layers, int) or not 0 <= trunk_layers < depth:
+            raise ValueError(
+                f"trunk_layers={trunk_layers!r}: the backbone has {depth} layers, so expected a number from 0 to "
+                f"{depth - 1}; the layers above the trunk are what tasks learn."
+            )
+        config = EideticConfig(
+            base_config=model.config,
+            trunk_layers=trunk_layers,
+            trunk_pretrained=pretrained,
+            forward_transfer=forward_transfer,
+            dtype=model.dtype,
+            attn_implementation=model.config._attn_implementation,
+        )
+        _check_transfer(forward_transfer)
+        return cls(config, backbone=model)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args: Any,
+        config: EideticConfig | None = None,
+        tasks: list[str] | None = None,
+        dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        **kwargs: Any,
+    ) -> EideticModel:
+        """Load a checkpoint folder, or one from the Hub.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            config: not needed; taken from the checkpoint.
+            tasks: names of the tasks to load; only their shards, and those of the tasks whose units they read, are
+                opened. The model then answers for these tasks only, and learns nothing more.
+            dtype: to compute in; the stored one by default. A model loaded in another dtype can not be saved.
+            device_map: a device, such as `"cuda"`.
+            attn_implementation: as in transformers.
+            kwargs: where the repository's files are: `revision`, `cache_dir`, `token`, `subfolder`, ...
+
+        Raises:
+            CheckpointError: if the folder is no release, or a file is missing, damaged or not what was saved.
+            TaskError: if `tasks` names a task that the checkpoint does not have.
+        """
+        if model_args:
+            raise TypeError(f"EideticModel.from_pretrained takes no further positional arguments, got {model_args!r}.")
+        hub = _hub_arguments(kwargs)
+        own_config = read_config(pretrained_model_name_or_path, hub)
+        if attn_implementation is None and config is not None:
+            attn_implementation = config._attn_implementation
+        if tasks is not None:
+            _restrict(own_config, tasks)
+        elif config is not None and config.served is not None:
+            _restrict(own_config, config.served)
+        tensors = read_tensors(pretrained_model_name_or_path, own_config, hub)
+        if attn_implementation is not None:
+            own_config.base_config._attn_implementation = attn_implementation  # type: ignore[union-attr]
+        with no_init_weights():
+            model = cls(own_config)
+        model._fill(tensors)
+        model.config.name_or_path = str(pretrained_model_name_or_path)
+        if dtype not in (None, "auto"):
+            model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        if device_map is not None:
+            if isinstance(device_map, Mapping) and set(device_map) == {""}:
+                device_map = device_map[""]
+            if device_map == "auto":
+                device_map = "cuda" if torch.cuda.is_available() else "cpu"
+            model.to(device_map)
+        if kwargs.get("output_loading_info"):
+            return model, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}  # type: ignore[return-value]
+        return model
+
+    def _wire(self, architecture: Architecture) -> None:
+        """Put the task layers in place of the backbone's, and freeze the trunk."""
+        layers = _layers(self.backbone, architecture)
+        n_heads = getattr(self.backbone.config, architecture.n_heads)
+        for index in range(self.config.trunk_layers, len(layers)):
+            layer = layers[index]
+            for kind, paths in (("heads", architecture.heads), ("neurons", architecture.neurons)):
+                output = layer.get_submodule(paths.output)
+                group = UnitGroup(f"layers.{index}.{kind}", n_heads if kind == "heads" else output.in_features)
+                self.groups[_module_name(group.name)] = group
+                for path in (*paths.inputs, paths.output):
+                    linear = layer.get_submodule(path)
+                    _replace(layer, path, TaskLinear(linear.weight, linear.bias, group, path == paths.output))
+            _replace_norms(layer)
+        for path in architecture.final_norms:
+            _replace(self.backbone, path, TaskNorm(self.backbone.get_submodule(path)))
+        above = {id(p): f"{index}.{n}" for index in range(self.config.trunk_layers, len(layers)) for n, p in layers[index].named_parameters()}
+        if above:
+            raise ArchitectureError(
+                f"The declaration of '{architecture.model_type}' leaves parameters above the trunk that no task owns: "
+                f"{sorted(above.values())[:5]}. Every projection and every norm there has to be declared."
+            )
+        freeze(self.backbone)
+
+    def _rebuild(self, task: TaskRecord) -> None:
+        """Make room for a committed task's tensors."""
+        key, ancestors = task_key(task.name), [task_key(name) for name in task.ancestors]
+        for group in self._groups():
+            group.rebuild(key, ancestors, task.units[group.name])
+        for norm in self._norms():
+            norm.rebuild(key)
+        self.heads[key] = freeze(self._new_head(task))
+        self.probes[key] = Slots()
+
+    def _resize_pool(self) -> None:
+        """Take the units that tasks own out of the pool's place, before a checkpoint fills both."""
+        for group in self._groups():
+            owned = sum(group.count(key) for key in group.order)
+            if owned or not self.config.pool:
+                group.resize_pool(group.count(POOL) - owned if self.config.pool else 0)
+
+    def _fill(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a checkpoint's tensors, each in fresh, aligned memory."""
+        modules = dict(self.named_modules())
+        expected = {name for name, _ in self.named_buffers() if self.config.pool or owner_of(name) != POOL}
+        persistent = set(self.state_dict())
+        for name in sorted(tensors):
+            module_name, _, leaf = name.rpartition(".")
+            module = modules.get(module_name)
+            if module is None or (leaf not in module._buffers and not module_name.startswith("probes.")):
+                raise CheckpointError(f"The checkpoint holds {name}, for which config.json leaves no place.")
+            old = module._buffers.get(leaf)
+            if old is not None and old.shape != tensors[name].shape:
+                raise CheckpointError(
+                    f"{name} has the shape {tuple(tensors[name].shape)}, config.json expects {tuple(old.shape)}."
+                )
+            # The clone matters: a product over memory-mapped, unaligned data may round differently.
+            module._buffers[leaf] = tensors.pop(name).clone()
+            expected.discard(name)
+        missing = sorted(expected & persistent)
+        if missing:
+            raise CheckpointError(f"The checkpoint lacks {len(missing)} tensors that config.json expects: {missing[:3]}.")
+        self.pack()
+
+    def pack(self) -> None:
+        """Lay every projection's segments into one aligned tensor each."""
+        for module in self.modules():
+            if isinstance(module, TaskLinear):
+                module.pack()
+
+    def _groups(self) -> list[UnitGroup]:
+        return list(self.groups.values())  # type: ignore[arg-type]
+
+    def _norms(self) -> list[TaskNorm]:
+        return [module for module in self.backbone.modules() if isinstance(module, TaskNorm)]
+
+    def _new_head(self, task: TaskRecord) -> SequenceClassificationHead:
+        config = self.backbone.config
+        std = getattr(config, "initializer_range", 0.02)
+        head = SequenceClassificationHead(config.hidden_size, len(task.labels), task.pooling, task.head_dropout, std)
+        return head.to(device=self.device, dtype=self.dtype)
+
+    # -- what a PreTrainedModel derives from Parameters -------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network's tensors."""
+        return next(self.buffers()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the network's floating-point tensors."""
+        return next(buffer.dtype for buffer in self.backbone.buffers() if buffer.is_floating_point())
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of weights: trainable ones while a task is being learned, and all frozen ones."""
+        count = super().num_parameters(only_trainable, exclude_embeddings)
+        if only_trainable:
+            return count
+        embeddings = {f"{n}.weight" for n, m in self.named_modules() if isinstance(m, nn.Embedding)}
+        for name, buffer in self.named_buffers():
+            is_weight = buffer.is_floating_point() and not name.startswith(("probes.", "learner."))
+            if is_weight and not (exclude_embeddings and name in embeddings):
+                count += buffer.numel()
+        return count
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's token embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Recompute activations in the backward pass.
+
+        Always the non-reentrant kind: the reentrant one passes no gradient behind a trunk that has no Parameter.
+        """
+        gradient_checkpointing_kwargs = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
+    ) -> None:
+        def with_view(function: Callable, *args: Any, **inner: Any) -> Any:
+            view = current_view()
+
+            def replayed(*a: Any, **k: Any) -> Any:  # The backward pass runs outside of `forward`.
+                with use_view(view):
+                    return function(*a, **k)
+
+            return gradient_checkpointing_func(replayed, *args, **inner)
+
+        super()._set_gradient_checkpointing(enable, with_view, **kwargs)
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the committed tasks that the model answers for, in commit order."""
+        return [task.name for task in self.config.tasks if self.config.serves(task.name)]
+
+    @property
+    def learning(self) -> str | None:
+        """Name of the task that is being learned."""
+        return self.learner.name if self.learner is not None else None
+
+    def record(self, name: str) -> TaskRecord:
+        """What is known of a task, committed or only added.
+
+        Raises:
+            TaskError: if there is no task of this name.
+        """
+        for task in [*self.config.tasks, *self._pending.values()]:
+            if task.name == name:
+                return task
+        raise TaskError(
+            f"There is no task '{name}'; committed are {self.tasks}, added {list(self._pending)}. Add it with "
+            f"model.add_task({name!r}, labels=[...])."
+        )
+
+    def is_committed(self, name: str) -> bool:
+        """Whether a task has been learned."""
+        return any(task.name == name for task in self.config.tasks)
+
+    def add_task(
+        self,
+        name: str,
+        task_type: str = "sequence-classification",
+        labels: list[str] | None = None,
+        problem_type: str = "single_label_classification",
+        forward_transfer: str | list[str] | None = None,
+        pooling: str = "mean",
+        head_dropout: float = 0.1,
+    ) -> TaskRecord:
+        """Declare a task, to be learned with `EideticTrainer(model, task=name, ...)`.
+
+        Args:
+            name: 1 to 64 letters, digits, `-`, `_`, `.`; not starting with a dot.
+            task_type: `"sequence-classification"`.
+            labels: names of the labels in the order of the logits. For regression, names of the targets
+                (`["score"]` by default).
+            problem_type: `"single_label_classification"`, `"multi_label_classification"` or `"regression"`.
+            forward_transfer: which earlier tasks this one reads: `"all"`, `"none"` or names; the model's by default.
+            pooling: `"mean"` over real tokens or `"first"`.
+            head_dropout: dropout probability before the classifier.
+
+        Raises:
+            TaskError: if the name is malformed or taken, or there are no labels, or an ancestor is unknown.
+        """
+        check_task_name(name)
+        if any(task.name == name for task in [*self.config.tasks, *self._pending.values()]):
+            state = "committed" if self.is_committed(name) else "added"
+            raise TaskError(f"There is a task '{name}' already ({state}). Choose another name.")
+        if not self.config.pool:
+            raise TaskError(
+                "This model has no pool: it was released for inference only, or loaded with tasks=[...]. Load the whole "
+                "checkpoint to learn a new task."
+            )
+        if problem_type == "regression" and not labels:
+            labels = ["score"]
+        transfer = self.config.forward_transfer if forward_transfer is None else forward_transfer
+        _check_transfer(transfer)
+        for ancestor in transfer if isinstance(transfer, list) else []:
+            if forward_transfer is not None and not self.is_committed(ancestor):
+                raise TaskError(f"forward_transfer names '{ancestor}', which is not committed; committed are {self.tasks}.")
+        record = TaskRecord(
+            name=name,
+            task_type=task_type,
+            problem_type=problem_type,
+            labels=list(labels or []),
+            pooling=pooling,
+            head_dropout=head_dropout,
+        )
+        self._pending[name] = record
+        self._transfer[name] = transfer
+        return record
+
+    def begin_task(self, name: str, pruning: PruningConfig | None = None) -> Learner:
+        """Open the pool for a task that was added: from here on the model has Parameters to train.
+
+        `EideticTrainer` calls it. Call it yourself to build an optimizer of your own before training.
+
+        Raises:
+            TaskError: if the task is unknown or committed, or another one is being learned, or no unit is free and
+                `pruning.on_exhausted` is `"error"`.
+        """
+        pruning = pruning or PruningConfig()
+        record = self.record(name)
+        if self.is_committed(name):
+            raise TaskError(f"The task '{name}' is committed: it will never change. Add a task of another name.")
+        if self.learner is not None:
+            raise TaskError(
+                f"'{self.learner.name}' is being learned. Finish it, or drop it with model.abandon_task(), before "
+                f"'{name}' begins."
+            )
+        exhausted = [group for group in self._groups() if group.count(POOL) == 0]
+        if exhausted and pruning.on_exhausted == "error":
+            raise TaskError(
+                f"No unit is free in {len(exhausted)} of {len(self.groups)} groups ({exhausted[0].name}, ...). Learn "
+                "earlier tasks with a smaller PruningConfig.keep, or use on_exhausted='private' or 'expand'."
+            )
+        if exhausted and pruning.on_exhausted == "expand":
+            self.expand(pruning.expand_by, [group.name for group in exhausted])
+        transfer = self._transfer[name]
+        committed = [task.name for task in self.config.tasks]
+        if transfer == "all":
+            record.ancestors = committed
+        else:
+            record.ancestors = [] if transfer == "none" else [ancestor for ancestor in committed if ancestor in transfer]
+        ancestors = [task_key(ancestor) for ancestor in record.ancestors]
+        self.learner = Learner(name, pruning, self._groups(), lambda: dict(self.named_parameters()))
+        if not self.config.trunk_pretrained and not self.config.tasks:
+            self._thaw_trunk()
+        for group in self._groups():
+            group.begin(ancestors)
+        for norm in self._norms():
+            norm.begin()
+        self.heads[LEARNING] = self._new_head(record)
+        return self.learner
+
+    def _trunk_modules(self) -> Iterator[nn.Module]:
+        for name, module in self.backbone.named_modules():
+            if module._buffers and not any(owner_of(f"{name}.{leaf}") != TRUNK for leaf in module._buffers):
+                yield module
+
+    def _thaw_trunk(self) -> None:
+        """Make the trunk of a random backbone trainable for the first task, which will own it."""
+        self._thawed = {n: t.detach().clone() for n, t in self.backbone.state_dict().items() if owner_of(n) == TRUNK}
+        for module in self._trunk_modules():
+            _convert_own(module, thaw)
+
+    def _freeze_trunk(self, restore: bool) -> None:
+        if self._thawed is None:
+            return
+        modules = dict(self.backbone.named_modules())
+        for name, before in self._thawed.items():
+            module_name, _, leaf = name.rpartition(".")
+            module = modules[module_name]
+            parameter = module._parameters.pop(leaf, None)
+            if parameter is not None:
+                module.register_buffer(leaf, before if restore else parameter.detach().clone())
+        self._thawed = None
+
+    def abandon_task(self) -> None:
+        """Drop the task being learned: every tensor is as it was before it began. The task stays added."""
+        if self.learner is None:
+            return
+        self._freeze_trunk(restore=True)
+        self._end_learning()
+
+    def _end_learning(self) -> None:
+        for group in self._groups():
+            group.end()
+        for norm in self._norms():
+            norm.end()
+        if LEARNING in self.heads:
+            del self.heads[LEARNING]
+        self.learner = None
+
+    def commit_task(self, metrics: Mapping[str, float] | None = None) -> TaskRecord:
+        """Freeze the task being learned: it takes its kept units out of the pool, for good, and gets its certificate.
+
+        Args:
+            metrics: figures for the model card.
+
+        Raises:
+            TaskError: if no task is being learned.
+        """
+        if self.learner is None:
+            raise TaskError("No task is being learned; begin one with model.begin_task(name) or EideticTrainer.")
+        self.learner.finish()
+        record = self.record(self.learner.name)
+        key = task_key(record.name)
+        recycle_std = None
+        if self.learner.config.recycle == "random":
+            recycle_std = getattr(self.backbone.config, "initializer_range", 0.02)
+        undo: list[tuple[UnitGroup, Any]] = []
+        trunk_before = self._thawed
+        try:
+            for group in self._groups():
+                undo.append((group, group.commit(key, recycle_std)))
+            for norm in self._norms():
+                norm.commit(key)
+            self.heads[key] = freeze(deepcopy(self.heads[LEARNING]))
+            self._freeze_trunk(restore=False)
+            record.units = {group.name: group.count(key) for group in self._groups()}
+            record.metrics = dict(metrics or {})
+            self.config.tasks.append(record)
+            self._certify(record)
+        except BaseException:
+            for group, state in undo:
+                group.undo_commit(key, state)
+            for norm in self._norms():
+                norm.tasks.pop(key) if key in norm.tasks else None
+            for modules in (self.heads, self.probes):
+                modules.pop(key) if key in modules else None
+            self.config.tasks = [task for task in self.config.tasks if task is not record]
+            record.units, record.certificate, record.metrics = {}, {}, {}
+            self._freeze_trunk(restore=True)
+            if trunk_before is not None:
+                self._restore_trunk(trunk_before)
+            self._end_learning()
+            raise
+        del self._pending[record.name]
+        self._end_learning()
+        self.config.set_labels()
+        self.num_labels = self.config.num_labels
+        return record
+
+    def _restore_trunk(self, before: dict[str, Tensor]) -> None:
+        modules = dict(self.backbone.named_modules())
+        for name, tensor in before.items():
+            module_name, _, leaf = name.rpartition(".")
+            modules[module_name]._buffers[leaf] = tensor
+
+    def expand(self, units: float | int, groups: list[str] | None = None) -> None:
+        """Add free units. Their out-projections start at zero; no committed task reads them.
+
+        Args:
+            units: how many per group; a fraction below 1 is a share of the group's size (at least one unit).
+            groups: names of unit groups such as `layers.2.heads`; all by default.
+        """
+        if self.learner is not None:
+            raise TaskError(f"'{self.learner.name}' is being learned; expand the pool before a task begins.")
+        if not units > 0:
+            raise ValueError(f"units={units!r}: expected a number above 0.")
+        std = getattr(self.backbone.config, "initializer_range", 0.02)
+        for group in self._groups():
+            if groups is None or group.name in groups:
+                count = max(round(units * group.total), 1) if units < 1 else int(units)
+                group.expand(count, std)
+                self.config.expanded[group.name] = self.config.expanded.get(group.name, 0) + count
+
+    def capacity(self) -> dict[str, Any]:
+        """How the units are shared out.
+
+        Returns:
+            `total` and `free` numbers of units, `free_share`, `free_share_by_kind` (heads, neurons), `owned` per task,
+            and `groups`: per unit group, the units of each task and of `"free"`.
+        """
+        names = [task.name for task in self.config.tasks]
+        groups = {
+            group.name: {**{name: group.count(task_key(name)) for name in names}, "free": group.count(POOL)}
+            for group in self._groups()
+        }
+        by_kind = {}
+        for kind in ("heads", "neurons"):
+            rows = [row for name, row in groups.items() if name.endswith(kind)]
+            by_kind[kind] = sum(row["free"] for row in rows) / max(sum(sum(row.values()) for row in rows), 1)
+        total = sum(sum(row.values()) for row in groups.values())
+        free = sum(row["free"] for row in groups.values())
+        return {
+            "total": total,
+            "free": free,
+            "free_share": free / max(total, 1),
+            "free_share_by_kind": by_kind,
+            "owned": {name: sum(row[name] for row in groups.values()) for name in names},
+            "groups": groups,
+        }
+
+    # -- the guarantee --------------------------------------------------------------------------------------------
+
+    def task_tensors(self, name: str) -> dict[str, Tensor]:
+        """The closed set: every tensor that a committed task's output reads, by its name in the state dict.
+
+        All others may hold anything, NaN included, and the task's logits stay the same bit for bit.
+
+        Raises:
+            TaskError: if the task is not committed.
+        """
+        record = self.record(name)
+        if not self.is_committed(name):
+            raise TaskError(f"The task '{name}' is not committed yet: its tensors still change.")
+        own = task_key(name)
+        inherited = {task_key(ancestor) for ancestor in record.ancestors}
+        tensors = {}
+        for tensor_name, tensor in self.state_dict(keep_vars=True).items():
+            owner = owner_of(tensor_name)
+            if tensor_name.startswith("probes.") or ".units." in tensor_name:
+                continue
+            if owner in (TRUNK, own) or (owner in inherited and ".segments." in tensor_name):
+                tensors[tensor_name] = tensor
+        return tensors
+
+    @torch.no_grad()
+    def _probe_logits(self, inputs: Mapping[str, Tensor], name: str) -> Tensor:
+        with self._in_eval_mode(), torch.autocast(self.device.type, enabled=False):
+            batch = {key: value.to(self.device) for key, value in inputs.items()}
+            return self._logits(View(task_key(name)), batch).cpu()
+
+    @contextmanager
+    def _in_eval_mode(self) -> Iterator[None]:
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
+    def _certify(self, record: TaskRecord) -> None:
+        """Store digests of the closed set and the logits of the probe batch."""
+        probe = Slots()
+        inputs = probe_inputs(record.name, self.backbone.config.vocab_size)
+        digests = tensor_digests(self.task_tensors(record.name))
+        logits = self._probe_logits(inputs, record.name)
+        for slot, value in {**inputs, "logits": logits, "digests": digests}.items():
+            probe.put(slot, value.to(self.device))
+        self.probes[task_key(record.name)] = probe
+        record.certificate = {
+            "weights_sha256": digest_of_digests(digests),
+            "logits_sha256": digest_of_digests(tensor_digests({"logits": logits})),
+            "environment": environment(self.device, self.dtype, self.backbone.config._attn_implementation),
+        }
+
+    def verify(self, tasks: list[str] | None = None) -> VerificationReport:
+        """Recompute every certificate: has any committed task changed?
+
+        Returns:
+            A report that is true in a condition if nothing has, and names the first tensor that differs otherwise.
+        """
+        cache: dict[str, bytes] = {}
+        return VerificationReport([self._verify_task(self.record(name), cache) for name in tasks or self.tasks])
+
+    def _verify_task(self, record: TaskRecord, cache: dict[str, bytes]) -> TaskVerification:
+        probe = self.probes[task_key(record.name)]
+        tensors = self.task_tensors(record.name)
+        now, then = tensor_digests(tensors, cache), probe.get("digests").cpu()  # type: ignore[operator]
+        first = None
+        if now.shape != then.shape:
+            first = f"(the closed set has {len(now)} tensors, at commit it had {len(then)})"
+        elif not torch.equal(now, then):
+            first = sorted(tensors)[int((now != then).any(1).nonzero()[0])]
+        elif digest_of_digests(then) != record.certificate["weights_sha256"]:
+            first = "(the stored digests differ from config.json)"
+        before = record.certificate["environment"]
+        after = environment(self.device, self.dtype, self.backbone.config._attn_implementation)
+        changes = {key: (before.get(key), after[key]) for key in after if before.get(key) != after[key]}
+        inputs = {name: probe.get(name) for name in ("input_ids", "attention_mask")}  # type: ignore[operator]
+        logits = self._probe_logits(inputs, record.name)
+        match, difference = compare_logits(probe.get("logits"), logits, not changes)  # type: ignore[operator]
+        digest = record.certificate["weights_sha256"]
+        return TaskVerification(record.name, first is None, match, first, changes, difference, digest)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load the state of the task being learned. What belongs to a committed task is compared, never written.
+
+        The Trainer calls it to resume and to restore its best checkpoint.
+
+        Raises:
+            CheckpointError: if the state dict holds other values for a committed task.
+        """
+        state_dict = dict(state_dict)
+        own = self.state_dict(keep_vars=True)
+        fixed = {task_key(task.name) for task in self.config.tasks} | ({TRUNK} if self._thawed is None else set())
+        for name in list(state_dict):
+            if owner_of(name) not in fixed:
+                continue
+            if name not in own or not torch.equal(own[name].cpu(), state_dict[name].cpu()):
+                raise CheckpointError(
+                    f"The state to load has another {name} than this model, and it is frozen. The checkpoint belongs to "
+                    "another model; load the one that it was made from."
+                )
+            state_dict[name] = own[name]
+        if self.learner is not None:
+            prefix = "learner."
+            names = [name[len(prefix) :] for name in state_dict if name.startswith(prefix)]
+            self.learner.make_room(names, lambda name: torch.empty_like(state_dict[prefix + name], device=self.device))
+        result = super().load_state_dict(state_dict, strict=strict, assign=False)
+        for group in self._groups():
+            group.forget_views()
+        return result
+
+    # -- forward --------------------------------------------------------------------------------------------------
+
+    def _resolve_task(self, task: str | None) -> str:
+        """The task that a forward pass is for: the one given, the one being learned, or the only one."""
+        if task is None:
+            if self.learner is not None:
+                return self.learner.name
+            if not self.tasks:
+                raise TaskError("No task is committed, so there is nothing to answer. Learn one with EideticTrainer.")
+            if len(self.tasks) > 1:
+                raise TaskError(f"Which task? Pass task=..., one of {self.tasks}.")
+            return self.tasks[0]
+        if not isinstance(task, str):
+            raise TaskError(f"task={task!r}: expected the name of one task, one of {self.tasks}.")
+        if task in self.tasks or task == self.learning:
+            return task
+        if task in self._pending:
+            raise TaskError(f"The task '{task}' has been added, but not learned. Train it with EideticTrainer.")
+        raise TaskError(f"There is no task '{task}'. Committed are {self.tasks}.")
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        task: str | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
+        """Run one task's subnetwork.
+
+        Args:
+            input_ids: token ids, `(batch, sequence)`.
+            attention_mask: 1 for real tokens, 0 for padding, `(batch, sequence)`.
+            token_type_ids: `(batch, sequence)`; ignored by backbones without them.
+            position_ids: `(batch, sequence)`.
+            inputs_embeds: in place of `input_ids`, `(batch, sequence, hidden)`.
+            labels: `(batch,)` int64; `(batch, labels)` float for multi-label; `(batch,)` or `(batch, targets)` float for
+                regression.
+            task: name of the task; the one being learned, or the only one, by default.
+
+        Returns:
+            `loss` (if labels are given) and `logits`, `(batch, labels)`.
+
+        Raises:
+            TaskError: if the task is unknown, or not given and not clear.
+            ValueError: if labels do not fit the task.
+        """
+        view = kwargs.pop("view", None)
+        if view is None:
+            name = self._resolve_task(task)
+            view = self._view(name, attention_mask)
+        else:
+            name = self.learner.name  # type: ignore[union-attr]
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        output = self._run(view, inputs, **kwargs)
+        logits = self._head(view, output.last_hidden_state, attention_mask)
+        loss = None
+        if labels is not None:
+            loss = task_loss(self.record(name), logits, labels)
+            if view.key == LEARNING and self.training:
+                loss = self._distil(loss, logits, name, {**inputs, **kwargs})
+        result = SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+        use_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if use_dict else result.to_tuple()
+
+    def _view(self, name: str, attention_mask: Tensor | None) -> View:
+        if name != self.learning:
+            return View(task_key(name))
+        probe = self.learner.active_probe if self.training else None  # type: ignore[union-attr]
+        return View(LEARNING, probe=probe, token_mask=attention_mask)
+
+    def _run(self, view: View, inputs: Mapping[str, Any], **kwargs: Any) -> Any:
+        accepted = self._backbone_arguments
+        given = {key: value for key, value in inputs.items() if value is not None and key in accepted}
+        with use_view(view):
+            return self.backbone(**given, **kwargs, return_dict=True)
+
+    def _head(self, view: View, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
+        return self.heads[view.key](hidden, attention_mask)
+
+    def _logits(self, view: View, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self._head(view, self._run(view, inputs).last_hidden_state, inputs.get("attention_mask"))
+
+    def _distil(self, loss: Tensor, logits: Tensor, name: str, inputs: dict[str, Any]) -> Tensor:
+        """Mix in the distance from the logits of the task's own unpruned network (Hinton et al., arXiv 1503.02531)."""
+        teacher = self.learner.teacher()  # type: ignore[union-attr]
+        if not teacher:
+            return loss
+        config = self.learner.config  # type: ignore[union-attr]
+        with torch.no_grad(), self._in_eval_mode():
+            view = View(LEARNING, teacher=True)
+            target = torch.func.functional_call(self, teacher, kwargs={**inputs, "view": view}).logits
+        record = self.record(name)
+        if record.problem_type == "regression":
+            distance = F.mse_loss(logits, target)
+        elif record.problem_type == "multi_label_classification":
+            distance = F.binary_cross_entropy_with_logits(logits, target.sigmoid())
+        else:
+            heat = config.temperature
+            distance = F.kl_div(
+                F.log_softmax(logits / heat, -1), F.log_softmax(target / heat, -1), reduction="batchmean", log_target=True
+            ) * (heat * heat)
+        return (1 - config.distillation) * loss + config.distillation * distance
+
+    # -- saving ---------------------------------------------------------------------------------------------------
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        include_pool: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write the checkpoint folder, or leave it as it was. Shards of tasks that it holds already are not touched.
+
+        While a task is being learned, what resuming needs is written beside them, for the Trainer.
+
+        Args:
+            save_directory: the folder.
+            is_main_process: only the main process writes.
+            state_dict: gathered by the Trainer in distributed training.
+            push_to_hub: upload the folder afterwards (`repo_id`, `token`, ... as in transformers).
+            max_shard_size: accepted for compatibility; there is one shard per task, whatever its size.
+            include_pool: `False` leaves out what is still free: a smaller release that can only infer.
+
+        Raises:
+            CheckpointError: if the folder holds something that this would lose or change, or a committed task is not
+                what it was.
+            OSError: if writing failed; the folder's checkpoint is unchanged.
+        """
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise CheckpointError(f"{folder} is a file, expected a folder.")
+        self._check_unchanged()
+        config = EideticConfig.from_dict(self.config.to_dict())
+        config.architectures = [type(self).__name__]
+        config.dtype = str(self.dtype).removeprefix("torch.")
+        config.learning = self.learning
+        config.pool = self.config.pool and include_pool
+        resumable = self.learner is not None
+        written = write_checkpoint(folder, state_dict or self.state_dict(), config, config.pool, resumable)
+        if not resumable and include_pool:
+            self.config.files = written.files
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", folder.name)
+            self.push_to_hub(repo_id, **kwargs)
+
+    def _check_unchanged(self) -> None:
+        """Refuse to save a committed task that is not, to the bit, what its certificate says."""
+        cache: dict[str, bytes] = {}
+        for task in self.config.tasks:
+            then = task.certificate["environment"]["dtype"]
+            if then != str(self.dtype).removeprefix("torch."):
+                raise CheckpointError(
+                    f"This model computes in {self.dtype}, but the task '{task.name}' was committed in {then}. Saving would "
+                    f"change its shard. Load the checkpoint with dtype=torch.{then} to save it."
+                )
+            tensors = self.task_tensors(task.name)
+            digests = tensor_digests(tensors, cache)
+            if digest_of_digests(digests) != task.certificate["weights_sha256"]:
+                report = self._verify_task(task, cache)
+                raise CheckpointError(
+                    f"The committed task '{task.name}' has changed in memory, first in {report.first_difference}. It was not "
+                    "saved; load the last good checkpoint."
+                )
+
+
+def task_loss(task: TaskRecord, logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of a batch: cross-entropy, binary cross-entropy per label, or squared error.
+
+    Raises:
+        ValueError: if the labels' shape or values do not fit the task.
+    """
+    n_labels = len(task.labels)
+    shapes = {
+        "single_label_classification": [(len(logits),)],
+        "multi_label_classification": [tuple(logits.shape)],
+        "regression": [tuple(logits.shape), *([(len(logits),)] if n_labels == 1 else [])],
+    }[task.problem_type]
+    if tuple(labels.shape) not in shapes:
+        raise ValueError(
+            f"Task '{task.name}' ({task.problem_type}, {n_labels} labels) got labels of shape {tuple(labels.shape)}; "
+            f"expected {' or '.join(map(str, shapes))}."
+        )
+    if task.problem_type == "single_label_classification":
+        if labels.is_floating_point():
+            raise ValueError(f"Task '{task.name}' needs whole numbers as labels, got {labels.dtype}.")
+        if labels.device.type == "cpu" and labels.numel():
+            low, high = int(labels.min()), int(labels.max())
+            if high >= n_labels or (low < 0 and low != -100):
+                raise ValueError(
+                    f"Task '{task.name}' has {n_labels} labels (0 to {n_labels - 1}: {task.labels[:5]}...), got label "
+                    f"{high if high >= n_labels else low}."
+                )
+        return F.cross_entropy(logits.float(), labels)
+    if task.problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+    return F.mse_loss(logits.float().reshape(labels.shape), labels.float())
+
+
+def _module_name(group_name: str) -> str:
+    return group_name.replace(".", "_")
+
+
+def _layers(model: nn.Module, architecture: Architecture) -> nn.ModuleList:
+    validate(architecture, model)
+    return model.get_submodule(architecture.layers)  # type: ignore[return-value]
+
+
+def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def _replace_norms(layer: nn.Module) -> None:
+    for name, module in [(n, m) for n, m in layer.named_modules() if is_norm(m)]:
+        if any(True for _ in module.parameters()):
+            _replace(layer, name, TaskNorm(module))
+
+
+def _convert_own(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> None:
+    """Apply `freeze` or `thaw` to a module's own tensors, not to its children's."""
+    children, module._modules = module._modules, {}
+    try:
+        convert(module)
+    finally:
+        module._modules = children
+
+
+def _check_transfer(forward_transfer: Any) -> None:
+    is_list = isinstance(forward_transfer, list) and all(isinstance(name, str) for name in forward_transfer)
+    if forward_transfer not in ("all", "none") and not is_list:
+        raise ValueError(f"forward_transfer={forward_transfer!r}: expected 'all', 'none' or a list of task names.")
+
+
+def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+
+
+def _restrict(config: EideticConfig, names: list[str]) -> None:
+    """Keep the named tasks, and the tasks whose units they read; and no pool, since the rest is unknown."""
+    known = {task.name: task for task in config.tasks}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise TaskError(f"tasks={names!r}: the checkpoint has {list(known)}, not {unknown or 'nothing to choose'}.")
+    needed, todo = set(), list(names)
+    while todo:
+        name = todo.pop()
+        needed.add(name)
+        todo.extend(ancestor for ancestor in known[name].ancestors if ancestor not in needed)
+    config.tasks = [task for task in config.tasks if task.name in needed]
+    config.served = [name for name in names if name in known]
+    config.pool = False
+    config.set_labels()
+
+
+AutoConfig.register(EideticConfig.model_type, EideticConfig, exist_ok=True)
+AutoModel.register(EideticConfig, EideticModel, exist_ok=True)
+AutoModelForSequenceClassification.register(EideticConfig, EideticModel, exist_ok=True)

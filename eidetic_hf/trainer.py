@@ -1,0 +1,292 @@
+"""Learning a task with the `Trainer`: one `train()` call fits, prunes, recovers and commits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate.utils import extract_model_from_parallel
+from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
+from scipy.stats import pearsonr, spearmanr
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from .configuration import TaskError, TaskRecord
+from .model import EideticModel
+from .pruning import PruningConfig
+
+logger = logging.get_logger(__name__)
+
+
+class EideticCallback(TrainerCallback):
+    """Drives the phases of a task inside any `transformers.Trainer`.
+
+    `EideticTrainer` adds it by itself. With another Trainer, pass it last: `Trainer(model=model, ...,
+    callbacks=[EideticCallback("agnews", PruningConfig(keep=0.4))])`. It then begins the task when the Trainer is made.
+
+    Args:
+        task: name of an added task.
+        pruning: how to cut out its subnetwork.
+    """
+
+    def __init__(self, task: str, pruning: PruningConfig | None = None) -> None:
+        self.task = task
+        self.pruning = pruning or PruningConfig()
+        self._wants_evaluation = False
+        self._last_metrics: dict[str, float] = {}
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Begin the task, so that the Trainer's optimizer finds its Parameters."""
+        model = _unwrap(kwargs["model"])
+        if args.ddp_broadcast_buffers is None:
+            # Buffers are equal on all ranks, but the importance sums, which each rank keeps for itself.
+            args.ddp_broadcast_buffers = False
+        if model.learning != self.task:
+            model.begin_task(self.task, self.pruning)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Lay out the phases over the run's steps."""
+        model = _unwrap(kwargs["model"])
+        if model.learning != self.task:
+            raise TaskError(f"EideticCallback(task={self.task!r}): the model is learning {model.learning!r} instead.")
+        if self.pruning.tolerance is not None and kwargs.get("eval_dataloader") is None:
+            raise ValueError("PruningConfig(tolerance=...) compares validation metrics: give the Trainer an eval_dataset.")
+        model.learner.set_steps(state.max_steps)  # type: ignore[union-attr]
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Switch the importance probe on or off."""
+        learner = _unwrap(kwargs["model"]).learner
+        learner.active_probe = learner.probe(state.global_step)  # type: ignore[union-attr]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Prune when it is due."""
+        learner = _unwrap(kwargs["model"]).learner
+        assert learner is not None
+        learner.active_probe = None
+        step = state.global_step
+        if learner.step(step):
+            self._wants_evaluation = control.should_evaluate = True
+        if step == learner.end and not learner.complete:
+            # Checkpoints from before do not meet the budget: the best one is chosen among those that follow.
+            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
+        if learner.should_stop(step):
+            control.should_training_stop = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Decide on a step of the search; turn an early stop of the fit phase into the start of pruning."""
+        learner = _unwrap(kwargs["model"]).learner
+        metrics = kwargs.get("metrics") or {}
+        self._last_metrics = metrics
+        if learner is None:
+            return
+        step = state.global_step
+        if self._wants_evaluation:
+            self._wants_evaluation = False
+            metric, greater = _search_metric(args, metrics)
+            good = learner.evaluated(step, metric, greater)
+            if good is not None:
+                logger.info(f"{self.task}: metric {metric:.4f}, {'kept' if good else 'rolled back'}; "
+                            f"now {learner.kept_share():.1%} of the free units")  # fmt: skip
+        if control.should_training_stop and not learner.complete and step < state.max_steps:
+            phase = learner.phase(step)
+            if phase == "fit":
+                learner.start_pruning(step, state.max_steps)
+            if phase != "recover":
+                control.should_training_stop = False
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Say the phase and the share of free units kept, beside the loss."""
+        learner = _unwrap(kwargs["model"]).learner
+        logs = kwargs.get("logs")
+        if learner is not None and logs is not None and learner.start >= 0:
+            logs["phase"] = learner.phase(state.global_step)
+            logs["units_kept"] = round(learner.kept_share(), 4)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Commit."""
+        model = _unwrap(kwargs["model"])
+        extract_model_from_parallel(model, keep_fp32_wrapper=False)  # leave autocast: it would round later outputs
+        metrics = {
+            name.removeprefix("eval_"): float(value)
+            for name, value in self._last_metrics.items()
+            if isinstance(value, (int, float)) and not name.endswith(("runtime", "per_second", "epoch"))
+        }
+        model.commit_task(metrics)
+
+
+def _unwrap(model: torch.nn.Module) -> EideticModel:
+    model = extract_model_from_parallel(model)
+    if not isinstance(model, EideticModel):
+        raise TypeError(f"EideticCallback needs an EideticModel, got {type(model).__name__}.")
+    return model
+
+
+def _search_metric(args: TrainingArguments, metrics: dict[str, float]) -> tuple[float, bool]:
+    """The validation metric that a search goes by, and whether more of it is better."""
+    name = args.metric_for_best_model or "loss"
+    name = name if name.startswith("eval_") else f"eval_{name}"
+    if name not in metrics:
+        raise KeyError(f"metric_for_best_model={name!r} is not among the evaluation's {sorted(metrics)}.")
+    greater = args.greater_is_better
+    return metrics[name], (not name.endswith("loss") if greater is None else greater)
+
+
+class EideticProgressCallback(ProgressCallback):
+    """The Trainer's progress bar, with the phase and the share of free units kept."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Advance the bar."""
+        super().on_step_end(args, state, control, **kwargs)
+        learner = _unwrap(kwargs["model"]).learner
+        if self.training_bar is not None and learner is not None:
+            phase = learner.phase(state.global_step)
+            self.training_bar.set_postfix(task=learner.name, phase=phase, units=f"{learner.kept_share():.0%}")
+
+
+def task_metrics(record: TaskRecord, prediction: EvalPrediction) -> dict[str, float]:
+    """Metrics of a task from its logits: accuracy and F1; per-label F1 if multi-label; correlations if regression.
+
+    Args:
+        record: the task.
+        prediction: logits `(examples, labels)` and labels as `EideticModel.forward` takes them.
+    """
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    labels = prediction.label_ids
+    if record.problem_type == "regression":
+        flat, target = np.asarray(logits).reshape(-1), np.asarray(labels).reshape(-1)
+        scores = {"mse": mean_squared_error(target, flat)}
+        if len(target) > 1:
+            scores["pearson"], scores["spearman"] = pearsonr(flat, target)[0], spearmanr(flat, target)[0]
+        return {name: float(score) for name, score in scores.items()}
+    if record.problem_type == "multi_label_classification":
+        chosen = np.asarray(logits) > 0
+        return {
+            "accuracy": float(accuracy_score(np.asarray(labels) > 0.5, chosen)),
+            "f1": float(f1_score(np.asarray(labels) > 0.5, chosen, average="micro", zero_division=0)),
+        }
+    best = np.asarray(logits).argmax(-1)
+    return {
+        "accuracy": float(accuracy_score(labels, best)),
+        "f1": float(f1_score(labels, best, average="macro", zero_division=0)),
+    }
+
+
+class EideticTrainer(Trainer):
+    """A `Trainer` that learns one task of an `EideticModel`.
+
+    `train()` begins the task, fits, prunes, recovers and commits; if it fails or is interrupted, the model is as it was
+    before. `evaluate` and `predict` run that task, before and after the commit.
+
+    Args:
+        model: the model.
+        task: name of a task that was added with `model.add_task`.
+        args: as for the `Trainer`.
+        pruning: how to cut out the task's subnetwork.
+        kwargs: as for the `Trainer`. `compute_metrics` is accuracy and F1 (correlations for regression) by default.
+
+    Raises:
+        TaskError: if there is no such task.
+        ValueError: if a data set is empty, or has labels outside the task's list.
+    """
+
+    def __init__(
+        self,
+        model: EideticModel,
+        task: str,
+        args: TrainingArguments | None = None,
+        pruning: PruningConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(model, EideticModel):
+            raise TypeError(f"EideticTrainer needs an EideticModel, got {type(model).__name__}. Make one with "
+                            "EideticModel.from_backbone(...).")  # fmt: skip
+        self.task = task
+        self.pruning = pruning or PruningConfig()
+        record = model.record(task)
+        for name in ("train_dataset", "eval_dataset"):
+            parts = kwargs.get(name)
+            for part in parts.values() if isinstance(parts, dict) else [parts]:
+                _check_dataset(record, name, part)
+        kwargs.setdefault("compute_metrics", functools.partial(task_metrics, record))
+        super().__init__(model=model, args=args, **kwargs)
+        self.remove_and_replace_progress()
+        self.add_callback(_PhaseCallback(task, self.pruning))
+        if self.args.ddp_broadcast_buffers is None:
+            self.args.ddp_broadcast_buffers = False
+
+    def remove_and_replace_progress(self) -> None:
+        """Show the phase in the progress bar, where there is one."""
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(EideticProgressCallback)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Learn the task and commit it (see `Trainer.train`).
+
+        Raises:
+            TaskError: if the task is committed already, or another one is being learned.
+            ValueError: if there is nothing to train on.
+        """
+        model: EideticModel = self.model  # type: ignore[assignment]
+        if self.train_dataset is None:
+            raise ValueError("EideticTrainer.train needs a train_dataset.")
+        if model.learning != self.task:
+            model.begin_task(self.task, self.pruning)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except BaseException:
+            extract_model_from_parallel(model, keep_fp32_wrapper=False)
+            model.abandon_task()
+            raise
+        finally:
+            # Their Parameters are no longer the model's.
+            self.optimizer = self.lr_scheduler = None  # type: ignore[assignment]
+            self.model_wrapped = model
+            self.accelerator.free_memory()
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {**super()._prepare_inputs(inputs), "task": self.task}
+
+
+class _PhaseCallback(EideticCallback):
+    """The callback of an `EideticTrainer`, which begins the task in `train()`."""
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        pass
+
+
+def _check_dataset(record: TaskRecord, name: str, data: Any) -> None:
+    """Raise if a data set can not teach a task: no rows, or labels outside of the task's list."""
+    if data is None or not hasattr(data, "__len__"):
+        return
+    if len(data) == 0:
+        raise ValueError(f"Task '{record.name}': the {name} is empty.")
+    if not isinstance(data, datasets.Dataset):
+        return
+    column = next((column for column in ("labels", "label") if column in data.column_names), None)
+    if column is None:
+        raise ValueError(
+            f"Task '{record.name}': the {name} has no column 'labels' or 'label'; it has {data.column_names}."
+        )
+    if record.problem_type != "single_label_classification":
+        return
+    values = set(data.unique(column))
+    wrong = sorted((v for v in values if not isinstance(v, int) or not (0 <= v < len(record.labels) or v == -100)), key=str)
+    if wrong:
+        hint = " Map the names to their numbers first, as TaskRecord.labels lists them." if isinstance(wrong[0], str) else ""
+        raise ValueError(
+            f"Task '{record.name}': the {name} has the label {wrong[0]!r}, outside of 0 to {len(record.labels) - 1} "
+            f"({record.labels}).{hint}"
+        )
+
+
+MetricFunction = Callable[[EvalPrediction], dict[str, float]]
