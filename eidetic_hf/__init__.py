@@ -7,8 +7,7 @@ from .configuration import EideticConfig, TaskError, TaskRecord
 from .model import EideticModel
 from .pruning import PruningConfig
 from .trainer import EideticCallback, EideticTrainer
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "Architecture",
@@ -24,5 +23,6 @@ __all__ = [
     "TaskVerification",
     "UnitPaths",
     "VerificationReport",
+    "__version__",
     "register_architecture",
 ]
