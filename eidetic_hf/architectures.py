@@ -6,8 +6,7 @@ Names and traps were read off transformers 5.17 to 5.23. A path is exact and rel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -41,7 +40,7 @@ class Architecture:
         neurons: projections of the MLP. Its unit is a neuron.
         n_heads: name of the configuration's attribute that counts attention heads.
         final_norms: paths, in the base model, of norms after the last layer.
-        model_kwargs: arguments for the base model's constructor, to leave out what no task reads.
+        unused: modules of the base model that no task reads, and that are left out.
     """
 
     model_type: str
@@ -50,7 +49,7 @@ class Architecture:
     neurons: UnitPaths
     n_heads: str = "num_attention_heads"
     final_norms: tuple[str, ...] = ()
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 _BERT_HEADS = UnitPaths(
@@ -67,8 +66,8 @@ def register_architecture(architecture: Architecture) -> None:
 
 
 for _declaration in (
-    Architecture("bert", "encoder.layer", _BERT_HEADS, _BERT_NEURONS, model_kwargs={"add_pooling_layer": False}),
-    Architecture("roberta", "encoder.layer", _BERT_HEADS, _BERT_NEURONS, model_kwargs={"add_pooling_layer": False}),
+    Architecture("bert", "encoder.layer", _BERT_HEADS, _BERT_NEURONS, unused=("pooler",)),
+    Architecture("roberta", "encoder.layer", _BERT_HEADS, _BERT_NEURONS, unused=("pooler",)),
     Architecture("electra", "encoder.layer", _BERT_HEADS, _BERT_NEURONS),
     Architecture(
         "distilbert",

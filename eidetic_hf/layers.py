@@ -427,7 +427,7 @@ class TaskLinear(nn.Module):
                 part._buffers["bias"] = bias[start:stop]
             start = stop
         self._packed = (weight, bias)
-        self.forget_views()
+        self.group.forget_views()
 
     def is_packed(self) -> bool:
         """Whether every segment still is a view of the packed tensors."""
@@ -450,7 +450,6 @@ class TaskLinear(nn.Module):
         super()._apply(fn, recurse)
         if self._packed is not None and not self.is_packed():  # moved to another device or dtype, piece by piece
             self.pack()
-            self.group.forget_views()
         return self
 
     def forget_views(self) -> None:

@@ -86,8 +86,10 @@ class EideticModel(PreTrainedModel):
         super().__init__(config)
         architecture = architecture_of(config.base_config)  # type: ignore[arg-type]
         if backbone is None:
-            backbone = AutoModel.from_config(config.base_config, **architecture.model_kwargs)
+            backbone = AutoModel.from_config(config.base_config)
         validate(architecture, backbone)
+        for path in architecture.unused:
+            _replace(backbone, path, None)
         self.backbone = backbone
         self.groups = nn.ModuleDict()
         self.heads = nn.ModuleDict()
@@ -126,8 +128,8 @@ class EideticModel(PreTrainedModel):
         """Start from a pretrained model, with no task learned yet.
 
         Args:
-            backbone: a folder, a Hub id, or a loaded base model; or a configuration, for a random backbone whose trunk
-                the first task trains.
+            backbone: a folder, a Hub id, or a loaded model, whose modules are taken over; or a configuration, for a
+                random backbone whose trunk the first task trains.
             trunk_layers: layers that stay at their pretrained values; a third of the depth by default.
             forward_transfer: which earlier tasks a new task reads: `"all"`, `"none"` or a list of names.
             kwargs: further arguments for `AutoModel.from_pretrained`, such as `revision` or `attn_implementation`.
@@ -138,18 +140,18 @@ class EideticModel(PreTrainedModel):
         """
         pretrained = not isinstance(backbone, PreTrainedConfig)
         if isinstance(backbone, PreTrainedModel):
-            model = backbone
-            architecture_of(model.config)
+            architecture_of(backbone.config)
+            model = backbone.base_model
         elif isinstance(backbone, PreTrainedConfig):
-            architecture = architecture_of(backbone)
-            model = AutoModel.from_config(backbone, **architecture.model_kwargs, **kwargs)
+            architecture_of(backbone)
+            model = AutoModel.from_config(backbone, **kwargs)
         else:
             config = AutoConfig.from_pretrained(backbone, **_hub_arguments(kwargs))
             if isinstance(config, EideticConfig):
                 raise ValueError(f"{backbone} is an EideticModel already. Load it with EideticModel.from_pretrained.")
-            architecture = architecture_of(config)
+            architecture_of(config)
             kwargs.setdefault("dtype", torch.float32)
-            model = AutoModel.from_pretrained(backbone, **architecture.model_kwargs, **kwargs)
+            model = AutoModel.from_pretrained(backbone, **kwargs)
         depth = len(_layers(model, architecture_of(model.config)))
         trunk_layers = depth // 3 if trunk_layers is None else trunk_layers
         if not isinstance(trunk_layers, int) or not 0 <= trunk_layers < depth:
@@ -346,16 +348,7 @@ class EideticModel(PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
     ) -> None:
-        def with_view(function: Callable, *args: Any, **inner: Any) -> Any:
-            view = current_view()
-
-            def replayed(*a: Any, **k: Any) -> Any:  # The backward pass runs outside of `forward`.
-                with use_view(view):
-                    return function(*a, **k)
-
-            return gradient_checkpointing_func(replayed, *args, **inner)
-
-        super()._set_gradient_checkpointing(enable, with_view, **kwargs)
+        super()._set_gradient_checkpointing(enable, _CheckpointWithView(gradient_checkpointing_func), **kwargs)
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
@@ -473,7 +466,7 @@ class EideticModel(PreTrainedModel):
         else:
             record.ancestors = [] if transfer == "none" else [ancestor for ancestor in committed if ancestor in transfer]
         ancestors = [task_key(ancestor) for ancestor in record.ancestors]
-        self.learner = Learner(name, pruning, self._groups(), lambda: dict(self.named_parameters()))
+        self.learner = Learner(name, pruning, self._groups(), self)
         if not self.config.trunk_pretrained and not self.config.tasks:
             self._thaw_trunk()
         for group in self._groups():
@@ -919,6 +912,22 @@ class EideticModel(PreTrainedModel):
                 )
 
 
+class _CheckpointWithView:
+    """Gradient checkpointing whose replay, in the backward pass and outside of `forward`, runs the same task."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+
+    def __call__(self, layer: Callable, *args: Any, **kwargs: Any) -> Any:
+        view = current_view()
+
+        def replayed(*a: Any, **k: Any) -> Any:
+            with use_view(view):
+                return layer(*a, **k)
+
+        return self.function(replayed, *args, **kwargs)
+
+
 def task_loss(task: TaskRecord, logits: Tensor, labels: Tensor) -> Tensor:
     """Mean loss of a batch: cross-entropy, binary cross-entropy per label, or squared error.
 
@@ -961,7 +970,7 @@ def _layers(model: nn.Module, architecture: Architecture) -> nn.ModuleList:
     return model.get_submodule(architecture.layers)  # type: ignore[return-value]
 
 
-def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+def _replace(root: nn.Module, path: str, module: nn.Module | None) -> None:
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)
 

@@ -129,24 +129,18 @@ class Learner(nn.Module):
         name: the task's name.
         config: how to prune.
         groups: the network's unit groups, by name.
-        parameters: the trainable parameters, by name, read when a snapshot is taken.
+        model: the model, whose Parameters snapshots are taken of.
     """
 
     clock: Tensor
     search: Tensor
 
-    def __init__(
-        self,
-        name: str,
-        config: PruningConfig,
-        groups: Iterable[UnitGroup],
-        parameters: Callable[[], dict[str, nn.Parameter]],
-    ) -> None:
+    def __init__(self, name: str, config: PruningConfig, groups: Iterable[UnitGroup], model: nn.Module) -> None:
         super().__init__()
         self.name = name
         self.config = config
         self._groups = list(groups)
-        self._parameters_of_model = parameters
+        self._model = [model]  # in a list, so that it is not registered as a child
         self.active_probe: str | None = None  # what `probe` says of the step in progress
         device = self._groups[0].units.get("pool").device  # type: ignore[union-attr]
         # Steps at which pruning starts, pruning ends, and training stops (-1: not yet known).
@@ -342,7 +336,7 @@ class Learner(nn.Module):
         """Remember the trainable parameters and the masks as `"teacher"` or as the last `"good"` state."""
         if not wanted:
             return
-        for name, parameter in self._parameters_of_model().items():
+        for name, parameter in self._model[0].named_parameters():
             self.register_buffer(f"{kind}:{name.replace('.', '|')}", parameter.detach().clone())
         for group in self._groups:
             self.register_buffer(f"{kind}:{_mask_name(group)}", group.progress.get("kept").clone())  # type: ignore[union-attr]
@@ -351,7 +345,7 @@ class Learner(nn.Module):
     def restore_snapshot(self, kind: str) -> None:
         """Bring the trainable parameters and the masks back to a snapshot, in place."""
         snapshot = self._snapshot(kind)
-        for name, parameter in self._parameters_of_model().items():
+        for name, parameter in self._model[0].named_parameters():
             parameter.copy_(snapshot[name.replace(".", "|")])
         for group in self._groups:
             group.progress.get("kept").copy_(snapshot[_mask_name(group)])  # type: ignore[union-attr]

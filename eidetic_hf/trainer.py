@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -57,8 +56,6 @@ class EideticCallback(TrainerCallback):
         model = _unwrap(kwargs["model"])
         if model.learning != self.task:
             raise TaskError(f"EideticCallback(task={self.task!r}): the model is learning {model.learning!r} instead.")
-        if self.pruning.tolerance is not None and kwargs.get("eval_dataloader") is None:
-            raise ValueError("PruningConfig(tolerance=...) compares validation metrics: give the Trainer an eval_dataset.")
         model.learner.set_steps(state.max_steps)  # type: ignore[union-attr]
 
     def on_step_begin(
@@ -115,7 +112,7 @@ class EideticCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Commit."""
         model = _unwrap(kwargs["model"])
-        extract_model_from_parallel(model, keep_fp32_wrapper=False)  # leave autocast: it would round later outputs
+        _leave_autocast(model)
         metrics = {
             name.removeprefix("eval_"): float(value)
             for name, value in self._last_metrics.items()
@@ -129,6 +126,12 @@ def _unwrap(model: torch.nn.Module) -> EideticModel:
     if not isinstance(model, EideticModel):
         raise TypeError(f"EideticCallback needs an EideticModel, got {type(model).__name__}.")
     return model
+
+
+def _leave_autocast(model: EideticModel) -> None:
+    """Undo accelerate's wrapping of `forward`, which would go on rounding outputs after mixed-precision training."""
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    model.__dict__.pop("forward", None)
 
 
 def _search_metric(args: TrainingArguments, metrics: dict[str, float]) -> tuple[float, bool]:
@@ -219,12 +222,12 @@ class EideticTrainer(Trainer):
                 _check_dataset(record, name, part)
         kwargs.setdefault("compute_metrics", functools.partial(task_metrics, record))
         super().__init__(model=model, args=args, **kwargs)
-        self.remove_and_replace_progress()
+        self._replace_progress_bar()
         self.add_callback(_PhaseCallback(task, self.pruning))
         if self.args.ddp_broadcast_buffers is None:
             self.args.ddp_broadcast_buffers = False
 
-    def remove_and_replace_progress(self) -> None:
+    def _replace_progress_bar(self) -> None:
         """Show the phase in the progress bar, where there is one."""
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(EideticProgressCallback)
@@ -239,12 +242,14 @@ class EideticTrainer(Trainer):
         model: EideticModel = self.model  # type: ignore[assignment]
         if self.train_dataset is None:
             raise ValueError("EideticTrainer.train needs a train_dataset.")
+        if self.pruning.tolerance is not None and self.eval_dataset is None:
+            raise ValueError("PruningConfig(tolerance=...) compares validation metrics: give the trainer an eval_dataset.")
         if model.learning != self.task:
             model.begin_task(self.task, self.pruning)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except BaseException:
-            extract_model_from_parallel(model, keep_fp32_wrapper=False)
+            _leave_autocast(model)
             model.abandon_task()
             raise
         finally:
@@ -287,6 +292,3 @@ def _check_dataset(record: TaskRecord, name: str, data: Any) -> None:
             f"Task '{record.name}': the {name} has the label {wrong[0]!r}, outside of 0 to {len(record.labels) - 1} "
             f"({record.labels}).{hint}"
         )
-
-
-MetricFunction = Callable[[EvalPrediction], dict[str, float]]
