@@ -103,11 +103,8 @@ class EideticCallback(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say the phase and the share of free units kept, beside the loss."""
-        learner = _unwrap(kwargs["model"]).learner
-        logs = kwargs.get("logs")
-        if learner is not None and logs is not None and learner.start >= 0:
-            logs["phase"] = learner.phase(state.global_step)
-            logs["units_kept"] = round(learner.kept_share(), 4)
+        for row in (kwargs["logs"], state.log_history[-1]):
+            row.update(_progress(_unwrap(kwargs["model"]), state.global_step))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Commit."""
@@ -126,6 +123,13 @@ def _unwrap(model: torch.nn.Module) -> EideticModel:
     if not isinstance(model, EideticModel):
         raise TypeError(f"EideticCallback needs an EideticModel, got {type(model).__name__}.")
     return model
+
+
+def _progress(model: EideticModel, step: int) -> dict[str, Any]:
+    """Phase and share of free units kept, for the logs; nothing when no task is being learned."""
+    if model.learner is None or model.learner.start < 0:
+        return {}
+    return {"phase": model.learner.phase(step), "units_kept": round(model.learner.kept_share(), 4)}
 
 
 def _leave_autocast(model: EideticModel) -> None:
@@ -257,6 +261,10 @@ class EideticTrainer(Trainer):
             self.optimizer = self.lr_scheduler = None  # type: ignore[assignment]
             self.model_wrapped = model
             self.accelerator.free_memory()
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Log with the phase and the share of free units kept."""
+        super().log({**logs, **_progress(self.model, self.state.global_step)}, start_time)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {**super()._prepare_inputs(inputs), "task": self.task}

@@ -163,7 +163,7 @@ def fill(model: EideticModel, folder: Path) -> None:
 def test_an_exhausted_pool_leaves_private_parameters_to_learn_with(tmp_path: Path) -> None:
     model = tiny_model()
     fill(model, tmp_path)
-    trainer = learn(model, "second", tmp_path, 1, max_steps=60)
+    trainer = learn(model, "second", tmp_path, 1, max_steps=150, learning_rate=0.03)
     assert sum(model.record("second").units.values()) == 0
     private = sum(t.numel() for n, t in model.task_tensors("second").items() if "@second" in n)
     assert 0 < private < 1500
