@@ -121,7 +121,10 @@ def validate(architecture: Architecture, model: nn.Module) -> None:
         raise problem("the list of layers", architecture.layers, "is not a non-empty ModuleList")
     for index in sorted({0, len(layers) - 1}):
         for kind, paths in (("heads", architecture.heads), ("neurons", architecture.neurons)):
-            for role, path in [*((f"{kind} in-projection", p) for p in paths.inputs), (f"{kind} out-projection", paths.output)]:
+            for role, path in [
+                *((f"{kind} in-projection", p) for p in paths.inputs),
+                (f"{kind} out-projection", paths.output),
+            ]:
                 full_path = f"{architecture.layers}.{index}.{path}"
                 try:
                     module = layers[index].get_submodule(path)

@@ -129,19 +129,43 @@ def _existing_config(folder: Path) -> EideticConfig | None:
     if not (folder / CONFIG_FILE).exists():
         stray = [name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists()]
         if stray:
-            raise CheckpointError(f"{folder} holds {stray[0]} of another model, which would hide this one's shards. "
-                                  "Save to an empty folder.")
+            raise CheckpointError(
+                f"{folder} holds {stray[0]} of another model, which would hide this one's shards. "
+                "Save to an empty folder."
+            )
         return None
     try:
-        values = json.loads((folder / CONFIG_FILE).read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} is not JSON ({error}). Save to an empty folder.") from error
+        values = _config_values(folder / CONFIG_FILE)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} Save to an empty folder.") from error
     if values.get("model_type") != EideticConfig.model_type or (folder / "model.safetensors").exists():
         raise CheckpointError(
             f"{folder} holds a model of another kind (model_type={values.get('model_type')!r}). Saving here would hide "
             "or destroy it; save to an empty folder."
         )
+    _check_format(folder, values)
     return EideticConfig.from_dict(values)
+
+
+def _config_values(path: Path) -> dict[str, Any]:
+    """The content of a `config.json`."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not a JSON object, but a {type(values).__name__}.")
+    return values
+
+
+def _check_format(source: str | os.PathLike, values: Mapping[str, Any]) -> None:
+    """Refuse what a later version has written."""
+    version = values.get("format_version", 0)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{source} was written in format {version}, this version of eidetic_hf reads up to {FORMAT_VERSION}. Upgrade "
+            "with: pip install -U eidetic-hf"
+        )
 
 
 def _check_same_tasks(folder: Path, old: EideticConfig, new: EideticConfig) -> None:
@@ -153,6 +177,10 @@ def _check_same_tasks(folder: Path, old: EideticConfig, new: EideticConfig) -> N
                 f"{folder} holds the task '{task.name}', which this model does not have: another process saved it, or "
                 f"this model was loaded with tasks=[...]. Saving would lose it. Load {folder} again and learn on from "
                 "there, or save to another folder."
+            )
+        if old.serves(task.name) and not new.serves(task.name):
+            raise CheckpointError(
+                f"{folder} answers for the task '{task.name}', which this model was loaded without. Save to another folder."
             )
         if tasks[task.name].certificate.get("weights_sha256") != task.certificate.get("weights_sha256"):
             raise CheckpointError(
@@ -188,6 +216,9 @@ def write_checkpoint(
         old = _existing_config(folder)
         if old is not None:
             _check_same_tasks(folder, old, config)
+            if resumable and not old.learning:
+                raise CheckpointError(f"{folder} holds a finished model, and the task '{config.learning}' is being learned. "
+                                      "Save to another folder, or commit the task first.")  # fmt: skip
             if old.pool and not with_pool:
                 raise CheckpointError(f"{folder} holds the pool of free units, which a save without it would delete. Save "
                                       "the inference-only release to another folder.")  # fmt: skip
@@ -221,12 +252,13 @@ def _write_files(
 ) -> EideticConfig:
     """Write all files of a checkpoint to `staging`, but the shards that the folder holds for good."""
     config = EideticConfig.from_dict(config.to_dict())
+    config.name_or_path = ""  # where this machine keeps it is nobody's business
     known = old.files if old is not None else {}
     has_tasks = old is not None and bool(old.tasks)  # then their certificates vouch for the trunk, too
     config.files = {}
     for file_name, content in shards.items():
         permanent = file_name not in (POOL_FILE, LEARNING_FILE) and (file_name != TRUNK_FILE or has_tasks)
-        if permanent and file_name in known and (folder / file_name).exists():
+        if permanent and file_name in known and _is_intact(folder / file_name, known[file_name]):
             config.files[file_name] = known[file_name]
             continue
         path = staging / file_name
@@ -241,10 +273,16 @@ def _write_files(
     }
     (staging / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
     config.to_json_file(staging / CONFIG_FILE, use_diff=False)
-    (staging / CARD_FILE).write_text(_card(folder / CARD_FILE, config))
+    card = _card(folder / CARD_FILE, config)
+    (staging / CARD_FILE).write_text(card, encoding="utf-8", errors="surrogateescape")
     for name in (SAFE_WEIGHTS_INDEX_NAME, CONFIG_FILE, CARD_FILE):
         _sync(staging / name)
     return config
+
+
+def _is_intact(path: Path, recorded: Mapping[str, Any]) -> bool:
+    """Whether a shard is there with the bytes that the configuration records."""
+    return path.is_file() and path.stat().st_size == recorded["bytes"] and sha256_of(path) == recorded["sha256"]
 
 
 CARD_BEGIN, CARD_END = "<!-- eidetic_hf: begin -->", "<!-- eidetic_hf: end -->"
@@ -257,18 +295,24 @@ def _card(existing: Path, config: EideticConfig) -> str:
         file = shard_file(task_key(task.name))
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in task.metrics.items()) or "-"
         owned = f"{sum(task.units.values())}"
-        rows.append(f"| {task.name} | {len(task.labels)} | {metrics} | {owned} | `{file}` | `{config.files[file]['sha256']}` |")
+        rows.append(
+            f"| {task.name} | {len(task.labels)} | {metrics} | {owned} | `{file}` | `{config.files[file]['sha256']}` |"
+        )
     table = "\n".join(rows) if config.tasks else "No task has been committed yet."
-    pool = "is included: new tasks can be learned" if config.pool and POOL_FILE in config.files else "is left out: inference only"
+    pool = (
+        "is included: new tasks can be learned"
+        if config.pool and POOL_FILE in config.files
+        else "is left out: inference only"
+    )
     body = (
         f"{CARD_BEGIN}\n## Tasks\n\n{table}\n\nThe pool of free units {pool}. Shards of committed tasks never change: "
         f"`sha256sum eidetic-task-*.safetensors` shows it, `model.verify()` recomputes it.\n{CARD_END}"
     )
     if existing.exists():
-        text = existing.read_text()
-        if CARD_BEGIN in text and CARD_END in text:
-            head, rest = text.split(CARD_BEGIN, 1)
-            return head + body + rest.split(CARD_END, 1)[1]
+        text = existing.read_text(encoding="utf-8", errors="surrogateescape")
+        head, begin, rest = text.partition(CARD_BEGIN)
+        _, end, tail = rest.partition(CARD_END)
+        return head + body + tail if begin and end else f"{text.rstrip()}\n\n{body}\n"
     base = getattr(config.base_config, "_name_or_path", "") or None
     data = ModelCardData(library_name="eidetic_hf", tags=["eidetic", "continual-learning"])
     source = f"`{base}`" if base else f"a {config.base_config.model_type} backbone"  # type: ignore[union-attr]
@@ -313,26 +357,28 @@ def read_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> EideticCon
             finish_interrupted_save(folder)
         except OSError:
             pass  # A read-only folder: its files are read from where the save left them.
-    path = resolve_file(source, CONFIG_FILE, hub)
-    try:
-        values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}).") from error
+    values = _config_values(resolve_file(source, CONFIG_FILE, hub))
     if values.get("model_type") != EideticConfig.model_type:
         raise CheckpointError(
             f"{source} holds a model of type {values.get('model_type')!r}, not an EideticModel. To learn tasks on it, "
             f"use EideticModel.from_backbone({str(source)!r})."
         )
-    if values.get("format_version", 0) > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{source} was written in format {values['format_version']}, this version of eidetic_hf reads up to "
-            f"{FORMAT_VERSION}. Upgrade with: pip install -U eidetic-hf"
-        )
+    _check_format(source, values)
     config = EideticConfig.from_dict(values)
     if config.learning:
         raise CheckpointError(
             f"{source} is a Trainer checkpoint in the middle of learning '{config.learning}', not a release. Resume it "
             f"with trainer.train(resume_from_checkpoint={str(source)!r})."
+        )
+    needed = {
+        TRUNK_FILE,
+        *(shard_file(task_key(task.name)) for task in config.tasks),
+        *([POOL_FILE] if config.pool else []),
+    }
+    if needed != set(config.files):
+        raise CheckpointError(
+            f"The tasks and the files in config.json of {source} disagree about {sorted(needed ^ set(config.files))}. It was "
+            "edited; copy the whole folder again."
         )
     return config
 
@@ -346,9 +392,11 @@ def read_tensors(source: str | os.PathLike, config: EideticConfig, hub: Mapping[
     """
     index_path = resolve_file(source, SAFE_WEIGHTS_INDEX_NAME, hub)
     try:
-        weight_map = json.loads(index_path.read_text())["weight_map"]
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+        weight_map, metadata = index["weight_map"], index.get("metadata") or {}
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{index_path} is no safetensors index ({type(error).__name__}: {error}).") from error
+    _check_format(source, metadata)
     _check_index(index_path, weight_map, config)
     owners = [TRUNK, *(task_key(task.name) for task in config.tasks), *([POOL] if config.pool else [])]
     tensors: dict[str, Tensor] = {}
@@ -368,7 +416,9 @@ def _check_index(path: Path, weight_map: Any, config: EideticConfig) -> None:
         if not isinstance(file_name, str) or os.path.basename(file_name) != file_name or "\\" in file_name:
             raise CheckpointError(f"{path} maps {name} to {file_name!r}, outside of the checkpoint folder. Not read.")
         if not file_name.endswith(".safetensors"):
-            raise CheckpointError(f"{path} maps {name} to {file_name!r}; only safetensors files are read, never pickles.")
+            raise CheckpointError(
+                f"{path} maps {name} to {file_name!r}; only safetensors files are read, never pickles."
+            )
         if file_name != shard_file(owner_of(name)):
             raise CheckpointError(
                 f"{path} maps {name} to {file_name!r}, expected {shard_file(owner_of(name))!r}. The index was edited, or "
@@ -387,7 +437,8 @@ def _read_shard(path: Path, recorded: Mapping[str, Any], expected: set[str]) -> 
     with open(path, "rb") as file:
         start = file.read(9)
     size = path.stat().st_size
-    if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
+    # The first eight bytes of a safetensors file are a length and may look like a pickle's; its ninth byte is a brace.
+    if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK") and start[8:9] != b"{":
         raise CheckpointError(f"{path} is a pickle, not a safetensors file. It was not opened.")
     if size != recorded["bytes"]:
         what = "truncated" if size < recorded["bytes"] else "not the file that was saved"

@@ -76,10 +76,17 @@ class TaskRecord:
                 f"Task '{self.name}' has no labels. Give labels=[...] in the order of the logits "
                 "(for regression, the names of the targets, such as ['score'])."
             )
-        if len(set(self.labels)) != len(self.labels) or not all(isinstance(label, str) for label in self.labels):
+        is_list = isinstance(self.labels, list) and all(isinstance(label, str) for label in self.labels)
+        if not is_list or len(set(self.labels)) != len(self.labels):
             raise TaskError(f"Task '{self.name}': labels must be distinct strings, got {self.labels!r}.")
         if self.problem_type == "single_label_classification" and len(self.labels) < 2:
-            raise TaskError(f"Task '{self.name}': one label ({self.labels[0]!r}) leaves nothing to classify; give two.")
+            raise TaskError(
+                f"Task '{self.name}': one label ({self.labels[0]!r}) leaves nothing to classify; give two."
+            )
+
+        dropout = self.head_dropout
+        if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+            raise TaskError(f"Task '{self.name}': head_dropout={dropout!r}: expected a probability in [0, 1).")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TaskRecord:
@@ -161,5 +168,5 @@ class EideticConfig(PreTrainedConfig):
             output = super().to_dict()
         finally:
             self.tasks = tasks
-        output["tasks"] = [task.to_dict() for task in tasks]
+        output["tasks"] = [task.to_dict() if isinstance(task, TaskRecord) else task for task in tasks]
         return output

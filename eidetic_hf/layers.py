@@ -302,12 +302,15 @@ class UnitGroup(nn.Module):
             member.end()
         self.forget_views()
 
-    def commit(self, key: str, recycle_std: float | None) -> Any:
-        """Give the kept pool units to `key`, as buffers; returns what `undo_commit` needs."""
+    def snapshot(self) -> Any:
+        """What `undo_commit` needs."""
+        return self.units.get(POOL), [member.segments[POOL] for member in self.members]
+
+    def commit(self, key: str, recycle_std: float | None) -> None:
+        """Give the kept pool units to `key`, as buffers."""
         kept = self.progress.get("kept")
         ids, gates = self.units.get(POOL), self.gates.get(LEARNING)
         assert kept is not None and ids is not None
-        undo = (ids, [member.segments[POOL] for member in self.members])
         staged = [member.stage(kept, recycle_std) for member in self.members]
         self.units.put(key, ids[kept])
         self.units.put(POOL, ids[~kept])
@@ -319,18 +322,18 @@ class UnitGroup(nn.Module):
         for member, (segment, pool) in zip(self.members, staged, strict=True):
             member.replace(key, segment, pool)
         self.forget_views()
-        return undo
 
     def undo_commit(self, key: str, undo: Any) -> None:
-        """Take a commit back, to the last bit."""
+        """Take a commit back, to the last bit, however far it came."""
         ids, pools = undo
-        self.order.remove(key)
-        del self.ancestors[key]
+        self.order = [other for other in self.order if other != key]
+        self.ancestors.pop(key, None)
         self.units.put(key, None)
         self.units.put(POOL, ids)
         self.gates.put(key, None)
         for member, pool in zip(self.members, pools, strict=True):
-            del member.segments[key]
+            if key in member.segments:
+                del member.segments[key]
             member.biases.put(key, None)
             member.segments[POOL] = pool
             member.pack()

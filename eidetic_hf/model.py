@@ -76,7 +76,9 @@ class EideticModel(PreTrainedModel):
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # The Trainer then divides by the accumulation steps itself, as the loss here is a mean.
+    accepts_loss_kwargs = (
+        False  # The Trainer then divides by the accumulation steps itself, as the loss here is a mean.
+    )
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -204,6 +206,8 @@ class EideticModel(PreTrainedModel):
         own_config = read_config(pretrained_model_name_or_path, hub)
         if attn_implementation is None and config is not None:
             attn_implementation = config._attn_implementation
+        if tasks is None and config is not None and any(isinstance(task, str) for task in config.tasks):
+            tasks = config.tasks  # type: ignore[assignment]  # AutoModel.from_pretrained(..., tasks=[...]) puts them here
         if tasks is not None:
             _restrict(own_config, tasks)
         elif config is not None and config.served is not None:
@@ -243,7 +247,11 @@ class EideticModel(PreTrainedModel):
             _replace_norms(layer)
         for path in architecture.final_norms:
             _replace(self.backbone, path, TaskNorm(self.backbone.get_submodule(path)))
-        above = {id(p): f"{index}.{n}" for index in range(self.config.trunk_layers, len(layers)) for n, p in layers[index].named_parameters()}
+        above = {
+            id(p): f"{index}.{n}"
+            for index in range(self.config.trunk_layers, len(layers))
+            for n, p in layers[index].named_parameters()
+        }
         if above:
             raise ArchitectureError(
                 f"The declaration of '{architecture.model_type}' leaves parameters above the trunk that no task owns: "
@@ -288,7 +296,9 @@ class EideticModel(PreTrainedModel):
             expected.discard(name)
         missing = sorted(expected & persistent)
         if missing:
-            raise CheckpointError(f"The checkpoint lacks {len(missing)} tensors that config.json expects: {missing[:3]}.")
+            raise CheckpointError(
+                f"The checkpoint lacks {len(missing)} tensors that config.json expects: {missing[:3]}."
+            )
         self.pack()
 
     def pack(self) -> None:
@@ -337,7 +347,9 @@ class EideticModel(PreTrainedModel):
         """The backbone's token embeddings."""
         return self.backbone.get_input_embeddings()
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Recompute activations in the backward pass.
 
         Always the non-reentrant kind: the reentrant one passes no gradient behind a trunk that has no Parameter.
@@ -420,12 +432,14 @@ class EideticModel(PreTrainedModel):
         _check_transfer(transfer)
         for ancestor in transfer if isinstance(transfer, list) else []:
             if forward_transfer is not None and not self.is_committed(ancestor):
-                raise TaskError(f"forward_transfer names '{ancestor}', which is not committed; committed are {self.tasks}.")
+                raise TaskError(
+                    f"forward_transfer names '{ancestor}', which is not committed; committed are {self.tasks}."
+                )
         record = TaskRecord(
             name=name,
             task_type=task_type,
             problem_type=problem_type,
-            labels=list(labels or []),
+            labels=list(labels) if isinstance(labels, (list, tuple)) else labels or [],
             pooling=pooling,
             head_dropout=head_dropout,
         )
@@ -464,16 +478,22 @@ class EideticModel(PreTrainedModel):
         if transfer == "all":
             record.ancestors = committed
         else:
-            record.ancestors = [] if transfer == "none" else [ancestor for ancestor in committed if ancestor in transfer]
+            record.ancestors = (
+                [] if transfer == "none" else [ancestor for ancestor in committed if ancestor in transfer]
+            )
         ancestors = [task_key(ancestor) for ancestor in record.ancestors]
         self.learner = Learner(name, pruning, self._groups(), self)
-        if not self.config.trunk_pretrained and not self.config.tasks:
-            self._thaw_trunk()
-        for group in self._groups():
-            group.begin(ancestors)
-        for norm in self._norms():
-            norm.begin()
-        self.heads[LEARNING] = self._new_head(record)
+        try:
+            if not self.config.trunk_pretrained and not self.config.tasks:
+                self._thaw_trunk()
+            for group in self._groups():
+                group.begin(ancestors)
+            for norm in self._norms():
+                norm.begin()
+            self.heads[LEARNING] = self._new_head(record)
+        except BaseException:
+            self.abandon_task()
+            raise
         return self.learner
 
     def _trunk_modules(self) -> Iterator[nn.Module]:
@@ -536,7 +556,8 @@ class EideticModel(PreTrainedModel):
         trunk_before = self._thawed
         try:
             for group in self._groups():
-                undo.append((group, group.commit(key, recycle_std)))
+                undo.append((group, group.snapshot()))
+                group.commit(key, recycle_std)
             for norm in self._norms():
                 norm.commit(key)
             self.heads[key] = freeze(deepcopy(self.heads[LEARNING]))
@@ -840,7 +861,10 @@ class EideticModel(PreTrainedModel):
         else:
             heat = config.temperature
             distance = F.kl_div(
-                F.log_softmax(logits / heat, -1), F.log_softmax(target / heat, -1), reduction="batchmean", log_target=True
+                F.log_softmax(logits / heat, -1),
+                F.log_softmax(target / heat, -1),
+                reduction="batchmean",
+                log_target=True,
             ) * (heat * heat)
         return (1 - config.distillation) * loss + config.distillation * distance
 
@@ -946,16 +970,16 @@ def task_loss(task: TaskRecord, logits: Tensor, labels: Tensor) -> Tensor:
             f"expected {' or '.join(map(str, shapes))}."
         )
     if task.problem_type == "single_label_classification":
-        if labels.is_floating_point():
+        if labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"Task '{task.name}' needs whole numbers as labels, got {labels.dtype}.")
         if labels.device.type == "cpu" and labels.numel():
-            low, high = int(labels.min()), int(labels.max())
-            if high >= n_labels or (low < 0 and low != -100):
+            wrong = labels[((labels < 0) & (labels != -100)) | (labels >= n_labels)]
+            if wrong.numel():
                 raise ValueError(
                     f"Task '{task.name}' has {n_labels} labels (0 to {n_labels - 1}: {task.labels[:5]}...), got label "
-                    f"{high if high >= n_labels else low}."
+                    f"{int(wrong[0])}."
                 )
-        return F.cross_entropy(logits.float(), labels)
+        return F.cross_entropy(logits.float(), labels.long())
     if task.problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
     return F.mse_loss(logits.float().reshape(labels.shape), labels.float())

@@ -76,7 +76,9 @@ class PruningConfig:
         for name in ("keep", "keep_ancestors"):
             value = getattr(self, name)
             check(is_number(value) and 0 < value <= 1, name, "a share in (0, 1], such as 0.3")
-        check(self.tolerance is None or (is_number(self.tolerance) and self.tolerance >= 0), "tolerance", "a number >= 0")
+        check(
+            self.tolerance is None or (is_number(self.tolerance) and self.tolerance >= 0), "tolerance", "a number >= 0"
+        )
         for name, allowed in (("importance", IMPORTANCES), ("recycle", RECYCLES), ("on_exhausted", ON_EXHAUSTED)):
             check(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
         check(is_number(self.start) and 0 <= self.start < 1, "start", "a share in [0, 1)")
@@ -86,7 +88,7 @@ class PruningConfig:
         check(is_number(self.floor) and 0 <= self.floor <= 1, "floor", "a share in [0, 1]")
         check(is_number(self.distillation) and 0 <= self.distillation < 1, "distillation", "a weight in [0, 1)")
         check(is_number(self.temperature) and self.temperature > 0, "temperature", "a number > 0")
-        check(is_number(self.expand_by) and 0 < self.expand_by, "expand_by", "a share > 0")
+        check(is_number(self.expand_by) and self.expand_by > 0, "expand_by", "a share > 0")
 
 
 def cubic_keep(progress: float, keep: float) -> float:

@@ -273,7 +273,7 @@ def _mapping(values: Any, allowed: list[str], where: str) -> dict[str, Any]:
         )
     for key in values:
         if key not in allowed:
-            close = difflib.get_close_matches(str(key), allowed, n=1)
+            close = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.5)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             raise RecipeError(f"Unknown key {key!r} in {where}.{hint} Allowed are: {', '.join(sorted(allowed))}.")
     return values
@@ -456,12 +456,11 @@ def _load_splits(recipe: Recipe, task: TaskRecipe) -> dict[str, datasets.Dataset
     try:
         loaded = datasets.load_dataset(**_absolute(task.data, recipe.folder))
     except Exception as error:  # Builders raise whatever they like: StopIteration for an empty file, for one.
-        reason = error.__cause__ or error
-        reason_text = (
-            "a file without any row" if isinstance(error, StopIteration) else str(reason) or type(reason).__name__
-        )
+        reason = str(error.__cause__ or error) or type(error).__name__
+        if isinstance(error, StopIteration) or "corresponds to no data" in reason:
+            reason = "a split is empty, every one needs at least one row"
         raise RecipeError(
-            f"Task '{task.name}': its data could not be loaded ({reason_text}). `data:` is {task.data}; relative "
+            f"Task '{task.name}': its data could not be loaded ({reason}). `data:` is {task.data}; relative "
             f"files are looked for in {recipe.folder}."
         ) from error
     parts = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}

@@ -51,8 +51,8 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
         }
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
-            f"These are no results of a run that committed a task ({type(error).__name__}: {error}). Give what run_recipe "
-            "returned, or what it wrote to results.json."
+            f"These are no results of a run that committed a task ({type(error).__name__}: {error}). Give what "
+            "run_recipe returned, or what it wrote to results.json."
         ) from error
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("eidetic_hf"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -130,9 +130,9 @@ def shard_history(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _svg(figure: Figure) -> Markup:
     """A figure as an SVG element that can stand in a page: no prolog, no metadata, the page's color for the ink."""
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(
-        buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}, bbox_inches="tight"
-    )
+    FigureCanvasSVG(figure)
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=metadata, bbox_inches="tight")
     text = buffer.getvalue()
     text = re.sub(r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r' (width|height)="[0-9.]+pt"', "", text, count=2)

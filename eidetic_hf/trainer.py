@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
-from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
 from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -40,7 +40,9 @@ class EideticCallback(TrainerCallback):
         self._wants_evaluation = False
         self._last_metrics: dict[str, float] = {}
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Begin the task, so that the Trainer's optimizer finds its Parameters."""
         model = _unwrap(kwargs["model"])
         if args.ddp_broadcast_buffers is None:
@@ -65,7 +67,9 @@ class EideticCallback(TrainerCallback):
         learner = _unwrap(kwargs["model"]).learner
         learner.active_probe = learner.probe(state.global_step)  # type: ignore[union-attr]
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Prune when it is due."""
         learner = _unwrap(kwargs["model"]).learner
         assert learner is not None
@@ -79,7 +83,9 @@ class EideticCallback(TrainerCallback):
         if learner.should_stop(step):
             control.should_training_stop = True
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Decide on a step of the search; turn an early stop of the fit phase into the start of pruning."""
         learner = _unwrap(kwargs["model"]).learner
         metrics = kwargs.get("metrics") or {}
@@ -106,7 +112,9 @@ class EideticCallback(TrainerCallback):
         for row in (kwargs["logs"], state.log_history[-1]):
             row.update(_progress(_unwrap(kwargs["model"]), state.global_step))
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Commit."""
         model = _unwrap(kwargs["model"])
         _leave_autocast(model)
@@ -151,7 +159,9 @@ def _search_metric(args: TrainingArguments, metrics: dict[str, float]) -> tuple[
 class EideticProgressCallback(ProgressCallback):
     """The Trainer's progress bar, with the phase and the share of free units kept."""
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Advance the bar."""
         super().on_step_end(args, state, control, **kwargs)
         learner = _unwrap(kwargs["model"]).learner
@@ -247,7 +257,9 @@ class EideticTrainer(Trainer):
         if self.train_dataset is None:
             raise ValueError("EideticTrainer.train needs a train_dataset.")
         if self.pruning.tolerance is not None and self.eval_dataset is None:
-            raise ValueError("PruningConfig(tolerance=...) compares validation metrics: give the trainer an eval_dataset.")
+            raise ValueError(
+                "PruningConfig(tolerance=...) compares validation metrics: give the trainer an eval_dataset."
+            )
         if model.learning != self.task:
             model.begin_task(self.task, self.pruning)
         try:
@@ -273,7 +285,9 @@ class EideticTrainer(Trainer):
 class _PhaseCallback(EideticCallback):
     """The callback of an `EideticTrainer`, which begins the task in `train()`."""
 
-    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         pass
 
 
@@ -290,12 +304,26 @@ def _check_dataset(record: TaskRecord, name: str, data: Any) -> None:
         raise ValueError(
             f"Task '{record.name}': the {name} has no column 'labels' or 'label'; it has {data.column_names}."
         )
-    if record.problem_type != "single_label_classification":
+    first = data[0][column]
+    is_single = record.problem_type == "single_label_classification"
+    if (isinstance(first, list) and is_single) or (isinstance(first, str) and not is_single):
+        kind = "lists" if isinstance(first, list) else "strings"
+        raise ValueError(
+            f"Task '{record.name}' ({record.problem_type}): the column '{column}' of the {name} holds {kind}, such as "
+            f"{first!r}; expected numbers as labels."
+        )
+    if not is_single:
         return
     values = set(data.unique(column))
-    wrong = sorted((v for v in values if not isinstance(v, int) or not (0 <= v < len(record.labels) or v == -100)), key=str)
+    wrong = sorted(
+        (v for v in values if not isinstance(v, int) or not (0 <= v < len(record.labels) or v == -100)), key=str
+    )
     if wrong:
-        hint = " Map the names to their numbers first, as TaskRecord.labels lists them." if isinstance(wrong[0], str) else ""
+        hint = (
+            " Map the names to their numbers first, as TaskRecord.labels lists them."
+            if isinstance(wrong[0], str)
+            else ""
+        )
         raise ValueError(
             f"Task '{record.name}': the {name} has the label {wrong[0]!r}, outside of 0 to {len(record.labels) - 1} "
             f"({record.labels}).{hint}"

@@ -161,7 +161,12 @@ def measure_training(backbone: str, steps: int) -> dict[str, dict[str, float]]:
         fit = statistics.median(s for run in seconds[mode] for s in run[: steps // 3 - 1])
         mean = statistics.mean(s for run in seconds[mode] for s in run)
         rows[f"training step, {mode}, fit phase"] = {"ratio": fit / plain, "bound": bound, "ours": fit, "plain": plain}
-        rows[f"training step, {mode}, all phases"] = {"ratio": mean / plain, "bound": bound, "ours": mean, "plain": plain}
+        rows[f"training step, {mode}, all phases"] = {
+            "ratio": mean / plain,
+            "bound": bound,
+            "ours": mean,
+            "plain": plain,
+        }
     return rows
 
 
@@ -192,7 +197,9 @@ def measure_checkpoint(backbone: str, rounds: int) -> dict[str, dict[str, float]
         plain_folder, folder_of_tasks = Path(folder) / "plain", Path(folder) / "tasks"
         AutoModel.from_pretrained(backbone).save_pretrained(plain_folder)
         model_with_tasks(backbone, 5).save_pretrained(folder_of_tasks)
-        size = {path: sum(f.stat().st_size for f in path.glob("*.safetensors")) for path in (plain_folder, folder_of_tasks)}
+        size = {
+            path: sum(f.stat().st_size for f in path.glob("*.safetensors")) for path in (plain_folder, folder_of_tasks)
+        }
         value, ours, plain = ratio(
             lambda: EideticModel.from_pretrained(folder_of_tasks),
             lambda: AutoModel.from_pretrained(plain_folder),
@@ -216,7 +223,12 @@ def measure_memory(backbone: str) -> dict[str, dict[str, float]]:
     rows = {}
     for mode in ("task 1", "task 5"):
         ours, own_idle = peaks[mode]
-        rows[f"peak training memory, {mode} (MB)"] = {"ratio": ours / plain, "bound": 1.0, "ours": ours, "plain": plain}
+        rows[f"peak training memory, {mode} (MB)"] = {
+            "ratio": ours / plain,
+            "bound": 1.0,
+            "ours": ours,
+            "plain": plain,
+        }
         net, net_plain = ours - own_idle, plain - idle
         rows[f"the same without libraries, {mode} (MB)"] = {
             "ratio": net / net_plain,

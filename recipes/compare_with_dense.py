@@ -52,9 +52,7 @@ def compare_task(
         plain = AutoModelForSequenceClassification.from_pretrained(
             resolve_backbone(recipe.backbone, recipe.folder), num_labels=len(data.labels)
         )
-        trainer = Trainer(
-            model=plain, args=arguments, train_dataset=data.splits["train"], processing_class=tokenizer
-        )
+        trainer = Trainer(model=plain, args=arguments, train_dataset=data.splits["train"], processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         return ours, correct(trainer, data.splits["test"])

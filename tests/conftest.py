@@ -11,7 +11,15 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 import datasets
 import pytest
 import torch
-from transformers import AutoModel, BertConfig, DistilBertConfig, ElectraConfig, PreTrainedModel, RobertaConfig, TrainingArguments
+from transformers import (
+    AutoModel,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    TrainingArguments,
+)
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
 

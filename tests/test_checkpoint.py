@@ -1,4 +1,4 @@
-"""The checkpoint folder: what lies in it, what never changes, and what a crash, a full disk or a second process may do."""
+"""The checkpoint folder: what lies in it, what never changes, and what a crash, a full disk or a rival may do."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ REST = {"config.json", INDEX, "README.md"}
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a folder but hidden ones."""
     return {path.name: checkpoint.sha256_of(path) for path in sorted(folder.iterdir()) if path.name[0] != "."}
+
+
+def shards(folder: Path) -> dict[str, str]:
+    """SHA-256 of every shard of a folder."""
+    return {name: sha256 for name, sha256 in hashes(folder).items() if name.endswith(".safetensors")}
 
 
 def answers(model: EideticModel) -> dict[str, Tensor]:
@@ -260,6 +265,12 @@ def test_every_allowed_task_name_survives_saving_and_loading(tmp_path: Path, nam
     assert torch.equal(logits_of(loaded, name), logits_of(model, name))
 
 
+def test_config_names_no_folder_of_this_machine(folder: Path, tmp_path: Path) -> None:
+    EideticModel.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert str(tmp_path) not in (tmp_path / "again" / "config.json").read_text()
+    assert hashes(tmp_path / "again") == hashes(folder)
+
+
 # -- loading ----------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +351,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_answers_with_the_same_bits(grown: EideticModel, grown_saved: Path, tmp_path: Path) -> None:
     save_file(make_batch(), tmp_path / "inputs.safetensors")
     arguments = [
@@ -373,7 +385,14 @@ def test_auto_config_loads_the_folder(saved: Path) -> None:
     assert [config.id2label[index] for index in range(6)] == [f"{t}/{x}" for t in ("first", "second") for x in "xyz"]
 
 
-@pytest.mark.parametrize("auto", [EideticModel, AutoModel, AutoModelForSequenceClassification])
+@pytest.mark.parametrize(
+    "auto",
+    [
+        EideticModel,
+        AutoModel,
+        AutoModelForSequenceClassification,
+    ],
+)
 def test_loading_one_task_reads_only_the_shards_that_it_needs(auto: Any, trained: EideticModel, folder: Path) -> None:
     (folder / SECOND).unlink()
     (folder / POOL).write_bytes(b"poison")
@@ -466,10 +485,10 @@ def test_a_release_without_the_pool_infers_the_same_and_learns_nothing(
     loaded = EideticModel.from_pretrained(tmp_path / "release")
     assert same(answers(loaded), answers(model))
     assert loaded.verify().ok and loaded.capacity()["free"] == 0
-    with pytest.raises(TaskError, match="no pool.*Load the whole checkpoint"):
+    with pytest.raises(TaskError, match=r"no pool.*Load the whole checkpoint"):
         loaded.add_task("third", labels=["x", "y"])
     loaded.save_pretrained(tmp_path / "again")
-    assert hashes(tmp_path / "again") == found
+    assert shards(tmp_path / "again") == shards(tmp_path / "release")
     assert model.config.pool  # the model itself goes on learning
     model.add_task("third", labels=["x", "y"])
 
@@ -481,7 +500,9 @@ def test_a_release_without_the_pool_is_not_saved_over_the_whole(
     if loaded:
         model.save_pretrained(tmp_path / "release", include_pool=False)
         model = EideticModel.from_pretrained(tmp_path / "release")
-    with pytest.raises(CheckpointError, match="pool of free units.*Save the inference-only release to another folder"):
+    with pytest.raises(
+        CheckpointError, match=r"pool of free units.*Save the inference-only release to another folder"
+    ):
         model.save_pretrained(folder, include_pool=False)
     assert hashes(folder) == hashes(saved)
 
@@ -530,21 +551,24 @@ def failing(
 ) -> Iterator[list[str]]:
     """Fail at the `at`-th of these calls: before it is done, or after, when half of a file that it writes is there."""
     calls: list[str] = []
+
+    def sabotaged(real: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            if len(calls) - 1 != at:
+                return real(*args, **kwargs)
+            if mode != "before":
+                real(*args, **kwargs)
+                if name in ("save_file", "to_json_file", "write_text"):
+                    path = Path(args[0] if name == "write_text" else args[1])
+                    os.truncate(path, path.stat().st_size // 2)
+            raise error()
+
+        return call
+
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in steps:
-
-            def wrapped(*args: Any, _real: Any = getattr(owner, name), _name: str = name, **kwargs: Any) -> Any:
-                calls.append(_name)
-                if len(calls) - 1 != at:
-                    return _real(*args, **kwargs)
-                if mode != "before":
-                    _real(*args, **kwargs)
-                    if _name in ("save_file", "to_json_file", "write_text"):
-                        path = Path(args[0] if _name == "write_text" else args[1])
-                        os.truncate(path, path.stat().st_size // 2)
-                raise error()
-
-            patch.setattr(owner, name, wrapped)
+            patch.setattr(owner, name, sabotaged(getattr(owner, name), name))
         yield calls
 
 
@@ -617,15 +641,15 @@ def test_a_save_that_crashed_can_be_completed_by_readers_that_crash_too(
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(checkpoint, "_complete", lambda f: crash(f) if (f / checkpoint.COMMITTED).exists() else None)
         copy.deepcopy(grown).save_pretrained(folder)
-    for attempt in itertools.count(1):
+    crashes = 0
+    while (folder / checkpoint.COMMITTED).exists():
         try:
             with failing(0, Crash, "after", [(os, "replace")]):
-                loaded = EideticModel.from_pretrained(folder)
-            break
+                EideticModel.from_pretrained(folder)
         except Crash:
-            continue
-    assert attempt > 5  # each reader moved one file
-    assert same(answers(loaded), expected) and is_whole(folder)
+            crashes += 1
+    assert crashes == 5  # each reader moved one file: two shards, index, config and card
+    assert same(answers(EideticModel.from_pretrained(folder)), expected) and is_whole(folder)
 
 
 def test_a_save_that_crashed_in_a_folder_that_is_now_read_only_is_read_from_where_it_is(
@@ -675,7 +699,7 @@ def test_an_error_of_the_safetensors_writer_leaves_the_folder_as_it_was_and_says
 ) -> None:
     before = hashes(folder)
     error = SafetensorError("Error while serializing: I/O error: No space left on device")
-    with pytest.raises(OSError, match="No space left.*unchanged"), failing(1, lambda: error, "after", WRITES):
+    with pytest.raises(OSError, match=r"No space left.*unchanged"), failing(1, lambda: error, "after", WRITES):
         copy.deepcopy(grown).save_pretrained(folder)
     assert hashes(folder) == before and is_whole(folder)
 
@@ -737,15 +761,17 @@ def raced(
     return outcome
 
 
+@pytest.mark.slow
 def test_two_processes_can_save_the_same_model_to_one_folder(
     raced: dict[str, list[tuple[Path, list[str]]]], grown: EideticModel, grown_saved: Path
 ) -> None:
     for target, results in raced["same"]:
         assert results == ["saved", "saved"]
-        assert is_whole(target) and hashes(target) == hashes(grown_saved)
+        assert is_whole(target) and shards(target) == shards(grown_saved)
         assert same(answers(EideticModel.from_pretrained(target)), answers(grown))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["diverged, fresh folder", "diverged, old folder"])
 def test_of_two_processes_that_have_diverged_only_the_first_saves(
     raced: dict[str, list[tuple[Path, list[str]]]], grown: EideticModel, kind: str
@@ -768,7 +794,7 @@ def test_another_model_with_a_task_of_the_same_name_is_not_saved_over_this_one(
     other = tiny_model()
     for seed, name in ((5, "first"), (6, "second")):
         learn(other, name, tmp_path / "run", seed)
-    with pytest.raises(CheckpointError, match="another 'first' than this model.*Save to another folder"):
+    with pytest.raises(CheckpointError, match=r"another 'first' than this model.*Save to another folder"):
         other.save_pretrained(folder)
     assert hashes(folder) == hashes(saved)
 
@@ -779,7 +805,9 @@ def test_a_folder_that_another_process_holds_is_not_written_to(
     monkeypatch.setattr(checkpoint, "LOCK_TIMEOUT_SECONDS", 0.2)
     with FileLock(folder / checkpoint.LOCK):
         start = time.monotonic()
-        with pytest.raises(CheckpointError, match="Another process has been saving.*Nothing was written; wait for it"):
+        with pytest.raises(
+            CheckpointError, match=r"Another process has been saving.*Nothing was written; wait for it"
+        ):
             copy.deepcopy(grown).save_pretrained(folder)
         assert time.monotonic() - start < 5
     assert hashes(folder) == hashes(saved)
@@ -807,7 +835,7 @@ def test_the_card_of_a_release_says_that_it_only_infers(model: EideticModel, tmp
 
 def test_what_a_person_wrote_around_the_table_stays(grown: EideticModel, folder: Path) -> None:
     path = folder / "README.md"
-    head, rest = path.read_text().split(checkpoint.CARD_BEGIN)
+    _, rest = path.read_text().split(checkpoint.CARD_BEGIN)
     mine, after = "# My model — für alle\n\nKept.\n", "\n## My notes\n\nKept, too.\n"
     path.write_text(mine + checkpoint.CARD_BEGIN + rest + after)
     copy.deepcopy(grown).save_pretrained(folder)
@@ -861,7 +889,7 @@ def test_a_folder_of_another_model_is_never_written_to(model: EideticModel, tmp_
     if not weights:
         (tmp_path / "bert" / "model.safetensors").unlink()
     before = hashes(tmp_path / "bert")
-    with pytest.raises(CheckpointError, match="another kind.*model_type='bert'.*save to an empty folder"):
+    with pytest.raises(CheckpointError, match=r"another kind.*model_type='bert'.*save to an empty folder"):
         model.save_pretrained(tmp_path / "bert")
     assert hashes(tmp_path / "bert") == before
 
@@ -874,13 +902,20 @@ def test_stray_weights_of_another_model_are_never_hidden(model: EideticModel, tm
     assert hashes(tmp_path).keys() == {name} and (tmp_path / name).read_bytes() == b"weights"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "null"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "null",
+    ],
+)
 def test_a_folder_whose_config_is_no_configuration_is_never_written_to(
     model: EideticModel, folder: Path, content: str
 ) -> None:
     (folder / "config.json").write_text(content)
     before = hashes(folder)
-    with pytest.raises(CheckpointError, match="[Ss]ave to an empty folder"):
+    with pytest.raises(CheckpointError, match=r"[Ss]ave to an empty folder"):
         model.save_pretrained(folder)
     assert hashes(folder) == before
 
@@ -890,6 +925,21 @@ def test_a_file_in_place_of_the_folder_is_refused(model: EideticModel, tmp_path:
     with pytest.raises(CheckpointError, match="is a file, expected a folder"):
         model.save_pretrained(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "kept"
+
+
+LENGTHS = [int.from_bytes(magic, "little") for magic in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_shard_whose_header_length_looks_like_the_start_of_a_pickle_is_read(tmp_path: Path, length: int) -> None:
+    path = tmp_path / FIRST
+    for size in range(length - 200, length):  # a safetensors file starts with the length of its header
+        name = "n" * size
+        save_file({name: torch.ones(2)}, path, metadata={"format": "pt"})
+        if path.read_bytes()[:8] == length.to_bytes(8, "little"):
+            break
+    recorded = {"bytes": path.stat().st_size, "sha256": checkpoint.sha256_of(path)}
+    assert torch.equal(checkpoint._read_shard(path, recorded, {name})[name], torch.ones(2))
 
 
 @pytest.mark.parametrize("where", ["config.json", INDEX])
@@ -903,7 +953,7 @@ def test_a_folder_in_a_future_format_is_not_read(folder: Path, where: str) -> No
 def test_a_folder_in_a_future_format_is_not_written_to(grown: EideticModel, folder: Path) -> None:
     edit_json(folder / "config.json", lambda values: values.update(format_version=checkpoint.FORMAT_VERSION + 1))
     before = hashes(folder)
-    with pytest.raises(CheckpointError, match="Upgrade|another folder|empty folder"):
+    with pytest.raises(CheckpointError, match=r"Upgrade|another folder|empty folder"):
         copy.deepcopy(grown).save_pretrained(folder)
     assert hashes(folder) == before
 

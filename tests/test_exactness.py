@@ -23,7 +23,11 @@ WAYS = {
     "adamw_foreach": {"optim": "adamw_torch", "optim_args": "foreach=True"},
     "bf16_autocast": {"bf16": True},
     "gradient_checkpointing": {"gradient_checkpointing": True},
-    "accumulation_and_clipping": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.1, "label_smoothing_factor": 0.1},
+    "accumulation_and_clipping": {
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 0.1,
+        "label_smoothing_factor": 0.1,
+    },
     "adafactor": {"optim": "adafactor"},
 }
 
@@ -193,7 +197,14 @@ def test_a_new_process_gives_the_same_bits_and_old_shards_keep_their_bytes(archi
     assert set(hashes) == {"eidetic-trunk.safetensors", *(f"eidetic-task-{name}.safetensors" for name in then)}
     save_file(make_batch(), tmp_path / "batch.safetensors")
     threads = f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
-    command = [sys.executable, "-c", threads + LOAD_AND_ANSWER, folder, tmp_path / "batch.safetensors", tmp_path / "out"]
+    command = [
+        sys.executable,
+        "-c",
+        threads + LOAD_AND_ANSWER,
+        folder,
+        tmp_path / "batch.safetensors",
+        tmp_path / "out",
+    ]
     subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=300)
     now = load_file(tmp_path / "out")
     for name, logits in then.items():
@@ -271,7 +282,9 @@ def test_logits_do_not_depend_on_padding_beyond_rounding(implementation: str, tm
     assert model.backbone.config._attn_implementation == implementation
     batch = make_batch()
     padded = {name: torch.nn.functional.pad(value, (0, 9)) for name, value in batch.items()}
-    torch.testing.assert_close(logits_of(model, "first", padded), logits_of(model, "first", batch), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        logits_of(model, "first", padded), logits_of(model, "first", batch), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_verify_names_the_first_tensor_that_changed(trained: EideticModel) -> None:

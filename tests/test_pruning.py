@@ -205,7 +205,10 @@ def test_expanding_changes_no_output_even_of_the_network_being_learned(trained: 
         model.begin_task("third")
         data = {name: torch.tensor(value) for name, value in make_data(5)[:4].items()}
         outputs.append(model.eval()(**data, output_hidden_states=True).hidden_states[-1])
-    assert grown.capacity()["groups"]["layers.2.heads"]["free"] == plain.capacity()["groups"]["layers.2.heads"]["free"] + 8
+    assert (
+        grown.capacity()["groups"]["layers.2.heads"]["free"]
+        == plain.capacity()["groups"]["layers.2.heads"]["free"] + 8
+    )
     torch.testing.assert_close(outputs[0], outputs[1])
 
 

@@ -24,7 +24,9 @@ from eidetic_hf.layers import LEARNING
 PRUNING = PruningConfig(keep=0.4, start=0.34, end=0.67, events=4)
 
 
-def trainer_for(model: EideticModel, folder: Path, pruning: PruningConfig = PRUNING, **kwargs: object) -> EideticTrainer:
+def trainer_for(
+    model: EideticModel, folder: Path, pruning: PruningConfig = PRUNING, **kwargs: object
+) -> EideticTrainer:
     """A trainer for a new task `next`, with data to evaluate on."""
     callbacks = kwargs.pop("callbacks", None)
     if not any(task in ("next",) for task in [*model.tasks, *model._pending]):
@@ -67,7 +69,14 @@ def test_one_train_call_fits_prunes_recovers_and_commits(trained: EideticModel, 
     assert model.capacity()["owned"]["next"] == pytest.approx(0.4 * before, abs=2)
     assert model.learning is None and list(model.parameters()) == []
     metrics = trainer.evaluate()
-    assert metrics["eval_accuracy"] == pytest.approx(float((trainer.predict(make_data(8, rows=16)).predictions.argmax(-1) == trainer.predict(make_data(8, rows=16)).label_ids).mean()))
+    assert metrics["eval_accuracy"] == pytest.approx(
+        float(
+            (
+                trainer.predict(make_data(8, rows=16)).predictions.argmax(-1)
+                == trainer.predict(make_data(8, rows=16)).label_ids
+            ).mean()
+        )
+    )
 
 
 def test_training_learns_something(tmp_path: Path) -> None:
@@ -126,7 +135,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 def test_a_checkpoint_in_the_middle_of_a_task_is_no_release(trained: EideticModel, tmp_path: Path) -> None:
     model = copy.deepcopy(trained)
     trainer_for(model, tmp_path, save_strategy="steps", save_steps=6).train()
-    with pytest.raises(CheckpointError, match="in the middle of learning 'next', not a release.*resume_from_checkpoint"):
+    with pytest.raises(
+        CheckpointError, match="in the middle of learning 'next', not a release.*resume_from_checkpoint"
+    ):
         EideticModel.from_pretrained(tmp_path / "checkpoint-6")
 
 

@@ -1,0 +1,327 @@
+"""The command line: `eidetic-hf train | evaluate | predict | verify | report`.
+
+What takes seconds to import is imported by the commands that need it, so that `--help` is there at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from .configuration import TaskRecord
+    from .model import EideticModel
+
+PREDICT_BATCH = 32
+DIGEST_SHOWN = 12
+
+out = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class _ReadableErrors(TyperGroup):
+    """Turns what a person can mend into one line and the exit code 2; `--debug` shows where it came from."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. All errors of this package are `ValueError`s, those of files and the Hub `OSError`s."""
+        debug = ctx.params.get("debug") or os.environ.get("EIDETIC_DEBUG", "") not in ("", "0")
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            if debug:
+                raise
+            errors.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_ReadableErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="One language model that learns one text task after another and never loses one.",
+)
+
+ModelFolder = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder, or its id on the Hub.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")]
+TaskNames = Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"eidetic-hf {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error came from (or EIDETIC_DEBUG=1).")
+    ] = False,
+) -> None:
+    """Options that come before the command; `_ReadableErrors` reads `debug`."""
+
+
+def _quiet() -> None:
+    """Leave the terminal to what this command has to say."""
+    import datasets
+    import transformers
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+
+
+def _load(model: str) -> EideticModel:
+    """The model, with a message that names the folder if there is none."""
+    from .model import EideticModel
+
+    if Path(model).is_dir() and not any(Path(model).iterdir()):
+        raise ValueError(f"The folder {model} is empty, expected a checkpoint written by `eidetic-hf train`.")
+    return EideticModel.from_pretrained(model)
+
+
+def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    if Path(model).is_dir() and not (Path(model) / "tokenizer_config.json").exists():
+        raise ValueError(f"{model} has no tokenizer (tokenizer_config.json). Save the backbone's into it.")
+    return AutoTokenizer.from_pretrained(model)
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    output: Annotated[Path | None, typer.Option(help="Folder of the results, instead of the recipe's.")] = None,
+) -> None:
+    """Learn the tasks of a recipe, one after another. Started again, continues with the first one not committed."""
+    from .recipe import MODEL_FOLDER, RESULTS_FILE, read_recipe, run_recipe
+    from .report import REPORT_FILE, write_report
+
+    _quiet()
+    plan = read_recipe(recipe, output)
+    results = run_recipe(plan, lambda line: out.print(line, markup=False, soft_wrap=True))
+    write_report(results, plan.output / REPORT_FILE)
+    for table in (_matrix_table(results), _shards_table(results)):
+        out.print()
+        out.print(table)
+    out.print()
+    for name in ("average_accuracy", "backward_transfer", "forgetting"):
+        if results[name] is not None:
+            out.print(f"{name.replace('_', ' ')}: {results[name]:.4f}")
+    _print_verdict(results["verify"]["text"], results["verify"]["ok"])
+    for what, place in (("model", MODEL_FOLDER), ("report", REPORT_FILE), ("results", RESULTS_FILE)):
+        out.print(f"{what}: {plan.output / place}", markup=False, soft_wrap=True)
+    if not results["verify"]["ok"]:
+        raise typer.Exit(1)
+
+
+def _matrix_table(results: dict[str, Any]) -> Table:
+    names = [task["name"] for task in results["tasks"]]
+    table = Table(title="Scores on every task's test split, the task given", title_justify="left")
+    table.add_column("after learning")
+    for name in names:
+        table.add_column(f"{name}\n({results['metrics'][name]})", justify="right")
+    for row in results["matrix"]:
+        table.add_row(row["task"], *(f"{row['scores'][name]:.4f}" if name in row["scores"] else "" for name in names))
+    return table
+
+
+def _shards_table(results: dict[str, Any]) -> Table:
+    from .report import shard_history
+
+    table = Table(title=f"sha256 of every shard (first {DIGEST_SHOWN} characters)", title_justify="left")
+    table.add_column("shard", overflow="fold")
+    for step in results["steps"]:
+        table.add_column(f"after {step['task']}", overflow="fold")
+    for row in shard_history(results["steps"]):
+        table.add_row(row["shard"].removeprefix("eidetic-").removesuffix(".safetensors"), *map(_digest, row["after"]))
+    return table
+
+
+def _digest(cell: dict[str, Any]) -> str:
+    if cell["sha256"] is None:
+        return ""
+    mark = {None: "", True: "\n[green]unchanged[/]", False: "\n[red]CHANGED[/]"}[cell["unchanged"]]
+    return cell["sha256"][:DIGEST_SHOWN] + mark
+
+
+def _print_verdict(text: str, ok: bool) -> None:
+    *lines, verdict = text.splitlines()
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+    out.print(verdict, style="bold green" if ok else "bold red", markup=False, soft_wrap=True)
+
+
+# -- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def evaluate(
+    model: ModelFolder,
+    recipe: RecipeFile,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    task: TaskNames = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Metrics of a model's tasks on the data of a recipe; each task is given (oracle)."""
+    from .recipe import evaluate_recipe, read_recipe
+
+    _quiet()
+    plan = read_recipe(recipe)
+    found = evaluate_recipe(_load(model), _load_tokenizer(model), plan, split, task)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    table = Table("task", "metric", title=f"{split} split, the task given", title_justify="left")
+    table.add_column("value", justify="right")
+    for name, metrics in found.items():
+        for metric, value in metrics.items():
+            table.add_row(name, metric, f"{value:.4f}")
+    out.print(table)
+
+
+# -- predict ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def predict(
+    model: ModelFolder,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; read from stdin if none.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The task; not needed if the model has only one.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with one text a line (- for stdin).")] = None,
+    text_pair: Annotated[list[str] | None, typer.Option(help="The second text of each pair, one per TEXT.")] = None,
+) -> None:
+    """Answer texts, as one JSON object a line."""
+    given = texts or []
+    if given and file is not None:
+        raise ValueError(f"Got {len(given)} texts and --file {file}. Give one or the other.")
+    if text_pair is not None and len(text_pair) != len(given):
+        raise ValueError(f"Got {len(text_pair)} --text-pair for {len(given)} texts. Give one for each TEXT, in order.")
+    given = given or _read_lines(file)
+    if not given:
+        raise ValueError("No text to answer: every line is empty.")
+    _quiet()
+    loaded, tokenizer = _load(model), _load_tokenizer(model)
+    if task is None and len(loaded.tasks) != 1:
+        raise ValueError(f"Which task? Give --task, one of {loaded.tasks}.")
+    name = task or loaded.tasks[0]
+    if name not in loaded.tasks:
+        raise ValueError(f"There is no task '{name}'. The model has {loaded.tasks}.")
+    for line in answers(loaded, tokenizer, name, given, text_pair):
+        typer.echo(json.dumps(line, ensure_ascii=False))
+
+
+def _read_lines(file: Path | None) -> list[str]:
+    """The lines of a file or of stdin that are not empty."""
+    if file is None or str(file) == "-":
+        if sys.stdin.isatty():
+            raise ValueError("No text given. Give TEXT arguments, --file FILE, or pipe lines to stdin.")
+        content = sys.stdin.read()
+    else:
+        content = file.read_text(encoding="utf-8")
+    return [line for line in content.splitlines() if line.strip()]
+
+
+def answers(
+    model: EideticModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    texts: list[str],
+    pairs: list[str] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """What a task answers to texts, in order, as JSON-ready values.
+
+    Yields:
+        `text` and `task`, and `text_pair` if there is one; then `label`, its `score` and all `scores`; `labels` and
+        `scores` if a text may have several; `value` (or `values` by target) for regression.
+    """
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()  # type: ignore[arg-type]
+    for start in range(0, len(texts), PREDICT_BATCH):
+        some = texts[start : start + PREDICT_BATCH]
+        others = pairs[start : start + PREDICT_BATCH] if pairs else None
+        batch = tokenizer(some, others, truncation=True, padding=True, return_tensors="pt").to(device)
+        with torch.inference_mode():
+            logits = model(**batch, task=task).logits.float().cpu()
+        for i, text in enumerate(some):
+            pair = {"text_pair": others[i]} if others else {}
+            yield {"text": text, **pair, "task": task, **_answer(model.record(task), logits[i])}
+
+
+def _answer(record: TaskRecord, logits: torch.Tensor) -> dict[str, Any]:
+    """The answer in the logits of one text, `(labels,)`."""
+    if record.problem_type == "regression":
+        values = dict(zip(record.labels, logits.tolist(), strict=True))
+        return {"value": logits.item()} if len(values) == 1 else {"values": values}
+    if record.problem_type == "multi_label_classification":
+        scores = dict(zip(record.labels, logits.sigmoid().tolist(), strict=True))
+        return {"labels": [label for label, score in scores.items() if score > 0.5], "scores": scores}
+    scores = dict(zip(record.labels, logits.softmax(-1).tolist(), strict=True))
+    best = max(scores, key=lambda label: scores[label])
+    return {"label": best, "score": scores[best], "scores": scores}
+
+
+# -- verify, report ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def verify(model: ModelFolder, task: TaskNames = None) -> None:
+    """Recompute every certificate. Exit code 0: no committed task has changed; 1: one has; 2: files are damaged."""
+    _quiet()
+    loaded = _load(model)
+    for name in task or []:
+        if name not in loaded.tasks:
+            raise ValueError(f"There is no task '{name}'. The model has {loaded.tasks}.")
+    report = loaded.verify(task or None)
+    _print_verdict(str(report), report.ok)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Folder that `train` wrote to.")],
+) -> None:
+    """Write report.html and report.json again, from results.json."""
+    from .recipe import RESULTS_FILE
+    from .report import REPORT_FILE, write_report
+
+    path = output / RESULTS_FILE
+    if not path.exists():
+        raise ValueError(f"{output} has no {RESULTS_FILE}. Give the folder that `eidetic-hf train` wrote to.")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Run the recipe again, it will be written anew.") from error
+    written = write_report(results, output / REPORT_FILE)
+    out.print(f"report: {written}", markup=False, soft_wrap=True)

@@ -1,0 +1,273 @@
+"""The command line: what it prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from recipe_files import COLORS, color_rows, finished, private_dataset_cache, write_recipe, write_task  # noqa: F401
+from typer.testing import CliRunner, Result
+
+from eidetic_hf import __version__
+from eidetic_hf.cli import app
+
+
+def call(*arguments: object, **kwargs: Any) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"}, **kwargs)
+
+
+def error_of(result: Result) -> str:
+    """The one readable line of a command that failed."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    return result.stderr
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:  # noqa: F811
+    """A copy of the finished run's folder, to be changed."""
+    shutil.copytree(finished, tmp_path / "copy")
+    path = tmp_path / "copy" / "colors.yaml"
+    path.write_text(path.read_text().replace(str(finished), str(tmp_path / "copy")))
+    return tmp_path / "copy"
+
+
+# -- train ------------------------------------------------------------------------------------------------------------
+
+
+def test_train_prints_the_matrix_the_shards_and_the_verdict(tmp_path: Path) -> None:
+    result = call("train", write_recipe(tmp_path))
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "output" / "results.json").read_text())
+    assert "second: task 2 of 2, 3 labels, train 48, validation 12, test 20" in result.stdout
+    for score in results["matrix"][1]["scores"].values():
+        assert f"{score:.4f}" in result.stdout
+    for shard in ("eidetic-trunk.safetensors", "eidetic-task-first.safetensors", "eidetic-task-second.safetensors"):
+        assert results["steps"][1]["shards"][shard]["sha256"][:12] in result.stdout
+    assert result.stdout.count("unchanged") == 2
+    assert "forgetting: 0.0000" in result.stdout
+    assert "verified: no committed task has changed" in result.stdout
+    for file in ("report.html", "report.json", "results.json", "model/config.json"):
+        assert (tmp_path / "output" / file).is_file()
+    assert result.stderr == ""
+
+
+def test_train_writes_where_output_says(copied: Path) -> None:
+    path = copied / "colors.yaml"
+    tasks = yaml.safe_load(path.read_text())["tasks"][:1]
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "tasks": tasks}))
+    assert call("train", path, "--output", copied / "elsewhere").exit_code == 0
+    assert (copied / "elsewhere" / "model" / "eidetic-task-first.safetensors").is_file()
+
+
+def test_train_again_skips_what_is_committed(copied: Path) -> None:
+    result = call("train", copied / "colors.yaml")
+    assert result.exit_code == 0, result.output
+    assert "first: already committed, skipped\nsecond: already committed, skipped\n" in result.stdout
+    assert "verified: no committed task has changed" in result.stdout
+
+
+def test_a_bad_recipe_is_one_line_on_stderr(tmp_path: Path) -> None:
+    write_recipe(tmp_path, trunk_layer=1)
+    message = error_of(call("train", tmp_path / "colors.yaml"))
+    assert "Unknown key 'trunk_layer'" in message
+    assert message.count("\n") == 1
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for result in (call("--debug", "train", tmp_path / "nowhere.yaml"),):
+        assert type(result.exception).__name__ == "RecipeError"
+    monkeypatch.setenv("EIDETIC_DEBUG", "1")
+    assert type(call("train", tmp_path / "nowhere.yaml").exception).__name__ == "RecipeError"
+
+
+# -- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_finds_the_scores_of_the_matrix(finished: Path) -> None:  # noqa: F811
+    result = call("evaluate", finished / "output" / "model", finished / "colors.yaml", "--json")
+    results = json.loads((finished / "output" / "results.json").read_text())
+    found = json.loads(result.stdout)
+    assert {name: metrics["accuracy"] for name, metrics in found.items()} == results["matrix"][1]["scores"]
+    assert found == results["steps"][1]["scores"]
+
+
+def test_evaluate_takes_one_task_and_another_split(finished: Path) -> None:  # noqa: F811
+    arguments = ("evaluate", finished / "output" / "model", finished / "colors.yaml", "--task", "second")
+    found = json.loads(call(*arguments, "--split", "train", "--json").stdout)
+    assert list(found) == ["second"]
+    assert found["second"]["accuracy"] >= 0.9
+    assert f"{found['second']['accuracy']:.4f}" in call(*arguments, "--split", "train").stdout
+
+
+def test_evaluate_refuses_an_unknown_task_and_split(finished: Path) -> None:  # noqa: F811
+    arguments = ("evaluate", finished / "output" / "model", finished / "colors.yaml")
+    assert "no task 'third'" in error_of(call(*arguments, "--task", "third"))
+    assert "'exam'" in error_of(call(*arguments, "--split", "exam"))
+
+
+# -- predict ----------------------------------------------------------------------------------------------------------
+
+
+def check_answers(result: Result, texts: list[str]) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["text"] for line in lines] == texts
+    for line in lines:
+        assert set(line) == {"text", "task", "label", "score", "scores"}
+        assert list(line["scores"]) == COLORS
+        assert sum(line["scores"].values()) == pytest.approx(1)
+        assert line["score"] == line["scores"][line["label"]] == max(line["scores"].values())
+    return lines
+
+
+def test_predict_answers_arguments_a_file_and_stdin_alike(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    rows = color_rows(5, 6)
+    texts = [row["text"] for row in rows]
+    model = finished / "output" / "model"
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n\n")
+    from_arguments = check_answers(call("predict", model, "--task", "first", *texts), texts)
+    assert (
+        check_answers(call("predict", model, "--task", "first", "--file", tmp_path / "texts.txt"), texts)
+        == from_arguments
+    )
+    from_stdin = call("predict", model, "--task", "first", input="\n".join(texts))
+    assert check_answers(from_stdin, texts) == from_arguments
+    assert sum(line["label"] == row["label"] for line, row in zip(from_arguments, rows, strict=True)) >= 5
+
+
+def test_predict_needs_a_task_only_if_there_are_several(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    model = finished / "output" / "model"
+    assert "Which task? Give --task, one of ['first', 'second']" in error_of(call("predict", model, "red"))
+    assert "no task 'third'" in error_of(call("predict", model, "--task", "third", "red"))
+    assert "every line is empty" in error_of(call("predict", model, "--task", "first", input="\n \n"))
+    both = error_of(call("predict", model, "--task", "first", "red", "--file", tmp_path / "texts.txt"))
+    assert "one or the other" in both
+
+
+def test_predict_answers_pairs_many_labels_and_numbers(tmp_path: Path) -> None:
+    short = {"max_steps": 2}
+    rows = [{"text": row["text"], "other": "same", "label": [row["label"]], "value": 1.5} for row in color_rows(0, 20)]
+    tasks = [
+        write_task(
+            tmp_path,
+            "many",
+            {"train": rows},
+            problem_type="multi_label_classification",
+            columns={"text_pair": "other"},
+            training=short,
+        ),
+        write_task(
+            tmp_path,
+            "number",
+            {"train": rows},
+            problem_type="regression",
+            metric="mse",
+            columns={"label": "value"},
+            training=short,
+        ),
+    ]
+    result = call("train", write_recipe(tmp_path, tasks[:1]))
+    assert result.exit_code == 0, result.output
+    model = tmp_path / "output" / "model"
+    answer = json.loads(call("predict", model, "red w1", "--text-pair", "same").stdout)
+    assert answer["task"] == "many", "the only task"
+    assert answer["text_pair"] == "same"
+    assert answer["labels"] == [label for label, score in answer["scores"].items() if score > 0.5]
+    assert "2 --text-pair for 1 texts" in error_of(call("predict", model, "a", "--text-pair", "b", "--text-pair", "c"))
+    assert call("train", write_recipe(tmp_path, tasks)).exit_code == 0
+    answer = json.loads(call("predict", model, "--task", "number", "red").stdout)
+    assert list(answer) == ["text", "task", "value"]
+    assert isinstance(answer["value"], float)
+
+
+# -- verify and report ------------------------------------------------------------------------------------------------
+
+
+def test_verify_ends_with_zero_for_what_was_committed(finished: Path) -> None:  # noqa: F811
+    result = call("verify", finished / "output" / "model")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "first: weights and logits equal bit for bit",
+        "second: weights and logits equal bit for bit",
+        "verified: no committed task has changed",
+    ]
+    one = call("verify", finished / "output" / "model", "--task", "second")
+    assert one.stdout.splitlines()[0] == "second: weights and logits equal bit for bit"
+
+
+def test_verify_ends_with_an_error_after_a_flipped_bit(copied: Path) -> None:
+    shard = copied / "output" / "model" / "eidetic-task-first.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    message = error_of(call("verify", copied / "output" / "model"))
+    assert "eidetic-task-first.safetensors is not the file that was saved" in message
+
+
+def test_verify_ends_with_one_if_a_task_answers_differently(
+    finished: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from eidetic_hf import EideticModel
+
+    load = EideticModel.from_pretrained
+
+    def load_and_spoil(*args: Any, **kwargs: Any) -> EideticModel:
+        model = load(*args, **kwargs)
+        model.heads["@first"].classifier.bias.add_(1)
+        return model
+
+    monkeypatch.setattr(EideticModel, "from_pretrained", load_and_spoil)
+    result = call("verify", finished / "output" / "model")
+    assert result.exit_code == 1
+    assert "first: CHANGED, first in tensor heads.@first.classifier.bias" in result.stdout
+    assert "FAILED: a committed task has changed" in result.stdout
+
+
+def test_verify_refuses_what_is_no_model(tmp_path: Path) -> None:
+    assert "is empty" in error_of(call("verify", tmp_path))
+    assert "no config.json" in error_of(call("verify", write_recipe(tmp_path).parent))
+    assert "model of type 'bert'" in error_of(call("verify", tmp_path / "backbone"))
+
+
+def test_report_is_written_again_from_the_results(copied: Path) -> None:
+    result = call("report", copied / "output")
+    assert result.exit_code == 0
+    assert "verified: no committed task has changed" in (copied / "output" / "report.html").read_text()
+    assert json.loads((copied / "output" / "report.json").read_text())["tasks"] == ["first", "second"]
+    (copied / "output" / "results.json").write_text("{")
+    assert "is not JSON" in error_of(call("report", copied / "output"))
+    assert "has no results.json" in error_of(call("report", copied))
+
+
+# -- around -----------------------------------------------------------------------------------------------------------
+
+
+def test_version_and_help_say_what_there_is() -> None:
+    assert call("--version").stdout.strip() == f"eidetic-hf {__version__}"
+    shown = call("--help").stdout
+    for command in ("train", "evaluate", "predict", "verify", "report"):
+        assert command in shown
+
+
+def test_nothing_but_json_reaches_stdout_of_a_real_process(finished: Path) -> None:  # noqa: F811
+    command = [sys.executable, "-c", "from eidetic_hf.cli import app; app()", "predict"]
+    done = subprocess.run(
+        [*command, str(finished / "output" / "model"), "--task", "first", "red w1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+        timeout=300,
+    )
+    assert json.loads(done.stdout)["text"] == "red w1"
+    assert done.stderr == ""

@@ -1,0 +1,426 @@
+"""Recipes: what they may say, and what a run of one leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from recipe_files import COLORS, color_rows, finished, private_dataset_cache, write_backbone, write_recipe, write_task  # noqa: F401
+
+from eidetic_hf import EideticModel, EideticTrainer
+from eidetic_hf.checkpoint import sha256_of
+from eidetic_hf.recipe import (
+    RecipeError,
+    continual_metrics,
+    read_recipe,
+    resolve_backbone,
+    run_recipe,
+)
+
+
+def run(path: Path) -> tuple[dict[str, Any], list[str]]:
+    lines: list[str] = []
+    return run_recipe(read_recipe(path), lines.append), lines
+
+
+def changed(path: Path, **values: Any) -> Path:
+    """A recipe with other values at its top level."""
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **values}, sort_keys=False))
+    return path
+
+
+def refusal(path: Path) -> str:
+    """The message with which a recipe is refused, before or while its data is loaded."""
+    with pytest.raises(RecipeError) as error:
+        run(path)
+    assert not (path.parent / "output" / "model").exists(), "training had begun"
+    return str(error.value)
+
+
+# -- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_every_task_and_writes_the_matrix(finished: Path) -> None:  # noqa: F811
+    results = json.loads((finished / "output" / "results.json").read_text())
+    assert [row["task"] for row in results["matrix"]] == ["first", "second"]
+    assert list(results["matrix"][0]["scores"]) == ["first"]
+    assert list(results["matrix"][1]["scores"]) == ["first", "second"]
+    assert results["matrix"][1]["scores"]["first"] == results["matrix"][0]["scores"]["first"] >= 0.9
+    assert results["matrix"][1]["scores"]["second"] >= 0.9
+    assert results["backward_transfer"] == 0.0
+    assert results["forgetting"] == 0.0
+    assert results["average_accuracy"] == sum(results["matrix"][1]["scores"].values()) / 2
+    assert results["metrics"] == {"first": "accuracy", "second": "accuracy"}
+    assert results["verify"]["ok"] is True
+    assert results["verify"]["text"].endswith("verified: no committed task has changed")
+
+
+def test_results_hold_what_the_model_says_of_itself(finished: Path) -> None:  # noqa: F811
+    results = json.loads((finished / "output" / "results.json").read_text())
+    model = EideticModel.from_pretrained(finished / "output" / "model")
+    assert model.tasks == ["first", "second"]
+    assert [step["units"] for step in results["steps"]] == [model.record(name).units for name in model.tasks]
+    assert results["steps"][1]["capacity"] == model.capacity()
+    assert [task["labels"] for task in results["tasks"]] == [COLORS, COLORS]
+    assert results["recipe"] == (finished / "colors.yaml").read_text()
+    assert results["environment"]["torch"] == torch.__version__
+
+
+def test_the_first_shard_has_the_same_sha256_after_the_second_task(finished: Path) -> None:  # noqa: F811
+    first, second = json.loads((finished / "output" / "results.json").read_text())["steps"]
+    for file in ("eidetic-trunk.safetensors", "eidetic-task-first.safetensors"):
+        on_disk = sha256_of(finished / "output" / "model" / file)
+        assert first["shards"][file]["sha256"] == second["shards"][file]["sha256"] == on_disk
+    assert "eidetic-task-second.safetensors" not in first["shards"]
+    assert first["shards"]["eidetic-pool.safetensors"] != second["shards"]["eidetic-pool.safetensors"]
+
+
+def test_the_model_card_names_the_backbone_as_the_recipe_does(finished: Path) -> None:  # noqa: F811
+    assert "on `backbone` with" in (finished / "output" / "model" / "README.md").read_text()
+
+
+def test_two_runs_of_a_recipe_give_the_same_shards(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(finished, tmp_path / "copy", ignore=shutil.ignore_patterns("output"))
+    recipe = read_recipe(tmp_path / "copy" / "colors.yaml", output=tmp_path / "again")
+    shards = run_recipe(recipe, lambda line: None)["steps"][-1]["shards"]
+    assert shards == json.loads((finished / "output" / "results.json").read_text())["steps"][-1]["shards"]
+
+
+# -- starting again ---------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_skips_every_task_and_keeps_its_results(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(finished, tmp_path / "copy")
+    path = changed(tmp_path / "copy" / "colors.yaml", output=str(tmp_path / "copy" / "output"))
+    before = json.loads((finished / "output" / "results.json").read_text())
+    results, lines = run(path)
+    assert lines == ["first: already committed, skipped", "second: already committed, skipped"]
+    assert results["steps"] == before["steps"]
+    assert results["matrix"] == before["matrix"]
+
+
+def test_an_interrupted_run_continues_at_the_first_uncommitted_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe(tmp_path)
+    train = EideticTrainer.train
+
+    def fails_on_second(self: EideticTrainer, **kwargs: Any) -> Any:
+        if self.task == "second":
+            raise RuntimeError("power cut")
+        return train(self, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(EideticTrainer, "train", fails_on_second)
+        run(path)
+    partial = json.loads((tmp_path / "output" / "results.json").read_text())
+    assert [row["task"] for row in partial["matrix"]] == ["first"]
+    assert partial["forgetting"] is None
+    results, lines = run(path)
+    assert lines[0] == "first: already committed, skipped"
+    assert results["steps"][0] == partial["steps"][0]
+    assert [row["task"] for row in results["matrix"]] == ["first", "second"]
+
+
+def test_a_row_that_was_not_written_before_the_cut_is_measured_again(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+    shutil.copytree(finished, tmp_path / "copy")
+    path = changed(tmp_path / "copy" / "colors.yaml", output=str(tmp_path / "copy" / "output"))
+    file = tmp_path / "copy" / "output" / "results.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({**whole, "steps": whole["steps"][:1]}))
+    results, _ = run(path)
+    assert results["matrix"] == whole["matrix"]
+    assert results["steps"][1]["seconds"] is None
+
+
+def test_a_task_resumes_from_its_last_trainer_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 8}
+    task = write_task(tmp_path, "first", training=saving)
+    path = write_recipe(tmp_path, [task])
+    step = EideticTrainer.training_step
+
+    def fails_at_20(self: EideticTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == 20:
+            raise RuntimeError("power cut")
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(EideticTrainer, "training_step", fails_at_20)
+        run(path)
+    checkpoints = tmp_path / "output" / "checkpoints" / "first"
+    assert sorted(folder.name for folder in checkpoints.iterdir()) == ["checkpoint-16", "checkpoint-8"]
+    resumed, lines = run(path)
+    assert lines[1] == f"  resumed from {checkpoints / 'checkpoint-16'}"
+    assert not checkpoints.parent.exists()
+    whole, _ = run(changed(path, output=str(tmp_path / "uncut")))
+    assert resumed["tasks"][0]["sha256"] == whole["tasks"][0]["sha256"], "as if it had never been cut off"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trunk_layers": 0}, "has a trunk of 1 layers, the recipe asks for 0"),
+        ({"backbone": "other"}, "was made from another backbone than the recipe's other"),
+        ({"tasks": ["second"]}, "has the task 'first', which the recipe lacks"),
+        ({"labels": ["red", "green", "blue"]}, "learned the task 'first' with labels"),
+    ],
+)
+def test_a_model_of_another_recipe_is_not_continued(
+    finished: Path,  # noqa: F811
+    tmp_path: Path,
+    values: dict[str, Any],
+    message: str,
+) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    write_backbone(tmp_path / "copy" / "other", seed=1)
+    path = tmp_path / "copy" / "colors.yaml"
+    tasks = yaml.safe_load(path.read_text())["tasks"]
+    if "tasks" in values:
+        values = {"tasks": [task for task in tasks if task["name"] in values["tasks"]]}
+    if "labels" in values:
+        values = {"tasks": [{**tasks[0], **values}, tasks[1]]}
+    changed(path, output=str(tmp_path / "copy" / "output"), **values)
+    with pytest.raises(RecipeError, match=message):
+        run(path)
+
+
+# -- kinds of tasks ---------------------------------------------------------------------------------------------------
+
+
+def test_regression_multi_label_and_pairs_are_learned_in_one_recipe(tmp_path: Path) -> None:
+    def rows(seed: int, count: int, make: Any) -> list[dict[str, Any]]:
+        return [
+            make(row, other) for row, other in zip(color_rows(seed, count), color_rows(seed + 50, count), strict=True)
+        ]
+
+    def task(name: str, make: Any, **values: Any) -> dict[str, Any]:
+        splits = {"train": rows(1, 64, make), "validation": rows(2, 12, make), "test": rows(3, 24, make)}
+        return write_task(tmp_path, name, splits, **values)
+
+    tasks = [
+        task(
+            "brightness",
+            lambda row, _: {"text": row["text"], "label": COLORS.index(row["label"]) / 2},
+            problem_type="regression",
+        ),
+        task(
+            "colors",
+            lambda row, other: {
+                "text": f"{row['text']} {other['text']}",
+                "names": sorted({row["label"], other["label"]}),
+            },
+            problem_type="multi_label_classification",
+            columns={"label": "names"},
+            labels=COLORS,
+            training={"max_steps": 60},
+        ),
+        task(
+            "pair",
+            lambda row, other: {"a": other["text"], "b": row["text"], "label": row["label"]},
+            columns={"text": "a", "text_pair": "b"},
+            pooling="first",
+            forward_transfer="none",
+        ),
+    ]
+    results, _ = run(write_recipe(tmp_path, tasks))
+    scores = results["matrix"][-1]["scores"]
+    assert results["metrics"] == {"brightness": "pearson", "colors": "f1", "pair": "accuracy"}
+    assert scores["brightness"] > 0.8
+    assert scores["colors"] > 0.7
+    assert 0 <= scores["pair"] <= 1
+    assert {row["scores"]["brightness"] for row in results["matrix"]} == {scores["brightness"]}
+    model = EideticModel.from_pretrained(tmp_path / "output" / "model")
+    assert model.record("brightness").labels == ["score"]
+    assert model.record("pair").pooling == "first"
+    assert model.record("pair").ancestors == []
+    assert model.record("colors").ancestors == ["brightness"]
+
+
+def test_a_missing_validation_split_is_a_tenth_of_train_and_a_missing_test_split_is_validation(tmp_path: Path) -> None:
+    task = write_task(tmp_path, "first", {"train": color_rows(0, 50)}, training={"max_steps": 2})
+    results, _ = run(write_recipe(tmp_path, [task]))
+    assert results["tasks"][0]["examples"] == {"train": 45, "validation": 5, "test": 5}
+
+
+def test_whole_numbers_are_positions_in_the_list_of_labels(tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "label": COLORS.index(row["label"])} for row in color_rows(0, 60)]
+    task = write_task(tmp_path, "first", {"train": rows}, labels=COLORS, training={"max_steps": 2})
+    results, _ = run(write_recipe(tmp_path, [task]))
+    assert results["tasks"][0]["labels"] == COLORS
+
+
+def test_without_a_list_the_labels_are_the_sorted_ones_of_the_training_split(tmp_path: Path) -> None:
+    rows = [{"text": f"w{i}", "label": i % 11} for i in range(44)]
+    task = write_task(tmp_path, "first", {"train": rows}, training={"max_steps": 2})
+    results, _ = run(write_recipe(tmp_path, [task]))
+    assert results["tasks"][0]["labels"] == [str(i) for i in range(11)]
+
+
+def test_settings_of_a_task_go_over_those_of_the_recipe(tmp_path: Path) -> None:
+    tasks = [write_task(tmp_path, "first", pruning={"keep": 0.9}, training={"learning_rate": 1e-3})]
+    recipe = read_recipe(write_recipe(tmp_path, tasks, seed=7))
+    assert recipe.pruning_config(recipe.tasks[0]).keep == 0.9
+    arguments = recipe.training_arguments(recipe.tasks[0])
+    assert (arguments.learning_rate, arguments.max_steps, arguments.seed) == (1e-3, 24, 7)
+    assert arguments.metric_for_best_model == "accuracy"
+
+
+def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text().replace("learning_rate: 0.005", "learning_rate: 5e-3"))
+    assert read_recipe(path).training["learning_rate"] == 0.005
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"trunk": 1}, ["Unknown key 'trunk' in the recipe", "Did you mean 'trunk_layers'?"]),
+        ({"backbone": None}, ["has no `backbone:`"]),
+        ({"tasks": []}, ["has no `tasks:`"]),
+        ({"tasks": {"first": {}}}, ["`tasks:` is {'first': {}}, expected a list"]),
+        ({"trunk_layers": "one"}, ["`trunk_layers: 'one'` in the recipe", "whole number"]),
+        ({"trunk_layers": 9}, ["trunk_layers=9", "3 layers"]),
+        ({"max_length": 0}, ["`max_length: 0`", ">= 3"]),
+        ({"max_length": 1000}, ["`max_length: 1000`", "reads up to 66 tokens"]),
+        ({"pooling": "max"}, ["`pooling: 'max'`", "['mean', 'first']"]),
+        ({"forward_transfer": ["third"]}, ["names 'third'", "['first', 'second']"]),
+        ({"training": {"learning_rat": 1}}, ["'learning_rat' in `training:` of the recipe", "'learning_rate'"]),
+        ({"training": {"learning_rate": "fast"}}, ["`learning_rate: 'fast'`", "expected a number"]),
+        ({"training": {"max_steps": 1.5}}, ["`max_steps: 1.5`", "whole number"]),
+        ({"training": {"eval_strategy": "sometimes"}}, ["Task 'first', training: sometimes is not a valid"]),
+        ({"training": {"output_dir": "x"}}, ["`output_dir`", "`output:`"]),
+        ({"pruning": {"kept": 1}}, ["'kept' in `pruning:` of the recipe", "'keep'"]),
+        ({"pruning": {"keep": 7}}, ["Task 'first', pruning: PruningConfig(keep=7)", "(0, 1]"]),
+        ({"backbone": "./nowhere"}, ["there is no folder", "nowhere"]),
+        ({"backbone": "package:no_such_package/model"}, ["'no_such_package'", "pip install no-such-package"]),
+        ({"backbone": "package:json/model"}, ["'json' has no folder 'model'"]),
+    ],
+)
+def test_a_wrong_value_in_the_recipe_is_named(tmp_path: Path, values: dict[str, Any], parts: list[str]) -> None:
+    path = changed(write_recipe(tmp_path), **values)
+    with pytest.raises(ValueError) as error:
+        run(path)
+    for part in parts:
+        assert part in str(error.value)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"nam": "x"}, ["Unknown key 'nam' in task 'first'"]),
+        ({"name": "a b"}, ["'a b' cannot name a task"]),
+        ({"name": None}, ["Task 1 of the recipe", "None cannot name a task"]),
+        ({"name": "second"}, ["2 tasks named 'second'"]),
+        ({"data": None}, ["Task 'first' has `data: None`", "datasets.load_dataset"]),
+        ({"type": "translation"}, ["`type: 'translation'` in task 'first'", "sequence-classification"]),
+        ({"problem_type": "many"}, ["`problem_type: 'many'`"]),
+        ({"columns": {"txt": "a"}}, ["'txt' in `columns:` of task 'first'"]),
+        ({"columns": {"text": "body"}}, ["no column 'body'", "['text', 'label']", "columns: {text: NAME}"]),
+        ({"columns": {"text_pair": "other"}}, ["no column 'other'", "{text_pair: NAME}"]),
+        ({"splits": {"test": "exam"}}, ["no split 'exam' for test", "['train', 'validation', 'test']"]),
+        ({"labels": [True, False]}, ["`labels: [True, False]`", "quotes"]),
+        ({"labels": ["red", "red"]}, ["every label may be given once"]),
+        ({"labels": ["red", "green"]}, ["has the label 'blue'", "['red', 'green']"]),
+        ({"metric": "pearson"}, ["`metric: pearson`", "['accuracy', 'f1']"]),
+        ({"metric": "no_such_metric"}, ["`metric: no_such_metric`", "could not be loaded", "accuracy, f1"]),
+        ({"problem_type": "regression"}, ["the label ", "regression expects 1 finite number"]),
+        ({"problem_type": "multi_label_classification"}, ["expected lists of label names"]),
+        ({"forward_transfer": ["second"]}, ["names 'second', which is no task before it"]),
+        ({"data": {"path": "json", "data_files": "nowhere.jsonl"}}, ["could not be loaded", "nowhere.jsonl"]),
+    ],
+)
+def test_a_wrong_value_in_a_task_is_named(tmp_path: Path, values: dict[str, Any], parts: list[str]) -> None:
+    path = write_recipe(tmp_path)
+    first, second = yaml.safe_load(path.read_text())["tasks"]
+    message = refusal(changed(path, tasks=[{**first, **values}, second]))
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "is empty"),
+        ("# nothing\n", "is empty"),
+        ("tasks: [", "no valid YAML"),
+        ("seed: 1\nseed: 2\n", "the key 'seed' is given twice"),
+        ("just a line", "expected keys and values"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, part: str) -> None:
+    (tmp_path / "colors.yaml").write_text(text)
+    assert part in refusal(tmp_path / "colors.yaml")
+
+
+def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert "can not be read" in refusal(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_split_is_refused(tmp_path: Path, split: str) -> None:
+    rows = {"train": color_rows(0), "validation": color_rows(1), "test": color_rows(2)}
+    message = refusal(write_recipe(tmp_path, [write_task(tmp_path, "first", {**rows, split: []})]))
+    assert "a split is empty, every one needs at least one row" in message
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_unknown_label_in_any_split_is_refused(tmp_path: Path, split: str) -> None:
+    rows = {"train": color_rows(0), "validation": color_rows(1), "test": color_rows(2)}
+    rows[split][3] = {"text": "w1", "label": "pink"}
+    message = refusal(write_recipe(tmp_path, [write_task(tmp_path, "first", rows, labels=COLORS)]))
+    assert f"row 3 of the {split} split has the label 'pink'" in message
+
+
+def test_a_row_without_text_is_refused(tmp_path: Path) -> None:
+    rows = [*color_rows(0, 20), {"text": None, "label": "red"}]
+    message = refusal(write_recipe(tmp_path, [write_task(tmp_path, "first", {"train": rows})]))
+    assert "1 rows of the train split have no 'text'" in message
+
+
+def test_a_mistake_in_the_last_tasks_data_shows_before_the_first_is_trained(tmp_path: Path) -> None:
+    bad = write_task(tmp_path, "second", {"train": color_rows(0)}, labels=["red", "green"])
+    assert "Task 'second'" in refusal(write_recipe(tmp_path, [write_task(tmp_path, "first"), bad]))
+
+
+# -- small parts ------------------------------------------------------------------------------------------------------
+
+
+def test_continual_metrics_follow_their_definitions() -> None:
+    matrix = [
+        {"task": "a", "scores": {"a": 0.8}},
+        {"task": "b", "scores": {"a": 0.9, "b": 0.6}},
+        {"task": "c", "scores": {"a": 0.7, "b": 0.6, "c": 0.5}},
+    ]
+    found = continual_metrics(matrix, {"a": "accuracy", "b": "f1", "c": "accuracy"})
+    assert found["average_accuracy"] == pytest.approx(0.6)
+    assert found["backward_transfer"] == pytest.approx(-0.05)
+    assert found["forgetting"] == pytest.approx(0.1)
+
+
+def test_an_error_is_not_averaged_with_scores() -> None:
+    matrix = [{"task": "a", "scores": {"a": 9.0}}, {"task": "b", "scores": {"a": 9.0, "b": 0.5}}]
+    found = continual_metrics(matrix, {"a": "mse", "b": "accuracy"})
+    assert found["average_accuracy"] == 0.5
+    assert found["averaged_tasks"] == ["b"]
+    assert found["forgetting"] is None
+
+
+def test_a_package_backbone_is_a_folder_of_an_installed_package(tmp_path: Path) -> None:
+    folder = Path(resolve_backbone("package:eidetic_hf/templates", tmp_path))
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "standard"])
+def test_the_recipes_of_the_repository_are_valid(name: str) -> None:
+    recipe = read_recipe(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
+    assert recipe.output == Path("runs") / name
+    assert len(recipe.tasks) >= 3

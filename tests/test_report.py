@@ -1,0 +1,140 @@
+"""The report: one file that needs nothing else, and says what the results say."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipe_files import finished, private_dataset_cache  # noqa: F401
+
+from eidetic_hf.report import report_content, shard_history, write_report
+
+
+class Elements(HTMLParser):
+    """Collects the elements and attributes of a page, and finds elements that are not closed."""
+
+    VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def results(finished: Path) -> dict[str, Any]:  # noqa: F811
+    return json.loads((finished / "output" / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def page(results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_report(results, tmp_path_factory.mktemp("report") / "report.html").read_text()
+
+
+def test_the_report_loads_nothing_from_elsewhere(page: str) -> None:
+    elements = Elements(page)
+    assert not {"script", "link", "img", "image", "iframe", "object"} & set(elements.tags)
+    links = [value for _, name, value in elements.attributes if name in ("href", "src", "xlink:href", "data")]
+    assert all(value.startswith("#") for value in links)
+    addresses = set(re.findall(r"https?://[^\"'\s<]+", page))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}, "names of namespaces only"
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_the_report_has_three_pictures_in_the_color_of_the_page(page: str) -> None:
+    elements = Elements(page)
+    assert elements.tags.count("svg") == 3
+    assert elements.open == [], "every element is closed"
+    assert page.count("currentColor") > 30
+    assert "prefers-color-scheme: dark" in page
+    assert ("meta", "name", "viewport") in elements.attributes
+
+
+def test_the_report_shows_the_figures_of_the_results(page: str, results: dict[str, Any]) -> None:
+    assert f"<b>{results['average_accuracy']:.4f}</b>average accuracy" in page
+    assert "<b>0.0000</b>forgetting" in page
+    assert "verified: no committed task has changed" in page
+    for task in results["tasks"]:
+        assert f"{task['sha256']}  {task['shard']}" in page
+    assert page.count(">unchanged</span>") == 2, "the trunk and the first task, after the second"
+    assert "CHANGED" not in page
+
+
+def test_the_report_as_json_has_the_same_figures(results: dict[str, Any], tmp_path: Path) -> None:
+    write_report(results, tmp_path / "report.html")
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content == report_content(results)
+    assert content["matrix"] == results["matrix"]
+    assert [row["score"] for row in content["task_rows"]] == list(results["matrix"][-1]["scores"].values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+
+
+def test_labels_and_recipes_are_escaped(results: dict[str, Any], tmp_path: Path) -> None:
+    evil = copy.deepcopy(results)
+    evil["tasks"][0]["labels"] = ["<script>alert(1)</script>", "a & b"]
+    evil["recipe"] = "# </pre><script>alert(2)</script>"
+    evil["backbone"] = '"><img src=x>'
+    page = write_report(evil, tmp_path / "report.html").read_text()
+    assert not {"script", "img"} & set(Elements(page).tags)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;, a &amp; b" in page
+    assert "&lt;/pre&gt;&lt;script&gt;alert(2)" in page
+
+
+def test_a_changed_shard_and_a_failed_verification_are_shown(results: dict[str, Any], tmp_path: Path) -> None:
+    bad = copy.deepcopy(results)
+    bad["steps"][1]["shards"]["eidetic-task-first.safetensors"]["sha256"] = "0" * 64
+    bad["verify"] = {"ok": False, "text": "first: CHANGED\nFAILED: a committed task has changed", "tasks": []}
+    page = write_report(bad, tmp_path / "report.html").read_text()
+    assert '<span class="bad">CHANGED</span>' in page
+    assert '<div class="verdict bad">' in page
+
+
+def test_shard_history_compares_each_task_with_the_one_before() -> None:
+    steps = [
+        {"task": "a", "shards": {"eidetic-task-a.safetensors": {"sha256": "1"}}},
+        {
+            "task": "b",
+            "shards": {"eidetic-task-a.safetensors": {"sha256": "1"}, "eidetic-pool.safetensors": {"sha256": "9"}},
+        },
+        {"task": "c", "shards": {"eidetic-task-a.safetensors": {"sha256": "2"}}},
+    ]
+    (row,) = shard_history(steps)
+    assert row["shard"] == "eidetic-task-a.safetensors"
+    assert [cell["unchanged"] for cell in row["after"]] == [None, True, False]
+
+
+def test_a_report_of_a_single_task_has_no_transfer(results: dict[str, Any], tmp_path: Path) -> None:
+    one = copy.deepcopy(results)
+    one.update(tasks=one["tasks"][:1], steps=one["steps"][:1], matrix=one["matrix"][:1])
+    one.update(backward_transfer=None, forgetting=None, averaged_tasks=["first"])
+    page = write_report(one, tmp_path / "report.html").read_text()
+    assert "<b>-</b>forgetting" in page
+    assert "colors: 1 task in one model" in page
+
+
+def test_results_of_no_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no results of a run"):
+        write_report({"name": "x"}, tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
