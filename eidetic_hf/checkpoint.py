@@ -253,6 +253,9 @@ def _write_files(
     """Write all files of a checkpoint to `staging`, but the shards that the folder holds for good."""
     config = EideticConfig.from_dict(config.to_dict())
     config.name_or_path = ""  # where this machine keeps it is nobody's business
+    base = config.base_config
+    if base is not None and Path(base.name_or_path).is_dir():
+        base.name_or_path = Path(base.name_or_path).name
     known = old.files if old is not None else {}
     has_tasks = old is not None and bool(old.tasks)  # then their certificates vouch for the trunk, too
     config.files = {}
@@ -277,6 +280,8 @@ def _write_files(
     (staging / CARD_FILE).write_text(card, encoding="utf-8", errors="surrogateescape")
     for name in (SAFE_WEIGHTS_INDEX_NAME, CONFIG_FILE, CARD_FILE):
         _sync(staging / name)
+    for path in staging.iterdir():  # safetensors makes files that only their owner may read
+        shutil.copymode(staging / CONFIG_FILE, path)
     return config
 
 
@@ -318,7 +323,7 @@ def _card(existing: Path, config: EideticConfig) -> str:
     source = f"`{base}`" if base else f"a {config.base_config.model_type} backbone"  # type: ignore[union-attr]
     return (
         f"---\n{data.to_yaml()}\n---\n\n# Eidetic model\n\nOne model, several text tasks, learned one after another on "
-        f"{source} with [eidetic_hf](https://pypi.org/project/eidetic-hf/).\n\n{body}\n\n## Use\n\n"
+        f"{source} with eidetic_hf.\n\n{body}\n\n## Use\n\n"
         "```python\nfrom eidetic_hf import EideticModel\n\nmodel = EideticModel.from_pretrained(folder)\n"
         'model(**tokenizer(text, return_tensors="pt"), task=model.tasks[0])\n```\n'
     )

@@ -89,7 +89,7 @@ class EideticCallback(TrainerCallback):
         """Decide on a step of the search; turn an early stop of the fit phase into the start of pruning."""
         learner = _unwrap(kwargs["model"]).learner
         metrics = kwargs.get("metrics") or {}
-        self._last_metrics = metrics
+        self._last_metrics = {name: value for name, value in metrics.items() if name.startswith("eval_")}
         if learner is None:
             return
         step = state.global_step
@@ -236,6 +236,11 @@ class EideticTrainer(Trainer):
                 _check_dataset(record, name, part)
         kwargs.setdefault("compute_metrics", functools.partial(task_metrics, record))
         super().__init__(model=model, args=args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs are visible to one process, which the Trainer would use through DataParallel. Start "
+                "a process per GPU with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES=0."
+            )
         self._replace_progress_bar()
         self.add_callback(_PhaseCallback(task, self.pruning))
         if self.args.ddp_broadcast_buffers is None:

@@ -1098,3 +1098,17 @@ def test_a_converted_model_is_packed_and_answers_in_the_new_dtype(model: Eidetic
 def test_a_loaded_model_is_packed(saved: Path) -> None:
     layers = task_linears(EideticModel.from_pretrained(saved))
     assert layers and all(layer.is_packed() for layer in layers)
+
+
+def test_shards_may_be_read_by_whoever_may_read_the_configuration(saved: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in saved.glob("[!.]*")}
+    assert set(modes.values()) == {modes["config.json"]}, modes
+
+
+def test_no_path_of_this_machine_is_saved(tmp_path: Path) -> None:
+    tiny_backbone().save_pretrained(tmp_path / "backbone")
+    model = EideticModel.from_backbone(tmp_path / "backbone", trunk_layers=1)
+    model.save_pretrained(tmp_path / "model")
+    for name in ("config.json", "README.md"):
+        assert str(tmp_path) not in (tmp_path / "model" / name).read_text()
+    assert "`backbone`" in (tmp_path / "model" / "README.md").read_text()
