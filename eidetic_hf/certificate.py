@@ -18,7 +18,7 @@ PROBE_SHAPE = (4, 16)
 def tensor_digest(name: str, tensor: Tensor) -> bytes:
     """SHA-256 over a tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()
 
 

@@ -7,9 +7,9 @@
     eidetic-pool.safetensors            what is still free; absent in an inference-only release
     eidetic-learning.safetensors        only in a Trainer checkpoint in the middle of a task
 
-A save prepares every file in `.eidetic-save/` and then renames that folder to `.eidetic-commit/`. This one rename is the
-moment of change: before it, the folder holds the old checkpoint; after it, the new one, and whoever opens the folder next
-moves the files to their places, if the save did not come to it.
+A save prepares every file in `.eidetic-save/` and then renames that folder to `.eidetic-commit/`. This one rename is
+the moment of change: before it, the folder holds the old checkpoint; after it, the new one, and whoever opens the
+folder next moves the files to their places, if the save did not come to it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from huggingface_hub import ModelCardData
@@ -140,8 +140,8 @@ def _existing_config(folder: Path) -> EideticConfig | None:
         raise CheckpointError(f"{error} Save to an empty folder.") from error
     if values.get("model_type") != EideticConfig.model_type or (folder / "model.safetensors").exists():
         raise CheckpointError(
-            f"{folder} holds a model of another kind (model_type={values.get('model_type')!r}). Saving here would hide "
-            "or destroy it; save to an empty folder."
+            f"{folder} holds a model of another kind (model_type={values.get('model_type')!r}). Saving here would "
+            "hide or destroy it; save to an empty folder."
         )
     _check_format(folder, values)
     return EideticConfig.from_dict(values)
@@ -163,8 +163,8 @@ def _check_format(source: str | os.PathLike, values: Mapping[str, Any]) -> None:
     version = values.get("format_version", 0)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{source} was written in format {version}, this version of eidetic_hf reads up to {FORMAT_VERSION}. Upgrade "
-            "with: pip install -U eidetic-hf"
+            f"{source} was written in format {version}, this version of eidetic_hf reads up to {FORMAT_VERSION}. "
+            "Upgrade with: pip install -U eidetic-hf"
         )
 
 
@@ -180,12 +180,13 @@ def _check_same_tasks(folder: Path, old: EideticConfig, new: EideticConfig) -> N
             )
         if old.serves(task.name) and not new.serves(task.name):
             raise CheckpointError(
-                f"{folder} answers for the task '{task.name}', which this model was loaded without. Save to another folder."
+                f"{folder} answers for the task '{task.name}', which this model was loaded without. Save to another "
+                "folder."
             )
         if tasks[task.name].certificate.get("weights_sha256") != task.certificate.get("weights_sha256"):
             raise CheckpointError(
-                f"{folder} holds another '{task.name}' than this model: saving would change its shard. Save to another "
-                "folder."
+                f"{folder} holds another '{task.name}' than this model: saving would change its shard. Save to "
+                "another folder."
             )
 
 
@@ -217,11 +218,15 @@ def write_checkpoint(
         if old is not None:
             _check_same_tasks(folder, old, config)
             if resumable and not old.learning:
-                raise CheckpointError(f"{folder} holds a finished model, and the task '{config.learning}' is being learned. "
-                                      "Save to another folder, or commit the task first.")  # fmt: skip
+                raise CheckpointError(
+                    f"{folder} holds a finished model, and the task '{config.learning}' is being learned. Save to "
+                    "another folder, or commit the task first."
+                )
             if old.pool and not with_pool:
-                raise CheckpointError(f"{folder} holds the pool of free units, which a save without it would delete. Save "
-                                      "the inference-only release to another folder.")  # fmt: skip
+                raise CheckpointError(
+                    f"{folder} holds the pool of free units, which a save without it would delete. Save the "
+                    "inference-only release to another folder."
+                )
         shards: dict[str, dict[str, Tensor]] = {}
         for name, tensor in sorted(tensors.items()):
             owner = owner_of(name)
@@ -254,7 +259,7 @@ def _write_files(
     config = EideticConfig.from_dict(config.to_dict())
     config.name_or_path = ""  # where this machine keeps it is nobody's business
     base = config.base_config
-    if base is not None and Path(base.name_or_path).is_dir():
+    if base is not None and base.name_or_path and Path(base.name_or_path).is_dir():
         base.name_or_path = Path(base.name_or_path).name
     known = old.files if old is not None else {}
     has_tasks = old is not None and bool(old.tasks)  # then their certificates vouch for the trunk, too
@@ -320,10 +325,10 @@ def _card(existing: Path, config: EideticConfig) -> str:
         return head + body + tail if begin and end else f"{text.rstrip()}\n\n{body}\n"
     base = getattr(config.base_config, "_name_or_path", "") or None
     data = ModelCardData(library_name="eidetic_hf", tags=["eidetic", "continual-learning"])
-    source = f"`{base}`" if base else f"a {config.base_config.model_type} backbone"  # type: ignore[union-attr]
+    source = f"`{base}`" if base else f"a {config.base_config.model_type} backbone"
     return (
-        f"---\n{data.to_yaml()}\n---\n\n# Eidetic model\n\nOne model, several text tasks, learned one after another on "
-        f"{source} with eidetic_hf.\n\n{body}\n\n## Use\n\n"
+        f"---\n{data.to_yaml()}\n---\n\n# Eidetic model\n\nOne model, several text tasks, learned one after another "
+        f"on {source} with eidetic_hf.\n\n{body}\n\n## Use\n\n"
         "```python\nfrom eidetic_hf import EideticModel\n\nmodel = EideticModel.from_pretrained(folder)\n"
         'model(**tokenizer(text, return_tensors="pt"), task=model.tasks[0])\n```\n'
     )
@@ -347,7 +352,7 @@ def resolve_file(source: str | os.PathLike, name: str, hub: Mapping[str, Any]) -
         if not path.exists():
             raise CheckpointError(f"{folder} has no {name}: the checkpoint is incomplete. Copy it again.")
         return path
-    return Path(cached_file(str(source), name, **hub))  # type: ignore[arg-type]
+    return Path(cast(str, cached_file(str(source), name, **hub)))  # None only if told not to raise
 
 
 def read_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> EideticConfig:
@@ -358,10 +363,8 @@ def read_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> EideticCon
     """
     folder = Path(source)
     if folder.is_dir():
-        try:
+        with suppress(OSError):  # A read-only folder: its files are read from where the save left them.
             finish_interrupted_save(folder)
-        except OSError:
-            pass  # A read-only folder: its files are read from where the save left them.
     values = _config_values(resolve_file(source, CONFIG_FILE, hub))
     if values.get("model_type") != EideticConfig.model_type:
         raise CheckpointError(
@@ -372,8 +375,8 @@ def read_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> EideticCon
     config = EideticConfig.from_dict(values)
     if config.learning:
         raise CheckpointError(
-            f"{source} is a Trainer checkpoint in the middle of learning '{config.learning}', not a release. Resume it "
-            f"with trainer.train(resume_from_checkpoint={str(source)!r})."
+            f"{source} is a Trainer checkpoint in the middle of learning '{config.learning}', not a release. Resume "
+            f"it with trainer.train(resume_from_checkpoint={str(source)!r})."
         )
     needed = {
         TRUNK_FILE,
@@ -382,8 +385,8 @@ def read_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> EideticCon
     }
     if needed != set(config.files):
         raise CheckpointError(
-            f"The tasks and the files in config.json of {source} disagree about {sorted(needed ^ set(config.files))}. It was "
-            "edited; copy the whole folder again."
+            f"The tasks and the files in config.json of {source} disagree about "
+            f"{sorted(needed ^ set(config.files))}. It was edited; copy the whole folder again."
         )
     return config
 
@@ -426,15 +429,17 @@ def _check_index(path: Path, weight_map: Any, config: EideticConfig) -> None:
             )
         if file_name != shard_file(owner_of(name)):
             raise CheckpointError(
-                f"{path} maps {name} to {file_name!r}, expected {shard_file(owner_of(name))!r}. The index was edited, or "
-                "the checkpoint was written by another version."
+                f"{path} maps {name} to {file_name!r}, expected {shard_file(owner_of(name))!r}. The index was edited, "
+                "or the checkpoint was written by another version."
             )
     listed, recorded = set(weight_map.values()), set(config.files)
     needed = {TRUNK_FILE, *(shard_file(task_key(task.name)) for task in config.tasks)}
     if listed != recorded or not needed <= recorded:
         difference = sorted(listed ^ recorded) or sorted(needed - recorded)
-        raise CheckpointError(f"config.json and {path.name} of {path.parent} disagree about {difference}. They are from "
-                              "different saves; copy the whole folder again.")  # fmt: skip
+        raise CheckpointError(
+            f"config.json and {path.name} of {path.parent} disagree about {difference}. They are from different "
+            "saves; copy the whole folder again."
+        )
 
 
 def _read_shard(path: Path, recorded: Mapping[str, Any], expected: set[str]) -> dict[str, Tensor]:
@@ -451,8 +456,8 @@ def _read_shard(path: Path, recorded: Mapping[str, Any], expected: set[str]) -> 
     sha256 = sha256_of(path)
     if sha256 != recorded["sha256"]:
         raise CheckpointError(
-            f"{path} is not the file that was saved: its SHA-256 is {sha256}, config.json has {recorded['sha256']}. It "
-            "was edited or swapped; copy it again."
+            f"{path} is not the file that was saved: its SHA-256 is {sha256}, config.json has {recorded['sha256']}. "
+            "It was edited or swapped; copy it again."
         )
     try:
         with safe_open(path, framework="pt") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -136,7 +136,8 @@ class EideticConfig(PreTrainedConfig):
         if isinstance(base_config, dict):
             values = dict(base_config)
             base_config = AutoConfig.for_model(values.pop("model_type"), **values)
-        self.base_config = base_config
+        # None only in the bare `EideticConfig()` that transformers compares configurations with.
+        self.base_config = cast(PreTrainedConfig, base_config)
         self.trunk_layers = trunk_layers
         self.trunk_pretrained = trunk_pretrained
         self.forward_transfer = forward_transfer

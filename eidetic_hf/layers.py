@@ -1,14 +1,15 @@
 """The layers of a masked network: units owned by tasks, projections made of segments, one norm per task.
 
-A **unit** (an attention head, an MLP neuron) is a run of rows in every projection that takes part in it; out-projections
-are stored transposed, so that this holds for them too. A `UnitGroup` keeps the books of one kind of unit in one layer:
-which task owns which unit, which are still in the pool. Its member `TaskLinear`s hold the rows, packed as
+A **unit** (an attention head, an MLP neuron) is a run of rows in every projection that takes part in it;
+out-projections are stored transposed, so that this holds for them too. A `UnitGroup` keeps the books of one kind of
+unit in one layer: which task owns which unit, which are still in the pool. Its member `TaskLinear`s hold the rows,
+packed as
 
     [ segment of the first task | segment of the second | ... | pool ]
 
-so that the units a task sees, its ancestors' and its own, are a range of rows that starts at the first: a view, no copy.
-Where they are not (a task that skips an ancestor, or masks some of its units out), the rows are gathered once and cached.
-What a task does not see is never read, not even to be multiplied by zero.
+so that the units a task sees, its ancestors' and its own, are a range of rows that starts at the first: a view, no
+copy. Where they are not (a task that skips an ancestor, or masks some of its units out), the rows are gathered once
+and cached. What a task does not see is never read, not even to be multiplied by zero.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,17 @@ class Slots(nn.Module):
         value = self._parameters.get(key)
         return value if value is not None else self._buffers.get(key)
 
+    def need(self, key: str) -> Tensor:
+        """The tensor of `key`.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        value = self.get(key)
+        if value is None:
+            raise KeyError(f"There is no tensor in the slot '{key}'.")
+        return value
+
     def put(self, key: str, value: Tensor | nn.Parameter | None) -> None:
         """Set the tensor of `key`: a `Parameter` can be trained, any other tensor is a buffer. `None` removes it."""
         self._parameters.pop(key, None)
@@ -136,6 +148,11 @@ class Segment(nn.Module):
             else:
                 self.register_parameter(name, nn.Parameter(value))
 
+    def zeros(self, rows: int) -> Segment:
+        """A segment of `rows` rows of zeros, of the same dtype and device, and with a bias if this has one."""
+        bias = None if self.bias is None else self.bias.new_zeros(rows)
+        return Segment(self.weight.new_zeros(rows, self.weight.shape[1]), bias)
+
 
 class UnitProbe(torch.autograd.Function):
     """Identity that reads, in the backward pass, how much the loss depends on each unit's output.
@@ -147,7 +164,10 @@ class UnitProbe(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, scores: Tensor, index: Tensor | None, view: View) -> Tensor:
-        """Pass `hidden`, `(batch, sequence, units * width)`, through; `scores`, `(units in all,)`, adds up importance."""
+        """Pass `hidden`, `(batch, sequence, units * width)`, through.
+
+        `scores`, `(units in all,)`, adds up importance.
+        """
         ctx.save_for_backward(hidden)
         ctx.scores, ctx.index, ctx.view = scores, index, view
         return hidden.view_as(hidden)
@@ -218,6 +238,22 @@ class UnitGroup(nn.Module):
         """Number of units in the group."""
         return sum(map(self.count, [*self.order, POOL]))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the books are kept."""
+        return self.units.need(POOL).device
+
+    def kept(self, suffix: str = "") -> Tensor:
+        """Which free units the task being learned still keeps, boolean, `(units,)`.
+
+        With `suffix="_ancestors"`: which of its ancestors' units.
+        """
+        return self.progress.need(f"kept{suffix}")
+
+    def importance(self, suffix: str = "") -> Tensor:
+        """Importance that probes added up for the units of `kept`, `(units,)`."""
+        return self.progress.need(f"importance{suffix}")
+
     def positions(self, keys: list[str]) -> Tensor:
         """Places of the units of these tasks in packed order, `(units,)`."""
         starts, start = {}, 0
@@ -225,8 +261,7 @@ class UnitGroup(nn.Module):
             starts[key] = start
             start += self.count(key)
         ranges = [torch.arange(starts[key], starts[key] + self.count(key)) for key in keys]
-        device = self.units.get(POOL).device  # type: ignore[union-attr]
-        return torch.cat(ranges).to(device) if ranges else torch.zeros(0, dtype=torch.long, device=device)
+        return torch.cat(ranges).to(self.device) if ranges else torch.zeros(0, dtype=torch.long, device=self.device)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -278,7 +313,7 @@ class UnitGroup(nn.Module):
 
     def begin(self, ancestors: list[str]) -> None:
         """Open the pool for a task: every free unit starts as kept."""
-        device = self.units.get(POOL).device  # type: ignore[union-attr]
+        device = self.device
         self.ancestors[LEARNING] = ancestors
         free, inherited = self.count(POOL), sum(map(self.count, ancestors))
         self.progress.put("kept", torch.ones(free, dtype=torch.bool, device=device))
@@ -286,7 +321,7 @@ class UnitGroup(nn.Module):
         self.progress.put("kept_ancestors", torch.ones(inherited, dtype=torch.bool, device=device))
         self.progress.put("importance_ancestors", torch.zeros(inherited, device=device))
         if inherited:
-            dtype = self.members[-1].segments[POOL].weight.dtype
+            dtype = self.members[-1].segment(POOL).weight.dtype
             self.gates.put(LEARNING, nn.Parameter(torch.zeros(inherited, device=device, dtype=dtype)))
         for member in self.members:
             member.begin()
@@ -304,19 +339,16 @@ class UnitGroup(nn.Module):
 
     def snapshot(self) -> Any:
         """What `undo_commit` needs."""
-        return self.units.get(POOL), [member.segments[POOL] for member in self.members]
+        return self.units.need(POOL), [member.segment(POOL) for member in self.members]
 
     def commit(self, key: str, recycle_std: float | None) -> None:
         """Give the kept pool units to `key`, as buffers."""
-        kept = self.progress.get("kept")
-        ids, gates = self.units.get(POOL), self.gates.get(LEARNING)
-        assert kept is not None and ids is not None
+        kept, ids, gates = self.kept(), self.units.need(POOL), self.gates.get(LEARNING)
         staged = [member.stage(kept, recycle_std) for member in self.members]
         self.units.put(key, ids[kept])
         self.units.put(POOL, ids[~kept])
         if gates is not None:
-            mask = self.progress.get("kept_ancestors")
-            self.gates.put(key, torch.where(mask, 1 + gates.detach(), 0))  # type: ignore[arg-type]
+            self.gates.put(key, torch.where(self.kept("_ancestors"), 1 + gates.detach(), 0))
         self.order.append(key)
         self.ancestors[key] = list(self.ancestors[LEARNING])
         for member, (segment, pool) in zip(self.members, staged, strict=True):
@@ -341,14 +373,12 @@ class UnitGroup(nn.Module):
 
     def rebuild(self, key: str, ancestors: list[str], n_units: int) -> None:
         """Make room for a committed task's tensors, which a checkpoint will fill."""
-        ids = self.units.get(POOL)
-        assert ids is not None
         self.order.append(key)
         self.ancestors[key] = ancestors
-        self.units.put(key, ids.new_zeros(n_units))
+        self.units.put(key, self.units.need(POOL).new_zeros(n_units))
         inherited = sum(map(self.count, ancestors))
         if inherited:
-            self.gates.put(key, torch.ones(inherited, dtype=self.members[0].segments[POOL].weight.dtype))
+            self.gates.put(key, torch.ones(inherited, dtype=self.members[0].segment(POOL).weight.dtype))
         for member in self.members:
             member.rebuild(key, n_units)
 
@@ -356,15 +386,11 @@ class UnitGroup(nn.Module):
         """Make room for a pool of `n_units`, which a checkpoint will fill."""
         self.units.put(POOL, torch.zeros(n_units, dtype=torch.int32))
         for member in self.members:
-            pool = member.segments[POOL]
-            rows = n_units * member.width
-            bias = None if pool.bias is None else pool.bias.new_zeros(rows)
-            member.segments[POOL] = Segment(pool.weight.new_zeros(rows, pool.weight.shape[1]), bias)
+            member.segments[POOL] = member.segment(POOL).zeros(n_units * member.width)
 
     def expand(self, n_units: int, std: float) -> None:
-        """Add units to the pool: random in-projections, out-projections that start at zero, so that nothing changes."""
-        ids = self.units.get(POOL)
-        assert ids is not None
+        """Add units to the pool: random in-projections; out-projections start at zero, so that nothing changes."""
+        ids = self.units.need(POOL)
         new_ids = torch.arange(self.total, self.total + n_units, dtype=ids.dtype, device=ids.device)
         self.units.put(POOL, torch.cat([ids, new_ids]))
         for member in self.members:
@@ -408,20 +434,31 @@ class TaskLinear(nn.Module):
         """The units that the rows belong to."""
         return self._group[0]
 
+    def segment(self, key: str) -> Segment:
+        """The rows of a task, of the pool, or of the task being learned (`KeyError` if there are none)."""
+        return cast(Segment, self.segments[key])
+
     def extra_repr(self) -> str:
+        """Shape and role, for `print(model)`."""
         role = "out" if self.is_output else "in"
         return f"{self.in_features} -> {self.out_features}, {role}-projection of {self.group.name}, width={self.width}"
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def _owned(self) -> list[Segment]:
-        return [self.segments[key] for key in [*self.group.order, POOL]]  # type: ignore[misc]
+        return [self.segment(key) for key in [*self.group.order, POOL]]
+
+    @property
+    def packed(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of all segments and the pool, in packed order."""
+        assert self._packed is not None
+        return self._packed
 
     def pack(self) -> None:
         """Lay all segments and the pool into one fresh, aligned tensor, and make each of them a view of it."""
         parts = self._owned()
         weight = torch.cat([part.weight for part in parts])
-        bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])  # type: ignore[misc]
+        bias = None if parts[0].bias is None else torch.cat([cast(Tensor, part.bias) for part in parts])
         start = 0
         for part in parts:
             stop = start + part.weight.shape[0]
@@ -463,11 +500,11 @@ class TaskLinear(nn.Module):
 
     def begin(self) -> None:
         """Make a trainable working copy of the pool, and of the private bias."""
-        pool = self.segments[POOL]
+        pool, private = self.segment(POOL), self.biases.get(POOL)
         bias = None if pool.bias is None else pool.bias.clone()
-        self.segments[LEARNING] = Segment(pool.weight.clone(), bias, trainable=True)  # type: ignore[operator]
-        if self.biases.get(POOL) is not None:
-            self.biases.put(LEARNING, nn.Parameter(self.biases.get(POOL).clone()))  # type: ignore[union-attr]
+        self.segments[LEARNING] = Segment(pool.weight.clone(), bias, trainable=True)
+        if private is not None:
+            self.biases.put(LEARNING, nn.Parameter(private.clone()))
 
     def end(self) -> None:
         """Drop the working copy."""
@@ -483,17 +520,14 @@ class TaskLinear(nn.Module):
 
     def stage(self, kept: Tensor, recycle_std: float | None) -> tuple[Segment, Segment]:
         """Copies of the kept rows of the working copy, and of the pool without them; nothing is changed."""
-        working, pool = self.segments[LEARNING], self.segments[POOL]
+        working, pool = self.segment(LEARNING), self.segment(POOL)
         mask = kept.repeat_interleave(self.width)
-        owned, free = [], []
-        for name in ("weight", "bias"):
-            learned, pretrained = getattr(working, name), getattr(pool, name)
-            owned.append(None if learned is None else learned.detach()[mask])
-            rest = None if pretrained is None else pretrained[~mask]
-            if rest is not None and recycle_std is not None:
-                rest = torch.randn_like(rest) * recycle_std if name == "weight" else torch.zeros_like(rest)
-            free.append(rest)
-        return Segment(owned[0], owned[1]), Segment(free[0], free[1])  # type: ignore[arg-type]
+        owned = Segment(working.weight.detach()[mask], None if working.bias is None else working.bias.detach()[mask])
+        weight, bias = pool.weight[~mask], None if pool.bias is None else pool.bias[~mask]
+        if recycle_std is not None:
+            weight = torch.randn_like(weight) * recycle_std
+            bias = None if bias is None else torch.zeros_like(bias)
+        return owned, Segment(weight, bias)
 
     def replace(self, key: str, segment: Segment, pool: Segment) -> None:
         """Take over what `stage` returned."""
@@ -506,21 +540,19 @@ class TaskLinear(nn.Module):
 
     def rebuild(self, key: str, n_units: int) -> None:
         """Make room for a committed task's tensors, which a checkpoint will fill."""
-        pool = self.segments[POOL]
-        rows = n_units * self.width
-        bias = None if pool.bias is None else pool.bias.new_zeros(rows)  # type: ignore[operator]
-        self.segments[key] = Segment(pool.weight.new_zeros(rows, pool.weight.shape[1]), bias)  # type: ignore[operator]
-        if self.biases.get(POOL) is not None:
-            self.biases.put(key, torch.zeros_like(self.biases.get(POOL)))  # type: ignore[arg-type]
+        private = self.biases.get(POOL)
+        self.segments[key] = self.segment(POOL).zeros(n_units * self.width)
+        if private is not None:
+            self.biases.put(key, torch.zeros_like(private))
 
     def expand(self, n_units: int, std: float) -> None:
         """Add rows to the pool: zeros in an out-projection, else drawn from a normal distribution."""
-        pool = self.segments[POOL]
-        new = pool.weight.new_zeros(n_units * self.width, pool.weight.shape[1])  # type: ignore[operator]
+        pool = self.segment(POOL)
+        new = pool.zeros(n_units * self.width)
         if not self.is_output:
-            new.normal_(0, std)
-        bias = None if pool.bias is None else torch.cat([pool.bias, pool.bias.new_zeros(len(new))])  # type: ignore[list-item, operator]
-        self.segments[POOL] = Segment(torch.cat([pool.weight, new]), bias)  # type: ignore[list-item]
+            new.weight.normal_(0, std)
+        bias = None if pool.bias is None or new.bias is None else torch.cat([pool.bias, new.bias])
+        self.segments[POOL] = Segment(torch.cat([pool.weight, new.weight]), bias)
         self.pack()
 
     # -- forward --------------------------------------------------------------------------------------------------
@@ -529,12 +561,12 @@ class TaskLinear(nn.Module):
     @torch.no_grad()
     def _gather(self, view: UnitView) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of a view: slices of the packed tensors where its units are the first ones."""
-        assert self._packed is not None
+        weight, bias = self.packed
         if view.positions is None:
             stop = view.count * self.width
-            return self._packed[0][:stop], None if self._packed[1] is None else self._packed[1][:stop]
+            return weight[:stop], None if bias is None else bias[:stop]
         rows = self.rows(view.positions)
-        return self._packed[0][rows], None if self._packed[1] is None else self._packed[1][rows]
+        return weight[rows], None if bias is None else bias[rows]
 
     @torch.inference_mode(False)
     def _plan(self, key: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -564,7 +596,7 @@ class TaskLinear(nn.Module):
         key = f"{LEARNING}:{view.teacher}"
         if key not in self._plans:
             self._plans[key] = (*self._gather(ancestors), None)
-        working: Segment = self.segments[LEARNING]  # type: ignore[assignment]
+        working = self.segment(LEARNING)
         weight, bias = working.weight, working.bias
         if kept is not None:
             rows = self.rows(kept)
@@ -580,21 +612,21 @@ class TaskLinear(nn.Module):
 
     def _learning_output(self, hidden: Tensor, view: View) -> Tensor:
         old_weight, _, weight, _ = self._learning_weights(view)
-        ancestors, kept_ancestors, kept = self.group.learning_view(view.teacher)
-        progress, bias = self.group.progress, self.biases.get(LEARNING)
+        _, kept_ancestors, kept = self.group.learning_view(view.teacher)
+        group, bias = self.group, self.biases.get(LEARNING)
         old, new = hidden.split([len(old_weight), len(weight)], dim=-1)
         output = None
         if len(old_weight):
-            gates = 1 + self.group.gates.get(LEARNING)  # type: ignore[operator]
+            gates = 1 + group.gates.need(LEARNING)
             if kept_ancestors is not None:
                 gates = gates[kept_ancestors]
             old = old * gates.repeat_interleave(self.width).to(old.dtype)
             if view.probe is not None:
-                old = UnitProbe.apply(old, progress.get("importance_ancestors"), kept_ancestors, view)
+                old = UnitProbe.apply(old, group.importance("_ancestors"), kept_ancestors, view)
             output = F.linear(old, old_weight.t(), None if len(weight) else bias)
         if len(weight):
             if view.probe is not None:
-                new = UnitProbe.apply(new, progress.get("importance"), kept, view)
+                new = UnitProbe.apply(new, group.importance(), kept, view)
             own = F.linear(new, weight.t(), bias)
             output = own if output is None else output + own
         assert output is not None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,9 @@ _HUB_ARGUMENTS = (
 
 
 class EideticModel(PreTrainedModel):
-    """One backbone, many tasks. Invariant: after `commit_task(t)`, nothing changes a tensor that task t's output reads.
+    """One backbone, many tasks.
+
+    Invariant: after `commit_task(t)`, nothing changes a tensor that task t's output reads.
 
     Make one with `from_backbone` or `from_pretrained`. At rest it has no Parameter at all: every tensor is a buffer,
     out of any optimizer's reach. While a task is being learned, the working copy of the pool, the task's private
@@ -76,9 +78,8 @@ class EideticModel(PreTrainedModel):
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = (
-        False  # The Trainer then divides by the accumulation steps itself, as the loss here is a mean.
-    )
+    # The Trainer then divides by the accumulation steps itself, as the loss here is a mean.
+    accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -86,7 +87,7 @@ class EideticModel(PreTrainedModel):
 
     def __init__(self, config: EideticConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        architecture = architecture_of(config.base_config)  # type: ignore[arg-type]
+        architecture = architecture_of(config.base_config)
         if backbone is None:
             backbone = AutoModel.from_config(config.base_config)
         validate(architecture, backbone)
@@ -103,7 +104,7 @@ class EideticModel(PreTrainedModel):
         self._backbone_arguments = set(inspect.signature(backbone.forward).parameters)
         self._wire(architecture)
         for name, n_units in config.expanded.items():
-            self.groups[_module_name(name)].expand(n_units, 0.0)  # type: ignore[operator]
+            cast(UnitGroup, self.groups[_module_name(name)]).expand(n_units, 0.0)
         for task in config.tasks:
             self._rebuild(task)
         self._resize_pool()
@@ -143,7 +144,7 @@ class EideticModel(PreTrainedModel):
         pretrained = not isinstance(backbone, PreTrainedConfig)
         if isinstance(backbone, PreTrainedModel):
             architecture_of(backbone.config)
-            model = backbone.base_model
+            model = cast(PreTrainedModel, backbone.base_model)
         elif isinstance(backbone, PreTrainedConfig):
             architecture_of(backbone)
             model = AutoModel.from_config(backbone, **kwargs)
@@ -188,6 +189,7 @@ class EideticModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
+            model_args: there are none.
             config: not needed; taken from the checkpoint.
             tasks: names of the tasks to load; only their shards, and those of the tasks whose units they read, are
                 opened. The model then answers for these tasks only, and learns nothing more.
@@ -207,20 +209,20 @@ class EideticModel(PreTrainedModel):
         if attn_implementation is None and config is not None:
             attn_implementation = config._attn_implementation
         if tasks is None and config is not None and any(isinstance(task, str) for task in config.tasks):
-            tasks = config.tasks  # type: ignore[assignment]  # AutoModel.from_pretrained(..., tasks=[...]) puts them here
+            tasks = cast(list[str], config.tasks)  # AutoModel.from_pretrained(..., tasks=[...]) puts them here
         if tasks is not None:
             _restrict(own_config, tasks)
         elif config is not None and config.served is not None:
             _restrict(own_config, config.served)
         tensors = read_tensors(pretrained_model_name_or_path, own_config, hub)
         if attn_implementation is not None:
-            own_config.base_config._attn_implementation = attn_implementation  # type: ignore[union-attr]
+            own_config.base_config._attn_implementation = attn_implementation
         with no_init_weights():
             model = cls(own_config)
         model._fill(tensors)
         model.config.name_or_path = str(pretrained_model_name_or_path)
-        if dtype not in (None, "auto"):
-            model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        if dtype is not None and dtype != "auto":
+            cast(nn.Module, model).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if device_map is not None:
             if isinstance(device_map, Mapping) and set(device_map) == {""}:
                 device_map = device_map[""]
@@ -228,7 +230,8 @@ class EideticModel(PreTrainedModel):
                 device_map = "cuda" if torch.cuda.is_available() else "cpu"
             model.to(device_map)
         if kwargs.get("output_loading_info"):
-            return model, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}  # type: ignore[return-value]
+            info: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+            return model, info  # type: ignore[return-value]
         return model
 
     def _wire(self, architecture: Architecture) -> None:
@@ -238,11 +241,11 @@ class EideticModel(PreTrainedModel):
         for index in range(self.config.trunk_layers, len(layers)):
             layer = layers[index]
             for kind, paths in (("heads", architecture.heads), ("neurons", architecture.neurons)):
-                output = layer.get_submodule(paths.output)
+                output = cast(nn.Linear, layer.get_submodule(paths.output))
                 group = UnitGroup(f"layers.{index}.{kind}", n_heads if kind == "heads" else output.in_features)
                 self.groups[_module_name(group.name)] = group
                 for path in (*paths.inputs, paths.output):
-                    linear = layer.get_submodule(path)
+                    linear = cast(nn.Linear, layer.get_submodule(path))
                     _replace(layer, path, TaskLinear(linear.weight, linear.bias, group, path == paths.output))
             _replace_norms(layer)
         for path in architecture.final_norms:
@@ -308,7 +311,7 @@ class EideticModel(PreTrainedModel):
                 module.pack()
 
     def _groups(self) -> list[UnitGroup]:
-        return list(self.groups.values())  # type: ignore[arg-type]
+        return cast(list[UnitGroup], list(self.groups.values()))
 
     def _norms(self) -> list[TaskNorm]:
         return [module for module in self.backbone.modules() if isinstance(module, TaskNorm)]
@@ -358,9 +361,10 @@ class EideticModel(PreTrainedModel):
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
     ) -> None:
-        super()._set_gradient_checkpointing(enable, _CheckpointWithView(gradient_checkpointing_func), **kwargs)
+        function = _CheckpointWithView(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, function, every_n_layers)
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
@@ -423,8 +427,8 @@ class EideticModel(PreTrainedModel):
             raise TaskError(f"There is a task '{name}' already ({state}). Choose another name.")
         if not self.config.pool:
             raise TaskError(
-                "This model has no pool: it was released for inference only, or loaded with tasks=[...]. Load the whole "
-                "checkpoint to learn a new task."
+                "This model has no pool: it was released for inference only, or loaded with tasks=[...]. Load the "
+                "whole checkpoint to learn a new task."
             )
         if problem_type == "regression" and not labels:
             labels = ["score"]
@@ -701,9 +705,9 @@ class EideticModel(PreTrainedModel):
         return VerificationReport([self._verify_task(self.record(name), cache) for name in tasks or self.tasks])
 
     def _verify_task(self, record: TaskRecord, cache: dict[str, bytes]) -> TaskVerification:
-        probe = self.probes[task_key(record.name)]
+        probe = cast(Slots, self.probes[task_key(record.name)])
         tensors = self.task_tensors(record.name)
-        now, then = tensor_digests(tensors, cache), probe.get("digests").cpu()  # type: ignore[operator]
+        now, then = tensor_digests(tensors, cache), probe.need("digests").cpu()
         first = None
         if now.shape != then.shape:
             first = f"(the closed set has {len(now)} tensors, at commit it had {len(then)})"
@@ -714,9 +718,9 @@ class EideticModel(PreTrainedModel):
         before = record.certificate["environment"]
         after = environment(self.device, self.dtype, self.backbone.config._attn_implementation)
         changes = {key: (before.get(key), after[key]) for key in after if before.get(key) != after[key]}
-        inputs = {name: probe.get(name) for name in ("input_ids", "attention_mask")}  # type: ignore[operator]
+        inputs = {name: probe.need(name) for name in ("input_ids", "attention_mask")}
         logits = self._probe_logits(inputs, record.name)
-        match, difference = compare_logits(probe.get("logits"), logits, not changes)  # type: ignore[operator]
+        match, difference = compare_logits(probe.need("logits"), logits, not changes)
         digest = record.certificate["weights_sha256"]
         return TaskVerification(record.name, first is None, match, first, changes, difference, digest)
 
@@ -736,8 +740,8 @@ class EideticModel(PreTrainedModel):
                 continue
             if name not in own or not torch.equal(own[name].cpu(), state_dict[name].cpu()):
                 raise CheckpointError(
-                    f"The state to load has another {name} than this model, and it is frozen. The checkpoint belongs to "
-                    "another model; load the one that it was made from."
+                    f"The state to load has another {name} than this model, and it is frozen. The checkpoint belongs "
+                    "to another model; load the one that it was made from."
                 )
             state_dict[name] = own[name]
         if self.learner is not None:
@@ -789,9 +793,11 @@ class EideticModel(PreTrainedModel):
             token_type_ids: `(batch, sequence)`; ignored by backbones without them.
             position_ids: `(batch, sequence)`.
             inputs_embeds: in place of `input_ids`, `(batch, sequence, hidden)`.
-            labels: `(batch,)` int64; `(batch, labels)` float for multi-label; `(batch,)` or `(batch, targets)` float for
-                regression.
+            labels: `(batch,)` int64; `(batch, labels)` float for multi-label; `(batch,)` or `(batch, targets)` float
+                for regression.
             task: name of the task; the one being learned, or the only one, by default.
+            return_dict: `False` for a tuple; as the configuration says by default.
+            kwargs: further arguments for the backbone, such as `output_hidden_states`.
 
         Returns:
             `loss` (if labels are given) and `logits`, `(batch, labels)`.
@@ -805,7 +811,8 @@ class EideticModel(PreTrainedModel):
             name = self._resolve_task(task)
             view = self._view(name, attention_mask)
         else:
-            name = self.learner.name  # type: ignore[union-attr]
+            assert self.learner is not None
+            name = self.learner.name
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -827,9 +834,9 @@ class EideticModel(PreTrainedModel):
         return result if use_dict else result.to_tuple()
 
     def _view(self, name: str, attention_mask: Tensor | None) -> View:
-        if name != self.learning:
+        if self.learner is None or name != self.learner.name:
             return View(task_key(name))
-        probe = self.learner.active_probe if self.training else None  # type: ignore[union-attr]
+        probe = self.learner.active_probe if self.training else None
         return View(LEARNING, probe=probe, token_mask=attention_mask)
 
     def _run(self, view: View, inputs: Mapping[str, Any], **kwargs: Any) -> Any:
@@ -846,10 +853,10 @@ class EideticModel(PreTrainedModel):
 
     def _distil(self, loss: Tensor, logits: Tensor, name: str, inputs: dict[str, Any]) -> Tensor:
         """Mix in the distance from the logits of the task's own unpruned network (Hinton et al., arXiv 1503.02531)."""
-        teacher = self.learner.teacher()  # type: ignore[union-attr]
+        assert self.learner is not None
+        teacher, config = self.learner.teacher(), self.learner.config
         if not teacher:
             return loss
-        config = self.learner.config  # type: ignore[union-attr]
         with torch.no_grad(), self._in_eval_mode():
             view = View(LEARNING, teacher=True)
             target = torch.func.functional_call(self, teacher, kwargs={**inputs, "view": view}).logits
@@ -891,6 +898,7 @@ class EideticModel(PreTrainedModel):
             push_to_hub: upload the folder afterwards (`repo_id`, `token`, ... as in transformers).
             max_shard_size: accepted for compatibility; there is one shard per task, whatever its size.
             include_pool: `False` leaves out what is still free: a smaller release that can only infer.
+            kwargs: for `push_to_hub`; ignored without it.
 
         Raises:
             CheckpointError: if the folder holds something that this would lose or change, or a committed task is not
@@ -923,16 +931,16 @@ class EideticModel(PreTrainedModel):
             then = task.certificate["environment"]["dtype"]
             if then != str(self.dtype).removeprefix("torch."):
                 raise CheckpointError(
-                    f"This model computes in {self.dtype}, but the task '{task.name}' was committed in {then}. Saving would "
-                    f"change its shard. Load the checkpoint with dtype=torch.{then} to save it."
+                    f"This model computes in {self.dtype}, but the task '{task.name}' was committed in {then}. Saving "
+                    f"would change its shard. Load the checkpoint with dtype=torch.{then} to save it."
                 )
             tensors = self.task_tensors(task.name)
             digests = tensor_digests(tensors, cache)
             if digest_of_digests(digests) != task.certificate["weights_sha256"]:
                 report = self._verify_task(task, cache)
                 raise CheckpointError(
-                    f"The committed task '{task.name}' has changed in memory, first in {report.first_difference}. It was not "
-                    "saved; load the last good checkpoint."
+                    f"The committed task '{task.name}' has changed in memory, first in {report.first_difference}. It "
+                    "was not saved; load the last good checkpoint."
                 )
 
 
@@ -959,11 +967,12 @@ def task_loss(task: TaskRecord, logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: if the labels' shape or values do not fit the task.
     """
     n_labels = len(task.labels)
-    shapes = {
+    allowed: dict[str, list[tuple[int, ...]]] = {
         "single_label_classification": [(len(logits),)],
         "multi_label_classification": [tuple(logits.shape)],
         "regression": [tuple(logits.shape), *([(len(logits),)] if n_labels == 1 else [])],
-    }[task.problem_type]
+    }
+    shapes = allowed[task.problem_type]
     if tuple(labels.shape) not in shapes:
         raise ValueError(
             f"Task '{task.name}' ({task.problem_type}, {n_labels} labels) got labels of shape {tuple(labels.shape)}; "
@@ -991,7 +1000,7 @@ def _module_name(group_name: str) -> str:
 
 def _layers(model: nn.Module, architecture: Architecture) -> nn.ModuleList:
     validate(architecture, model)
-    return model.get_submodule(architecture.layers)  # type: ignore[return-value]
+    return cast(nn.ModuleList, model.get_submodule(architecture.layers))
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module | None) -> None:

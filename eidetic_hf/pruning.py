@@ -144,7 +144,7 @@ class Learner(nn.Module):
         self._groups = list(groups)
         self._model = [model]  # in a list, so that it is not registered as a child
         self.active_probe: str | None = None  # what `probe` says of the step in progress
-        device = self._groups[0].units.get("pool").device  # type: ignore[union-attr]
+        device = self._groups[0].device
         # Steps at which pruning starts, pruning ends, and training stops (-1: not yet known).
         self.register_buffer("clock", torch.tensor([-1, -1, -1], device=device))
         # Bisection: reference metric, largest share known to be too small, smallest known to be good, rounds decided.
@@ -175,7 +175,10 @@ class Learner(nn.Module):
         return "prune" if step < self.end else "recover"
 
     def start_pruning(self, step: int, max_steps: int) -> None:
-        """Leave the fit phase now, for example because its metric stopped improving; the later phases keep their length."""
+        """Leave the fit phase now, for example because its metric stopped improving.
+
+        The later phases keep their length.
+        """
         length, rest = self.end - self.start, int(self.clock[2]) - self.end
         start = min(step + 1, max_steps)
         end = min(start + length, max_steps)
@@ -234,27 +237,26 @@ class Learner(nn.Module):
         for kind in KINDS:
             groups = [group for group in self._groups if group.name.endswith(f".{kind}")]
             for suffix, share in (("", keep), ("_ancestors", keep_ancestors)):
-                kept = [group.progress.get(f"kept{suffix}") for group in groups]
-                total = sum(mask.numel() for mask in kept)  # type: ignore[union-attr]
+                kept = [group.kept(suffix) for group in groups]
+                total = sum(mask.numel() for mask in kept)
                 if total == 0 or share >= 1:
                     continue
                 count = max(round(share * total), 1)
                 scores = [self.importance(group, suffix) for group in groups]
                 floors = [self._floor(group, suffix, share) for group in groups]
-                for group, mask in zip(groups, choose_units(scores, kept, count, floors), strict=True):  # type: ignore[arg-type]
-                    group.progress.get(f"kept{suffix}").copy_(mask)  # type: ignore[union-attr]
-                    group.progress.get(f"importance{suffix}").mul_(SCORE_MEMORY)  # type: ignore[union-attr]
+                for group, mask in zip(groups, choose_units(scores, kept, count, floors), strict=True):
+                    group.kept(suffix).copy_(mask)
+                    group.importance(suffix).mul_(SCORE_MEMORY)
         for group in self._groups:
             group.forget_views()
 
     def _floor(self, group: UnitGroup, suffix: str, share: float) -> int:
-        units = group.progress.get(f"kept{suffix}").numel()  # type: ignore[union-attr]
+        units = group.kept(suffix).numel()
         return max(math.floor(self.config.floor * share * units), 1 if units else 0)
 
     def importance(self, group: UnitGroup, suffix: str = "") -> Tensor:
-        """Scores of a group's free units (or its ancestors', with `suffix="_ancestors"`), `(units,)`; higher is kept."""
-        accumulated = group.progress.get(f"importance{suffix}")
-        assert accumulated is not None
+        """Scores of a group's free units, `(units,)`; higher is kept. Its ancestors' with `suffix="_ancestors"`."""
+        accumulated = group.importance(suffix)
         if self.config.importance in ("fisher", "taylor"):
             return reduce(accumulated.clone(), "sum")
         if self.config.importance == "random":
@@ -266,15 +268,15 @@ class Learner(nn.Module):
         for member in group.members:
             if suffix:
                 rows = member.rows(group.positions(group.ancestors[LEARNING]))
-                weight = member._packed[0][rows]  # type: ignore[index]
+                weight = member.packed[0][rows]
             else:
-                weight = member.segments[LEARNING].weight.detach()  # type: ignore[assignment]
+                weight = member.segment(LEARNING).weight.detach()
             total += weight.float().reshape(total.numel(), -1).abs().pow(order).sum(1)
         return total.pow(1 / order)
 
     def kept_share(self) -> float:
         """Share of the free units still kept, over all kinds."""
-        masks = torch.cat([group.progress.get("kept") for group in self._groups])  # type: ignore[arg-type]
+        masks = torch.cat([group.kept() for group in self._groups])
         return float(masks.double().mean()) if len(masks) else 0.0
 
     # -- search for a budget --------------------------------------------------------------------------------------
@@ -305,9 +307,10 @@ class Learner(nn.Module):
             self.search[0] = metric
             self.take_snapshot("good")
             return None
+        assert self.config.tolerance is not None
         loss = (self.search[0] - metric) if greater_is_better else (metric - self.search[0])
         target = float(self.search[1] + self.search[2]) / 2
-        good = float(loss) <= float(self.config.tolerance) + 1e-12  # type: ignore[arg-type]
+        good = float(loss) <= float(self.config.tolerance) + 1e-12
         if good:
             self.search[2] = target
             self.take_snapshot("good")
@@ -320,7 +323,7 @@ class Learner(nn.Module):
     def _roll_back_unless_decided(self) -> None:
         """Return to the last good state if training ended while a smaller one was being tried."""
         good = self._snapshot("good")
-        if any(not torch.equal(good[_mask_name(group)], group.progress.get("kept")) for group in self._groups):  # type: ignore[arg-type]
+        if any(not torch.equal(good[_mask_name(group)], group.kept()) for group in self._groups):
             self.restore_snapshot("good")
         self.drop_snapshots()
 
@@ -341,7 +344,7 @@ class Learner(nn.Module):
         for name, parameter in self._model[0].named_parameters():
             self.register_buffer(f"{kind}:{name.replace('.', '|')}", parameter.detach().clone())
         for group in self._groups:
-            self.register_buffer(f"{kind}:{_mask_name(group)}", group.progress.get("kept").clone())  # type: ignore[union-attr]
+            self.register_buffer(f"{kind}:{_mask_name(group)}", group.kept().clone())
 
     @torch.no_grad()
     def restore_snapshot(self, kind: str) -> None:
@@ -350,7 +353,7 @@ class Learner(nn.Module):
         for name, parameter in self._model[0].named_parameters():
             parameter.copy_(snapshot[name.replace(".", "|")])
         for group in self._groups:
-            group.progress.get("kept").copy_(snapshot[_mask_name(group)])  # type: ignore[union-attr]
+            group.kept().copy_(snapshot[_mask_name(group)])
             group.forget_views()
 
     def drop_snapshots(self) -> None:

@@ -845,7 +845,7 @@ class _Run:
             backbone, trunk_layers=recipe.trunk_layers, forward_transfer=recipe.forward_transfer
         )
         # A path on this machine has no place in the model card.
-        self.model.config.base_config._name_or_path = recipe.backbone  # type: ignore[union-attr]
+        self.model.config.base_config._name_or_path = recipe.backbone
         longest = getattr(self.model.backbone.config, "max_position_embeddings", recipe.max_length)
         if recipe.max_length > longest:
             raise RecipeError(

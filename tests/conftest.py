@@ -58,7 +58,7 @@ def tiny_model(architecture: str = "bert", **kwargs: object) -> EideticModel:
 
 
 def make_data(seed: int = 0, rows: int = 64, labels: int = 3, length: int = 10) -> datasets.Dataset:
-    """Random token sequences of uneven length, padded; the first token decides the label, so that it can be learned."""
+    """Random token sequences of uneven length, padded; the first token decides the label, so it can be learned."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, VOCABULARY, (rows, length), generator=generator)
     targets = torch.randint(0, labels, (rows,), generator=generator)

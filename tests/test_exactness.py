@@ -33,7 +33,7 @@ WAYS = {
 
 
 def learn_three(model: EideticModel, folder: Path, **kwargs: object) -> dict[str, torch.Tensor]:
-    """Learn three tasks in turn; returns each task's logits right after its commit, held against it after every later one."""
+    """Learn three tasks in turn; returns each task's logits right after its commit, checked after every later one."""
     then: dict[str, torch.Tensor] = {}
     for seed, name in enumerate(("first", "second", "third")):
         learn(model, name, folder, seed, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from eidetic_hf.pruning import IMPORTANCES, choose_units, cubic_keep
 def test_the_cubic_schedule_starts_at_everything_ends_at_the_target_and_is_steepest_first() -> None:
     kept = [cubic_keep(step / 10, 0.3) for step in range(11)]
     assert kept[0] == 1 and kept[10] == 0.3
-    assert all(a > b for a, b in zip(kept[:-1], kept[1:], strict=True))
+    assert all(a > b for a, b in pairwise(kept))
     assert kept[0] - kept[1] > 10 * (kept[8] - kept[9])
     assert cubic_keep(0.5, 0.3) == pytest.approx(0.3 + 0.7 * 0.125)
 
@@ -175,7 +176,7 @@ def test_an_exhausted_pool_can_be_an_error_or_expanded(tmp_path: Path) -> None:
     model = tiny_model()
     fill(model, tmp_path)
     model.add_task("second", labels=["x", "y", "z"])
-    with pytest.raises(TaskError, match="No unit is free in 4 of 4 groups.*on_exhausted='private' or 'expand'"):
+    with pytest.raises(TaskError, match=r"No unit is free in 4 of 4 groups.*on_exhausted='private' or 'expand'"):
         model.begin_task("second", PruningConfig(on_exhausted="error"))
     trainer = EideticTrainer(
         model=model,

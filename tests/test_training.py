@@ -136,7 +136,7 @@ def test_a_checkpoint_in_the_middle_of_a_task_is_no_release(trained: EideticMode
     model = copy.deepcopy(trained)
     trainer_for(model, tmp_path, save_strategy="steps", save_steps=6).train()
     with pytest.raises(
-        CheckpointError, match="in the middle of learning 'next', not a release.*resume_from_checkpoint"
+        CheckpointError, match=r"in the middle of learning 'next', not a release.*resume_from_checkpoint"
     ):
         EideticModel.from_pretrained(tmp_path / "checkpoint-6")
 
