@@ -101,7 +101,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def validate(architecture: Architecture, model: nn.Module) -> None:
-    """Hold a declaration against the modules of a backbone: its first and its last layer.
+    """Hold a declaration against the modules of a backbone, in every layer.
 
     Raises:
         ArchitectureError: naming the architecture, the role and the path that did not match.
@@ -119,7 +119,7 @@ def validate(architecture: Architecture, model: nn.Module) -> None:
         raise problem("the list of layers", architecture.layers, "does not exist") from error
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
         raise problem("the list of layers", architecture.layers, "is not a non-empty ModuleList")
-    for index in sorted({0, len(layers) - 1}):
+    for index in range(len(layers)):
         for kind, paths in (("heads", architecture.heads), ("neurons", architecture.neurons)):
             for role, path in [
                 *((f"{kind} in-projection", p) for p in paths.inputs),

@@ -61,7 +61,7 @@ def environment(device: torch.device, dtype: torch.dtype, attention: str | None)
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": None if is_cuda else torch.get_num_threads(),
         "attention": attention,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),

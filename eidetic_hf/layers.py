@@ -397,6 +397,16 @@ class UnitGroup(nn.Module):
             member.expand(n_units, std)
         self.forget_views()
 
+    def shrink(self, n_units: int) -> None:
+        """Take back the last `n_units` that `expand` added to the pool."""
+        self.units.put(POOL, self.units.need(POOL)[:-n_units].clone())
+        for member in self.members:
+            pool, rows = member.segment(POOL), n_units * member.width
+            bias = None if pool.bias is None else pool.bias[:-rows].clone()
+            member.segments[POOL] = Segment(pool.weight[:-rows].clone(), bias)
+            member.pack()
+        self.forget_views()
+
 
 class TaskLinear(nn.Module):
     """A projection whose rows belong to units, each unit to one task or the pool.

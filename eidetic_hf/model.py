@@ -58,6 +58,11 @@ _HUB_ARGUMENTS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "user_agent",
     "_commit_hash",
 )  # fmt: skip
+# Further arguments that transformers' factories pass, and that have nothing to decide here.
+_FACTORY_ARGUMENTS = (
+    "_from_auto", "_from_pipeline", "adapter_kwargs", "low_cpu_mem_usage", "output_loading_info", "trust_remote_code",
+    "use_safetensors", "weights_only", "code_revision", "tqdm_class", "_adapter_model_path",
+)  # fmt: skip
 
 
 class EideticModel(PreTrainedModel):
@@ -204,6 +209,12 @@ class EideticModel(PreTrainedModel):
         """
         if model_args:
             raise TypeError(f"EideticModel.from_pretrained takes no further positional arguments, got {model_args!r}.")
+        unknown = sorted(set(kwargs) - set(_HUB_ARGUMENTS) - set(_FACTORY_ARGUMENTS))
+        if unknown:
+            raise TypeError(
+                f"EideticModel.from_pretrained got {unknown[0]!r}, which it does not know; it takes config, tasks, "
+                f"dtype, device_map, attn_implementation and {', '.join(_HUB_ARGUMENTS[:-1])}."
+            )
         hub = _hub_arguments(kwargs)
         own_config = read_config(pretrained_model_name_or_path, hub)
         if attn_implementation is None and config is not None:
@@ -475,8 +486,9 @@ class EideticModel(PreTrainedModel):
                 f"No unit is free in {len(exhausted)} of {len(self.groups)} groups ({exhausted[0].name}, ...). Learn "
                 "earlier tasks with a smaller PruningConfig.keep, or use on_exhausted='private' or 'expand'."
             )
+        expanded = {}
         if exhausted and pruning.on_exhausted == "expand":
-            self.expand(pruning.expand_by, [group.name for group in exhausted])
+            expanded = self.expand(pruning.expand_by, [group.name for group in exhausted])
         transfer = self._transfer[name]
         committed = [task.name for task in self.config.tasks]
         if transfer == "all":
@@ -487,6 +499,7 @@ class EideticModel(PreTrainedModel):
             )
         ancestors = [task_key(ancestor) for ancestor in record.ancestors]
         self.learner = Learner(name, pruning, self._groups(), self)
+        self.learner.expanded = expanded
         try:
             if not self.config.trunk_pretrained and not self.config.tasks:
                 self._thaw_trunk()
@@ -528,7 +541,12 @@ class EideticModel(PreTrainedModel):
         if self.learner is None:
             return
         self._freeze_trunk(restore=True)
+        expanded = self.learner.expanded
         self._end_learning()
+        for group in self._groups():
+            if group.name in expanded:
+                group.shrink(expanded[group.name])
+                self.config.expanded[group.name] -= expanded[group.name]
 
     def _end_learning(self) -> None:
         for group in self._groups():
@@ -596,23 +614,35 @@ class EideticModel(PreTrainedModel):
             module_name, _, leaf = name.rpartition(".")
             modules[module_name]._buffers[leaf] = tensor
 
-    def expand(self, units: float | int, groups: list[str] | None = None) -> None:
+    def expand(self, units: float | int, groups: list[str] | None = None) -> dict[str, int]:
         """Add free units. Their out-projections start at zero; no committed task reads them.
 
         Args:
             units: how many per group; a fraction below 1 is a share of the group's size (at least one unit).
             groups: names of unit groups such as `layers.2.heads`; all by default.
+
+        Returns:
+            The number of units added, by group.
+
+        Raises:
+            TaskError: while a task is being learned.
+            ValueError: if `units` is not positive or a group does not exist.
         """
         if self.learner is not None:
             raise TaskError(f"'{self.learner.name}' is being learned; expand the pool before a task begins.")
         if not units > 0:
             raise ValueError(f"units={units!r}: expected a number above 0.")
+        known = {group.name: group for group in self._groups()}
+        unknown = [name for name in groups or [] if name not in known]
+        if unknown:
+            raise ValueError(f"There is no unit group {unknown[0]!r}; there are {list(known)}.")
         std = getattr(self.backbone.config, "initializer_range", 0.02)
-        for group in self._groups():
-            if groups is None or group.name in groups:
-                count = max(round(units * group.total), 1) if units < 1 else int(units)
-                group.expand(count, std)
-                self.config.expanded[group.name] = self.config.expanded.get(group.name, 0) + count
+        added = {}
+        for name in known if groups is None else groups:
+            added[name] = max(round(units * known[name].total), 1) if units < 1 else int(units)
+            known[name].expand(added[name], std)
+            self.config.expanded[name] = self.config.expanded.get(name, 0) + added[name]
+        return added
 
     def capacity(self) -> dict[str, Any]:
         """How the units are shared out.
@@ -715,6 +745,10 @@ class EideticModel(PreTrainedModel):
             first = sorted(tensors)[int((now != then).any(1).nonzero()[0])]
         elif digest_of_digests(then) != record.certificate["weights_sha256"]:
             first = "(the stored digests differ from config.json)"
+        elif (
+            digest_of_digests(tensor_digests({"logits": probe.need("logits")})) != record.certificate["logits_sha256"]
+        ):
+            first = f"probes.{task_key(record.name)}.logits"
         before = record.certificate["environment"]
         after = environment(self.device, self.dtype, self.backbone.config._attn_implementation)
         changes = {key: (before.get(key), after[key]) for key in after if before.get(key) != after[key]}

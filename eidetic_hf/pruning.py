@@ -79,6 +79,7 @@ class PruningConfig:
         check(
             self.tolerance is None or (is_number(self.tolerance) and self.tolerance >= 0), "tolerance", "a number >= 0"
         )
+        check(self.tolerance is None or self.keep_ancestors == 1, "keep_ancestors", "1 together with a tolerance")
         for name, allowed in (("importance", IMPORTANCES), ("recycle", RECYCLES), ("on_exhausted", ON_EXHAUSTED)):
             check(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
         check(is_number(self.start) and 0 <= self.start < 1, "start", "a share in [0, 1)")
@@ -143,6 +144,7 @@ class Learner(nn.Module):
         self.config = config
         self._groups = list(groups)
         self._model = [model]  # in a list, so that it is not registered as a child
+        self.expanded: dict[str, int] = {}  # units that `on_exhausted="expand"` added, by group
         self.active_probe: str | None = None  # what `probe` says of the step in progress
         device = self._groups[0].device
         # Steps at which pruning starts, pruning ends, and training stops (-1: not yet known).

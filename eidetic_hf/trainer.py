@@ -276,6 +276,8 @@ class EideticTrainer(Trainer):
             )
         if model.learning != self.task:
             model.begin_task(self.task, self.pruning)
+        # Last in line, so that it sees what an early stop decided, wherever that callback was added.
+        self.add_callback(self.pop_callback(_PhaseCallback) or _PhaseCallback(self.task, self.pruning))
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except BaseException:

@@ -777,3 +777,8 @@ def test_a_model_saved_after_a_failure_is_the_one_from_before(
     model.save_pretrained(folder)
     for name in (TRUNK, FIRST, SECOND, POOL):
         assert checkpoint.sha256_of(folder / name) == checkpoint.sha256_of(saved / name)
+
+
+def test_an_argument_that_from_pretrained_does_not_know_is_named(saved: Path) -> None:
+    with pytest.raises(TypeError, match="'torch_dtype', which it does not know; it takes config, tasks, dtype"):
+        EideticModel.from_pretrained(saved, torch_dtype="float32")

@@ -194,6 +194,23 @@ def test_an_exhausted_pool_can_be_an_error_or_expanded(tmp_path: Path) -> None:
     assert loaded.verify().ok
 
 
+def test_abandoning_a_task_takes_its_expansion_back(tmp_path: Path) -> None:
+    model = tiny_model()
+    fill(model, tmp_path)
+    before, capacity = {name: tensor.clone() for name, tensor in model.state_dict().items()}, model.capacity()
+    model.add_task("second", labels=["x", "y", "z"])
+    model.begin_task("second", PruningConfig(on_exhausted="expand", expand_by=0.25))
+    assert model.capacity()["groups"]["layers.1.neurons"]["free"] == 16
+    model.abandon_task()
+    after = model.state_dict()
+    assert model.capacity() == capacity and after.keys() == before.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    with pytest.raises(ValueError, match=r"no unit group 'layers.9.heads'"):
+        model.expand(4, ["layers.9.heads"])
+    with pytest.raises(ValueError, match="expected 1 together with a tolerance"):
+        PruningConfig(tolerance=0.1, keep_ancestors=0.5)
+
+
 def test_expanding_changes_no_output_even_of_the_network_being_learned(trained: EideticModel) -> None:
     import copy
 

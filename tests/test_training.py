@@ -169,8 +169,9 @@ def test_an_early_stop_of_the_fit_phase_starts_pruning(trained: EideticModel, tm
         load_best_model_at_end=True,
         metric_for_best_model="loss",
         learning_rate=0.0,
-        callbacks=[recorder, EarlyStoppingCallback(early_stopping_patience=2)],
+        callbacks=[recorder],
     )
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
     trainer.train()
     assert trainer.state.global_step < 20
     assert [phase for _, phase, _ in recorder.rows][5:8] == ["fit", "prune", "prune"]
