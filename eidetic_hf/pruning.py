@@ -57,7 +57,7 @@ class PruningConfig:
     start: float = 0.3
     end: float = 0.6
     events: int = 10
-    floor: float = 0.2
+    floor: float = 0.5
     recycle: str = "pretrained"
     distillation: float = 0.0
     temperature: float = 2.0

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     Trainer,
@@ -56,10 +57,16 @@ class StepClock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-def random_data(steps: int) -> Dataset:
-    """Token ids without meaning, all of one length."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 20000, (BATCH * steps, LENGTH), generator=generator)
+def random_ids(backbone: str, rows: int, length: int) -> torch.Tensor:
+    """Token ids without meaning, `(rows, length)`."""
+    vocabulary = AutoConfig.from_pretrained(backbone).vocab_size
+    return torch.randint(vocabulary // 10, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def random_data(backbone: str, steps: int) -> Dataset:
+    """A batch for every step, all sequences of one length."""
+    ids = random_ids(backbone, BATCH * steps, LENGTH)
+    generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, len(LABELS), (len(ids),), generator=generator)
     return Dataset.from_dict(
         {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist(), "labels": labels.tolist()}
@@ -96,7 +103,9 @@ def train_plain(backbone: str, steps: int) -> list[float]:
     """Seconds of each step of plain fine-tuning."""
     clock = StepClock()
     model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=len(LABELS))
-    Trainer(model=model, args=training_arguments(steps), train_dataset=random_data(steps), callbacks=[clock]).train()
+    Trainer(
+        model=model, args=training_arguments(steps), train_dataset=random_data(backbone, steps), callbacks=[clock]
+    ).train()
     return clock.seconds
 
 
@@ -110,7 +119,7 @@ def train_eidetic(backbone: str, steps: int, number: int) -> list[float]:
         task="next",
         args=training_arguments(steps),
         pruning=PruningConfig(keep=0.3, start=1 / 3, end=2 / 3),
-        train_dataset=random_data(steps),
+        train_dataset=random_data(backbone, steps),
         callbacks=[clock],
     ).train()
     return clock.seconds
@@ -179,7 +188,7 @@ def measure_inference(backbone: str, rounds: int) -> dict[str, dict[str, float]]
     capacity = sparse.capacity()
     rows = {}
     for batch, length, bound in ((32, 128, 0.6), (1, 32, 0.8)):
-        ids = torch.randint(1000, 20000, (batch, length), device=device)
+        ids = random_ids(backbone, batch, length).to(device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.inference_mode():
             value, ours, plain = ratio(

@@ -1,6 +1,7 @@
 """Hold a recipe's accuracy against a separate plain model per task, fine-tuned in the same run with the same steps.
 
     python recipes/compare_with_dense.py recipes/standard.yaml [--output runs/standard] [--json comparison.json]
+        [--separate-learning-rate 1e-4]
 
 Runs the recipe (or takes the tasks that are committed in its output folder already), then fine-tunes, for every task,
 a plain `AutoModelForSequenceClassification` of the same backbone with the same `TrainingArguments`, seed, data and
@@ -39,19 +40,21 @@ def correct(trainer: Trainer, data: datasets.Dataset) -> np.ndarray:
 
 
 def compare_task(
-    recipe: Recipe, name: str, model: EideticModel, tokenizer: PreTrainedTokenizerBase
+    recipe: Recipe, name: str, model: EideticModel, tokenizer: PreTrainedTokenizerBase, separate: dict[str, float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Right answers of the eidetic model and of a plain model fine-tuned here, item by item."""
     task = recipe.task(name)
     data = load_task_data(recipe, task, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = recipe.training_arguments(task, output_dir=folder, eval_strategy="no", disable_tqdm=True)
+        settings = {"output_dir": folder, "eval_strategy": "no", "disable_tqdm": True}
+        arguments = recipe.training_arguments(task, **settings)
         eidetic = EideticTrainer(model=model, task=name, args=arguments, processing_class=tokenizer)
         ours = correct(eidetic, data.splits["test"])
         set_seed(arguments.seed)
         plain = AutoModelForSequenceClassification.from_pretrained(
             resolve_backbone(recipe.backbone, recipe.folder), num_labels=len(data.labels)
         )
+        arguments = recipe.training_arguments(task, **settings, **separate)
         trainer = Trainer(model=plain, args=arguments, train_dataset=data.splits["train"], processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -69,6 +72,9 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--separate-learning-rate", type=float, help="for the separate models; the recipe's by default"
+    )
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -77,10 +83,12 @@ def main() -> None:
     run_recipe(recipe, lambda line: print(line, flush=True))
     model = EideticModel.from_pretrained(recipe.output / "model")
     tokenizer = AutoTokenizer.from_pretrained(recipe.output / "model")
+    rate = options.separate_learning_rate
+    separate = {} if rate is None else {"learning_rate": rate}
     rows, differences = {}, []
     print(f"\n{'task':12} {'eidetic':>8} {'separate':>9} {'difference':>11}   (test items)", flush=True)
     for task in recipe.tasks:
-        ours, plain = compare_task(recipe, task.name, model, tokenizer)
+        ours, plain = compare_task(recipe, task.name, model, tokenizer, separate)
         rows[task.name] = {"eidetic": ours.mean(), "separate": plain.mean(), "items": len(ours)}
         differences.append(ours - plain)
         points = 100 * (ours.mean() - plain.mean())

@@ -1,0 +1,62 @@
+"""The scripts in recipes/ that measure, on a tiny backbone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import tiny_backbone
+from recipe_files import finished, private_dataset_cache  # noqa: F401
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def script(name: str) -> ModuleType:
+    """A script of `recipes/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_comparison_counts_both_models_right_answers_on_the_same_items(
+    finished: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "comparison.json"
+    arguments = ["compare", str(finished / "colors.yaml"), "--json", str(out), "--separate-learning-rate", "1e-9"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    script("compare_with_dense").main()
+    found = json.loads(out.read_text())
+    results = json.loads((finished / "output" / "results.json").read_text())
+    for name, row in found["tasks"].items():
+        assert row["eidetic"] == pytest.approx(results["steps"][-1]["scores"][name]["accuracy"])
+        assert row["items"] == 20
+        assert row["separate"] < 0.8  # a random model that did not learn
+    means = [sum(row[which] for row in found["tasks"].values()) / 2 for which in ("eidetic", "separate")]
+    assert found["difference_points"] == pytest.approx(100 * (means[0] - means[1]))
+    low, high = found["interval_95_points"]
+    assert low <= found["difference_points"] <= high
+    assert found["verified"]
+    assert "95 % interval" in capsys.readouterr().out
+
+
+def test_the_cost_of_inference_and_of_checkpoints_is_measured(tmp_path: Path) -> None:
+    benchmark = script("benchmark_cost")
+    benchmark.BATCH, benchmark.LENGTH = 4, 8
+    tiny_backbone().save_pretrained(tmp_path / "backbone")
+    benchmark.measure_inference.__globals__["random_ids"] = lambda backbone, rows, length: benchmark.torch.ones(
+        rows, 16, dtype=benchmark.torch.long
+    )
+    rows = benchmark.measure_inference(str(tmp_path / "backbone"), 1)
+    rows |= benchmark.measure_checkpoint(str(tmp_path / "backbone"), 1)
+    assert len(rows) == 4
+    assert all(row["ratio"] == pytest.approx(row["ours"] / row["plain"], rel=0.5) for row in rows.values())
+    names = " ".join(rows)
+    assert "% of the units, 32 x 128 tokens" in names and "checkpoint of five tasks" in names
