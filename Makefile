@@ -2,6 +2,7 @@
 PYTHON ?= python3
 # A fixed version, so that pip does not look for the newest build of several gigabytes. Any torch >= 2.11 will do.
 TORCH ?= torch==2.13.0
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -17,7 +18,7 @@ quickstart: $(VENV)/installed  ## learn three tasks one after another, on data i
 	$(BIN)/eidetic-hf train recipes/quickstart.yaml
 
 test: $(VENV)/installed  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/installed  ## format, lint and type checks
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"

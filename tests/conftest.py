@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+# Tiny products run faster on one thread, and the suite runs in two workers. Tests that need more ask for them.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import datasets
 import pytest
@@ -24,6 +27,7 @@ from transformers import (
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
 
 datasets.disable_progress_bars()
+torch.set_num_threads(1)
 
 VOCABULARY = 120
 BERT_LIKE = {
@@ -115,6 +119,14 @@ def logits_of(model: EideticModel, name: str, batch: dict[str, torch.Tensor] | N
     """Logits of a task on a batch, in evaluation mode."""
     model.eval()
     return model(**(batch or make_batch()), task=name).logits
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Let PyTorch use two threads per product, as on a machine with two cores."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -183,6 +183,7 @@ save_file({name: model(**inputs, task=name).logits.detach() for name in model.ta
 """
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_new_process_gives_the_same_bits_and_old_shards_keep_their_bytes(architecture: str, tmp_path: Path) -> None:
     model, folder = tiny_model(architecture), tmp_path / "model"
@@ -211,6 +212,7 @@ def test_a_new_process_gives_the_same_bits_and_old_shards_keep_their_bytes(archi
         assert torch.equal(logits, now[name])
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_two_threads_serving_two_tasks_get_the_single_threaded_logits(architecture: str, tmp_path: Path) -> None:
     model = tiny_model(architecture)
