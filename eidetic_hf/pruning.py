@@ -273,7 +273,7 @@ class Learner(nn.Module):
                 weight = member.packed[0][rows]
             else:
                 weight = member.segment(LEARNING).weight.detach()
-            total += weight.float().reshape(total.numel(), -1).abs().pow(order).sum(1)
+            total += weight.float().reshape(total.numel(), member.width * weight.shape[1]).abs().pow(order).sum(1)
         return total.pow(1 / order)
 
     def kept_share(self) -> float:

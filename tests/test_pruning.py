@@ -172,6 +172,22 @@ def test_an_exhausted_pool_leaves_private_parameters_to_learn_with(tmp_path: Pat
     assert model.verify().ok
 
 
+@pytest.mark.parametrize("importance", IMPORTANCES)
+def test_one_exhausted_group_among_others_is_no_obstacle(importance: str, tmp_path: Path) -> None:
+    model = tiny_model()
+    model.add_task("first", labels=["x", "y", "z"])
+    learner = model.begin_task("first", PruningConfig(keep=1.0))
+    for name in ("layers_1_heads", "layers_2_neurons"):
+        model.groups[name].progress.get("kept")[2:] = False
+    model.commit_task()
+    assert learner.complete
+    assert model.capacity()["groups"]["layers.1.neurons"]["free"] == 0
+    learn(model, "second", tmp_path, pruning=PruningConfig(keep=0.4, importance=importance, keep_ancestors=0.9))
+    assert model.record("second").units["layers.1.neurons"] == 0
+    assert model.record("second").units["layers.2.neurons"] == 25
+    assert model.verify().ok
+
+
 def test_an_exhausted_pool_can_be_an_error_or_expanded(tmp_path: Path) -> None:
     model = tiny_model()
     fill(model, tmp_path)
