@@ -19,14 +19,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from filelock import FileLock, Timeout
 from huggingface_hub import ModelCardData
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
@@ -372,7 +374,7 @@ def read_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> EideticCon
             f"use EideticModel.from_backbone({str(source)!r})."
         )
     _check_format(source, values)
-    config = EideticConfig.from_dict(values)
+    config = EideticConfig(**{name: value for name, value in values.items() if name != "model_type"})
     if config.learning:
         raise CheckpointError(
             f"{source} is a Trainer checkpoint in the middle of learning '{config.learning}', not a release. Resume "
@@ -407,12 +409,19 @@ def read_tensors(source: str | os.PathLike, config: EideticConfig, hub: Mapping[
     _check_format(source, metadata)
     _check_index(index_path, weight_map, config)
     owners = [TRUNK, *(task_key(task.name) for task in config.tasks), *([POOL] if config.pool else [])]
-    tensors: dict[str, Tensor] = {}
-    for owner in owners:
+    expected: dict[str, set[str]] = {}
+    for name, file_name in weight_map.items():
+        expected.setdefault(file_name, set()).add(name)
+
+    def read(owner: str) -> dict[str, Tensor]:
         file_name = shard_file(owner)
         path = resolve_file(source, file_name, hub)
-        expected = {name for name, file in weight_map.items() if file == file_name}
-        tensors.update(_read_shard(path, config.files[file_name], expected))
+        return _read_shard(path, config.files[file_name], expected.get(file_name, set()))
+
+    tensors: dict[str, Tensor] = {}
+    with ThreadPoolExecutor() as pool:  # hashing and reading release Python's lock
+        for content in pool.map(read, owners):
+            tensors.update(content)
     return tensors
 
 
@@ -427,9 +436,10 @@ def _check_index(path: Path, weight_map: Any, config: EideticConfig) -> None:
             raise CheckpointError(
                 f"{path} maps {name} to {file_name!r}; only safetensors files are read, never pickles."
             )
-        if file_name != shard_file(owner_of(name)):
+        expected = shard_file(owner_of(name))
+        if file_name != expected:
             raise CheckpointError(
-                f"{path} maps {name} to {file_name!r}, expected {shard_file(owner_of(name))!r}. The index was edited, "
+                f"{path} maps {name} to {file_name!r}, expected {expected!r}. The index was edited, "
                 "or the checkpoint was written by another version."
             )
     listed, recorded = set(weight_map.values()), set(config.files)
@@ -453,17 +463,46 @@ def _read_shard(path: Path, recorded: Mapping[str, Any], expected: set[str]) -> 
     if size != recorded["bytes"]:
         what = "truncated" if size < recorded["bytes"] else "not the file that was saved"
         raise CheckpointError(f"{path} is {what}: {size} bytes, expected {recorded['bytes']}. Copy it again.")
-    sha256 = sha256_of(path)
-    if sha256 != recorded["sha256"]:
+    # Read once, into memory of its own: what is hashed is what is used, whatever happens to the file meanwhile.
+    content = torch.empty(size, dtype=torch.uint8)
+    with open(path, "rb") as file:
+        read = file.readinto(cast(Any, content.numpy()))
+    sha256 = hashlib.sha256(cast(Any, content.numpy())).hexdigest()
+    if read != size or sha256 != recorded["sha256"]:
         raise CheckpointError(
             f"{path} is not the file that was saved: its SHA-256 is {sha256}, config.json has {recorded['sha256']}. "
             "It was edited or swapped; copy it again."
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-        if names != expected:
-            raise CheckpointError(f"{path} and the index disagree about {sorted(names ^ expected)[:3]}.")
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file ({error}).") from error
+        tensors = _parse_safetensors(content)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is no safetensors file ({type(error).__name__}: {error}).") from error
+    if set(tensors) != expected:
+        raise CheckpointError(f"{path} and the index disagree about {sorted(set(tensors) ^ expected)[:3]}.")
+    return tensors
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def _parse_safetensors(content: Tensor) -> dict[str, Tensor]:
+    """Views of the tensors in a safetensors file's bytes, `(bytes,)` uint8.
+
+    `safetensors.torch` maps a file or copies each tensor; here the bytes that were hashed are used as they are. The
+    format: eight bytes of header length, a JSON header with dtype, shape and offsets, and the data behind it.
+    """
+    length = int.from_bytes(content[:8].numpy().tobytes(), "little")
+    start = 8 + length
+    header = json.loads(content[8:start].numpy().tobytes())
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        first, last = entry["data_offsets"]
+        data = content[start + first : start + last]
+        dtype = _DTYPES[entry["dtype"]]
+        # An empty tensor may lie at an offset that its dtype could not start at.
+        tensors[name] = (data.view(dtype) if len(data) else data.to(dtype)).reshape(entry["shape"])
+    return tensors

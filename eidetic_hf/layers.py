@@ -79,13 +79,16 @@ def current_view() -> View:
     return view
 
 
-def freeze(module: nn.Module) -> nn.Module:
-    """Turn every Parameter below `module` into a buffer with a copy of its value, out of every optimizer's reach."""
+def freeze(module: nn.Module, copy: bool = True) -> nn.Module:
+    """Turn every Parameter below `module` into a buffer with a copy of its value, out of every optimizer's reach.
+
+    Without `copy` the buffer keeps the Parameter's memory: for Parameters that nobody else can have seen.
+    """
     for child in module.modules():
         for name, parameter in list(child._parameters.items()):
             if parameter is not None:
                 del child._parameters[name]
-                child.register_buffer(name, parameter.detach().clone())
+                child.register_buffer(name, parameter.detach().clone() if copy else parameter.detach())
     return module
 
 
@@ -148,10 +151,10 @@ class Segment(nn.Module):
             else:
                 self.register_parameter(name, nn.Parameter(value))
 
-    def zeros(self, rows: int) -> Segment:
-        """A segment of `rows` rows of zeros, of the same dtype and device, and with a bias if this has one."""
-        bias = None if self.bias is None else self.bias.new_zeros(rows)
-        return Segment(self.weight.new_zeros(rows, self.weight.shape[1]), bias)
+    def room(self, rows: int) -> Segment:
+        """A segment of `rows` rows to be filled, of the same dtype and device, and with a bias if this has one."""
+        bias = None if self.bias is None else self.bias.new_empty(rows)
+        return Segment(self.weight.new_empty(rows, self.weight.shape[1]), bias)
 
 
 class UnitProbe(torch.autograd.Function):
@@ -386,7 +389,7 @@ class UnitGroup(nn.Module):
         """Make room for a pool of `n_units`, which a checkpoint will fill."""
         self.units.put(POOL, torch.zeros(n_units, dtype=torch.int32))
         for member in self.members:
-            member.segments[POOL] = member.segment(POOL).zeros(n_units * member.width)
+            member.segments[POOL] = member.segment(POOL).room(n_units * member.width)
 
     def expand(self, n_units: int, std: float) -> None:
         """Add units to the pool: random in-projections; out-projections start at zero, so that nothing changes."""
@@ -428,10 +431,8 @@ class TaskLinear(nn.Module):
         self.is_output = is_output
         self.width = (self.in_features if is_output else self.out_features) // group.count(POOL)
         self._group = [group]  # in a list, so that it is not registered as a child
-        weight = weight.detach().t() if is_output else weight.detach()
-        self.segments = nn.ModuleDict(
-            {POOL: Segment(weight.contiguous(), None if bias is None or is_output else bias.detach())}
-        )
+        weight = weight.detach().t() if is_output else weight.detach()  # `pack` copies it
+        self.segments = nn.ModuleDict({POOL: Segment(weight, None if bias is None or is_output else bias.detach())})
         self.biases = Slots()
         if is_output and bias is not None:
             self.biases.put(POOL, bias.detach().clone())
@@ -551,17 +552,16 @@ class TaskLinear(nn.Module):
     def rebuild(self, key: str, n_units: int) -> None:
         """Make room for a committed task's tensors, which a checkpoint will fill."""
         private = self.biases.get(POOL)
-        self.segments[key] = self.segment(POOL).zeros(n_units * self.width)
+        self.segments[key] = self.segment(POOL).room(n_units * self.width)
         if private is not None:
             self.biases.put(key, torch.zeros_like(private))
 
     def expand(self, n_units: int, std: float) -> None:
         """Add rows to the pool: zeros in an out-projection, else drawn from a normal distribution."""
         pool = self.segment(POOL)
-        new = pool.zeros(n_units * self.width)
-        if not self.is_output:
-            new.weight.normal_(0, std)
-        bias = None if pool.bias is None or new.bias is None else torch.cat([pool.bias, new.bias])
+        new = pool.room(n_units * self.width)
+        new.weight.normal_(0, 0 if self.is_output else std)
+        bias = None if pool.bias is None or new.bias is None else torch.cat([pool.bias, new.bias.zero_()])
         self.segments[POOL] = Segment(torch.cat([pool.weight, new.weight]), bias)
         self.pack()
 
@@ -668,8 +668,14 @@ class TaskNorm(nn.Module):
         self.tasks[key] = freeze(deepcopy(self.tasks[LEARNING]))
 
     def rebuild(self, key: str) -> None:
-        """Make room for a committed task's tensors, which a checkpoint will fill."""
-        self.tasks[key] = deepcopy(self.tasks[POOL])
+        """Make room for a committed task's tensors, which a checkpoint will fill (a shallow copy: it is cheaper)."""
+        pool = self.tasks[POOL]
+        norm = pool.__new__(type(pool))
+        norm.__dict__ = {**pool.__dict__, "_parameters": dict(pool._parameters), "_modules": dict(pool._modules)}
+        norm.__dict__["_buffers"] = {
+            name: None if buffer is None else torch.empty_like(buffer) for name, buffer in pool._buffers.items()
+        }
+        self.tasks[key] = norm
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Normalize `(..., hidden)` with the current task's parameters."""

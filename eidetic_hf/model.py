@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -39,6 +40,7 @@ from .configuration import EideticConfig, TaskError, TaskRecord, check_task_name
 from .layers import (
     LEARNING,
     POOL,
+    Segment,
     SequenceClassificationHead,
     Slots,
     TaskLinear,
@@ -77,6 +79,7 @@ class EideticModel(PreTrainedModel):
     Args:
         config: an `EideticConfig`.
         backbone: the base model to take over, with its weights; made from `config.base_config` if not given.
+        empty: leave out what only moves values, for a model that a checkpoint is about to fill.
     """
 
     config_class = EideticConfig
@@ -90,12 +93,12 @@ class EideticModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, config: EideticConfig, backbone: PreTrainedModel | None = None) -> None:
+    def __init__(self, config: EideticConfig, backbone: PreTrainedModel | None = None, empty: bool = False) -> None:
         super().__init__(config)
         architecture = architecture_of(config.base_config)
         if backbone is None:
             backbone = AutoModel.from_config(config.base_config)
-        validate(architecture, backbone)
+        layers = _layers(backbone, architecture)
         for path in architecture.unused:
             _replace(backbone, path, None)
         self.backbone = backbone
@@ -107,13 +110,17 @@ class EideticModel(PreTrainedModel):
         self._transfer: dict[str, str | list[str]] = {}
         self._thawed: dict[str, Tensor] | None = None
         self._backbone_arguments = set(inspect.signature(backbone.forward).parameters)
-        self._wire(architecture)
+        self._wire(architecture, layers)
+        # Somebody may hold the Parameters of a backbone that was given, an optimizer for example: then copy them.
+        freeze(self.backbone, copy=not empty)
         for name, n_units in config.expanded.items():
             cast(UnitGroup, self.groups[_module_name(name)]).expand(n_units, 0.0)
+        norms = self._norms()
         for task in config.tasks:
-            self._rebuild(task)
+            self._rebuild(task, norms)
         self._resize_pool()
-        self.pack()
+        if not empty:
+            self.pack()
         self.post_init()
         self.eval()
 
@@ -225,12 +232,17 @@ class EideticModel(PreTrainedModel):
             _restrict(own_config, tasks)
         elif config is not None and config.served is not None:
             _restrict(own_config, config.served)
-        tensors = read_tensors(pretrained_model_name_or_path, own_config, hub)
         if attn_implementation is not None:
             own_config.base_config._attn_implementation = attn_implementation
-        with no_init_weights():
-            model = cls(own_config)
-        model._fill(tensors)
+        with ThreadPoolExecutor(1) as pool:  # the shards are read and hashed while the modules are made
+            tensors = pool.submit(read_tensors, pretrained_model_name_or_path, own_config, hub)
+            try:
+                with no_init_weights():
+                    model = cls(own_config, empty=True)
+            except Exception:
+                tensors.result()  # Damage in the files is the better explanation.
+                raise
+        model._fill(tensors.result())
         model.config.name_or_path = str(pretrained_model_name_or_path)
         if dtype is not None and dtype != "auto":
             cast(nn.Module, model).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
@@ -245,9 +257,8 @@ class EideticModel(PreTrainedModel):
             return model, info  # type: ignore[return-value]
         return model
 
-    def _wire(self, architecture: Architecture) -> None:
-        """Put the task layers in place of the backbone's, and freeze the trunk."""
-        layers = _layers(self.backbone, architecture)
+    def _wire(self, architecture: Architecture, layers: nn.ModuleList) -> None:
+        """Put the task layers in place of the backbone's above the trunk."""
         n_heads = getattr(self.backbone.config, architecture.n_heads)
         for index in range(self.config.trunk_layers, len(layers)):
             layer = layers[index]
@@ -271,14 +282,13 @@ class EideticModel(PreTrainedModel):
                 f"The declaration of '{architecture.model_type}' leaves parameters above the trunk that no task owns: "
                 f"{sorted(above.values())[:5]}. Every projection and every norm there has to be declared."
             )
-        freeze(self.backbone)
 
-    def _rebuild(self, task: TaskRecord) -> None:
+    def _rebuild(self, task: TaskRecord, norms: list[TaskNorm]) -> None:
         """Make room for a committed task's tensors."""
         key, ancestors = task_key(task.name), [task_key(name) for name in task.ancestors]
         for group in self._groups():
             group.rebuild(key, ancestors, task.units[group.name])
-        for norm in self._norms():
+        for norm in norms:
             norm.rebuild(key)
         self.heads[key] = freeze(self._new_head(task))
         self.probes[key] = Slots()
@@ -293,8 +303,7 @@ class EideticModel(PreTrainedModel):
     def _fill(self, tensors: dict[str, Tensor]) -> None:
         """Take over a checkpoint's tensors, each in fresh, aligned memory."""
         modules = dict(self.named_modules())
-        expected = {name for name, _ in self.named_buffers() if self.config.pool or owner_of(name) != POOL}
-        persistent = set(self.state_dict())
+        expected = {name for name in self.state_dict() if self.config.pool or owner_of(name) != POOL}
         for name in sorted(tensors):
             module_name, _, leaf = name.rpartition(".")
             module = modules.get(module_name)
@@ -305,10 +314,12 @@ class EideticModel(PreTrainedModel):
                 raise CheckpointError(
                     f"{name} has the shape {tuple(tensors[name].shape)}, config.json expects {tuple(old.shape)}."
                 )
-            # The clone matters: a product over memory-mapped, unaligned data may round differently.
-            module._buffers[leaf] = tensors.pop(name).clone()
+            # The copy matters: a product over unaligned data may round differently. `pack` copies segments, and an
+            # embedding is only looked up.
+            tensor = tensors.pop(name)
+            module._buffers[leaf] = tensor if isinstance(module, (Segment, nn.Embedding)) else tensor.clone()
             expected.discard(name)
-        missing = sorted(expected & persistent)
+        missing = sorted(expected)
         if missing:
             raise CheckpointError(
                 f"The checkpoint lacks {len(missing)} tensors that config.json expects: {missing[:3]}."
