@@ -198,7 +198,7 @@ def test_an_exhausted_pool_can_be_an_error_or_expanded(tmp_path: Path) -> None:
         model=model,
         task="second",
         args=arguments(tmp_path),
-        pruning=PruningConfig(keep=0.5, on_exhausted="expand", expand_by=0.25),
+        pruning=PruningConfig(keep=0.5, floor=1.0, on_exhausted="expand", expand_by=0.25),
         train_dataset=make_data(1),
     )
     trainer.train()
