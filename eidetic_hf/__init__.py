@@ -4,8 +4,9 @@ from .architectures import Architecture, ArchitectureError, UnitPaths, register_
 from .certificate import TaskVerification, VerificationReport
 from .checkpoint import CheckpointError
 from .configuration import EideticConfig, TaskError, TaskRecord
-from .model import EideticModel
+from .model import EideticModel, RoutedOutput
 from .pruning import PruningConfig
+from .router import Router, RouterSums
 from .trainer import EideticCallback, EideticTrainer
 from .version import __version__
 
@@ -18,6 +19,9 @@ __all__ = [
     "EideticModel",
     "EideticTrainer",
     "PruningConfig",
+    "RoutedOutput",
+    "Router",
+    "RouterSums",
     "TaskError",
     "TaskRecord",
     "TaskVerification",

@@ -38,6 +38,7 @@ class Architecture:
         layers: path of the list of layers in the base model.
         heads: projections of the attention block. Its unit is a head.
         neurons: projections of the MLP. Its unit is a neuron.
+        embeddings: path of the module, in the base model, whose output enters the first layer.
         n_heads: name of the configuration's attribute that counts attention heads.
         final_norms: paths, in the base model, of norms after the last layer.
         unused: modules of the base model that no task reads, and that are left out.
@@ -47,6 +48,7 @@ class Architecture:
     layers: str
     heads: UnitPaths
     neurons: UnitPaths
+    embeddings: str = "embeddings"
     n_heads: str = "num_attention_heads"
     final_norms: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
@@ -119,6 +121,10 @@ def validate(architecture: Architecture, model: nn.Module) -> None:
         raise problem("the list of layers", architecture.layers, "does not exist") from error
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
         raise problem("the list of layers", architecture.layers, "is not a non-empty ModuleList")
+    try:
+        model.get_submodule(architecture.embeddings)
+    except AttributeError as error:
+        raise problem("the embeddings", architecture.embeddings, "do not exist") from error
     for index in range(len(layers)):
         for kind, paths in (("heads", architecture.heads), ("neurons", architecture.neurons)):
             for role, path in [

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, cast
 
 import torch
@@ -54,6 +56,8 @@ from .layers import (
     use_view,
 )
 from .pruning import Learner, PruningConfig
+from .router import REFERENCE_SEED, REFERENCE_SHAPE, Router, RouterSums
+from .trunk import TrunkPass, join_states, mean_pool, record, replay, share_trunk
 
 # Arguments of `from_pretrained` that say where a repository's files are.
 _HUB_ARGUMENTS = (
@@ -65,6 +69,17 @@ _FACTORY_ARGUMENTS = (
     "_from_auto", "_from_pipeline", "adapter_kwargs", "low_cpu_mem_usage", "output_loading_info", "trust_remote_code",
     "use_safetensors", "weights_only", "code_revision", "tqdm_class", "_adapter_model_path",
 )  # fmt: skip
+
+
+_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+
+ABSTAIN_SHARE = 0.05  # of a task's own sequences that abstain=True may turn away
+
+# Products over fewer tokens than this round differently than over more: such small groups run the trunk themselves.
+_SMALL_PRODUCT = 64
+
+# Modules whose tensors a checkpoint brings along, in shapes of their own.
+_WITHOUT_ROOM = ("probes.", "router.")
 
 
 class EideticModel(PreTrainedModel):
@@ -105,6 +120,7 @@ class EideticModel(PreTrainedModel):
         self.groups = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self.probes = nn.ModuleDict()
+        self.router = Router()
         self.learner: Learner | None = None
         self._pending: dict[str, TaskRecord] = {}
         self._transfer: dict[str, str | list[str]] = {}
@@ -282,6 +298,8 @@ class EideticModel(PreTrainedModel):
                 f"The declaration of '{architecture.model_type}' leaves parameters above the trunk that no task owns: "
                 f"{sorted(above.values())[:5]}. Every projection and every norm there has to be declared."
             )
+        trunk, above_trunk = layers[: self.config.trunk_layers], layers[self.config.trunk_layers]
+        share_trunk(self.backbone.get_submodule(architecture.embeddings), list(trunk), above_trunk)
 
     def _rebuild(self, task: TaskRecord, norms: list[TaskNorm]) -> None:
         """Make room for a committed task's tensors."""
@@ -292,6 +310,7 @@ class EideticModel(PreTrainedModel):
             norm.rebuild(key)
         self.heads[key] = freeze(self._new_head(task))
         self.probes[key] = Slots()
+        self.router.make_room(task.name)
 
     def _resize_pool(self) -> None:
         """Take the units that tasks own out of the pool's place, before a checkpoint fills both."""
@@ -307,7 +326,7 @@ class EideticModel(PreTrainedModel):
         for name in sorted(tensors):
             module_name, _, leaf = name.rpartition(".")
             module = modules.get(module_name)
-            if module is None or (leaf not in module._buffers and not module_name.startswith("probes.")):
+            if module is None or (leaf not in module._buffers and not module_name.startswith(_WITHOUT_ROOM)):
                 raise CheckpointError(f"The checkpoint holds {name}, for which config.json leaves no place.")
             old = module._buffers.get(leaf)
             if old is not None and old.shape != tensors[name].shape:
@@ -363,7 +382,7 @@ class EideticModel(PreTrainedModel):
             return count
         embeddings = {f"{n}.weight" for n, m in self.named_modules() if isinstance(m, nn.Embedding)}
         for name, buffer in self.named_buffers():
-            is_weight = buffer.is_floating_point() and not name.startswith(("probes.", "learner."))
+            is_weight = buffer.is_floating_point() and not name.startswith(("probes.", "router.", "learner."))
             if is_weight and not (exclude_embeddings and name in embeddings):
                 count += buffer.numel()
         return count
@@ -552,12 +571,18 @@ class EideticModel(PreTrainedModel):
         if self.learner is None:
             return
         self._freeze_trunk(restore=True)
+        self._forget_reference()
         expanded = self.learner.expanded
         self._end_learning()
         for group in self._groups():
             if group.name in expanded:
                 group.shrink(expanded[group.name])
                 self.config.expanded[group.name] -= expanded[group.name]
+
+    def _forget_reference(self) -> None:
+        """Let the next commit look at the trunk again, as long as no committed task depends on it."""
+        if not self.config.tasks:
+            self.router.clear_reference()
 
     def _end_learning(self) -> None:
         for group in self._groups():
@@ -568,11 +593,15 @@ class EideticModel(PreTrainedModel):
             del self.heads[LEARNING]
         self.learner = None
 
-    def commit_task(self, metrics: Mapping[str, float] | None = None) -> TaskRecord:
+    def commit_task(
+        self, metrics: Mapping[str, float] | None = None, router_sums: RouterSums | None = None
+    ) -> TaskRecord:
         """Freeze the task being learned: it takes its kept units out of the pool, for good, and gets its certificate.
 
         Args:
             metrics: figures for the model card.
+            router_sums: what `router_sums` returned for the task's training data. Without them the model answers the
+                task only when it is named.
 
         Raises:
             TaskError: if no task is being learned.
@@ -598,6 +627,8 @@ class EideticModel(PreTrainedModel):
             record.units = {group.name: group.count(key) for group in self._groups()}
             record.metrics = dict(metrics or {})
             self.config.tasks.append(record)
+            if router_sums is not None:
+                self.router.put(record.name, router_sums)
             self._certify(record)
         except BaseException:
             for group, state in undo:
@@ -608,6 +639,8 @@ class EideticModel(PreTrainedModel):
                 modules.pop(key) if key in modules else None
             self.config.tasks = [task for task in self.config.tasks if task is not record]
             record.units, record.certificate, record.metrics = {}, {}, {}
+            self.router.remove(record.name)
+            self._forget_reference()
             self._freeze_trunk(restore=True)
             if trunk_before is not None:
                 self._restore_trunk(trunk_before)
@@ -618,6 +651,56 @@ class EideticModel(PreTrainedModel):
         self.config.set_labels()
         self.num_labels = self.config.num_labels
         return record
+
+    @torch.no_grad()
+    def router_sums(self, batches: Iterable[Mapping[str, Any]]) -> RouterSums:
+        """What the task being learned leaves behind for the router: one pass over its data through the trunk.
+
+        Args:
+            batches: as `forward` takes them, with `labels` if the task has a single label. Sequences without a token
+                or with the label -100 do not count.
+
+        Returns:
+            Sums to give to `commit_task`. Those of several processes may be added with `RouterSums.merged`.
+
+        Raises:
+            TaskError: if no task is being learned.
+            ValueError: if a batch has no labels that the task needs.
+        """
+        if self.learner is None:
+            raise TaskError("No task is being learned; its sums are taken before its commit.")
+        task = self.record(self.learner.name)
+        by_label = task.problem_type == "single_label_classification"
+        with self._in_eval_mode(), torch.autocast(self.device.type, enabled=False):
+            if not self.router.is_ready:
+                self._set_reference()
+            sums = RouterSums.zeros(len(task.labels) if by_label else 1, self.router.n_features)
+            for batch in batches:
+                inputs = {name: batch[name].to(self.device) for name in _MODEL_INPUTS if batch.get(name) is not None}
+                features = self.router.features(mean_pool(self._trunk(inputs).states, inputs.get("attention_mask")))
+                labels = torch.zeros(len(features), dtype=torch.long)
+                if by_label:
+                    if batch.get("labels") is None:
+                        raise ValueError(f"Task '{task.name}': a batch has no 'labels', only {sorted(batch)}.")
+                    labels = batch["labels"].cpu().long()
+                counted = labels >= 0
+                if "attention_mask" in inputs:
+                    counted &= inputs["attention_mask"].cpu().sum(1) > 0
+                sums.add(features.cpu()[counted], labels[counted])
+        return sums
+
+    def _trunk(self, inputs: Mapping[str, Any]) -> TrunkPass:
+        """Run the trunk alone."""
+        with record() as trunk:
+            self._run(View(LEARNING), inputs)
+        return trunk
+
+    def _set_reference(self) -> None:
+        """Look at random tokens, which stand for no task, to fix how the router scales its features."""
+        generator = torch.Generator().manual_seed(REFERENCE_SEED)
+        ids = torch.randint(0, self.backbone.config.vocab_size, REFERENCE_SHAPE, generator=generator).to(self.device)
+        states = self._trunk({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).states
+        self.router.set_reference(join_states(states).flatten(0, 1))
 
     def _restore_trunk(self, before: dict[str, Tensor]) -> None:
         modules = dict(self.backbone.named_modules())
@@ -700,7 +783,7 @@ class EideticModel(PreTrainedModel):
         tensors = {}
         for tensor_name, tensor in self.state_dict(keep_vars=True).items():
             owner = owner_of(tensor_name)
-            if tensor_name.startswith("probes.") or ".units." in tensor_name:
+            if tensor_name.startswith(_WITHOUT_ROOM) or ".units." in tensor_name:
                 continue
             if owner in (TRUNK, own) or (owner in inherited and ".segments." in tensor_name):
                 tensors[tensor_name] = tensor
@@ -807,11 +890,12 @@ class EideticModel(PreTrainedModel):
                 return self.learner.name
             if not self.tasks:
                 raise TaskError("No task is committed, so there is nothing to answer. Learn one with EideticTrainer.")
-            if len(self.tasks) > 1:
-                raise TaskError(f"Which task? Pass task=..., one of {self.tasks}.")
             return self.tasks[0]
         if not isinstance(task, str):
-            raise TaskError(f"task={task!r}: expected the name of one task, one of {self.tasks}.")
+            raise TaskError(
+                f"task={task!r}: expected the name of a task, a list with one name per sequence, or nothing, to let "
+                f"the router choose. Committed are {self.tasks}."
+            )
         if task in self.tasks or task == self.learning:
             return task
         if task in self._pending:
@@ -826,11 +910,14 @@ class EideticModel(PreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        task: str | None = None,
+        task: str | Sequence[str] | None = None,
+        abstain: bool | float = False,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Run one task's subnetwork.
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+        """Run one task's subnetwork, or several, each on its own sequences.
+
+        Without a task, the router chooses one for each sequence; but while a task is being learned, that one runs.
 
         Args:
             input_ids: token ids, `(batch, sequence)`.
@@ -840,24 +927,22 @@ class EideticModel(PreTrainedModel):
             inputs_embeds: in place of `input_ids`, `(batch, sequence, hidden)`.
             labels: `(batch,)` int64; `(batch, labels)` float for multi-label; `(batch,)` or `(batch, targets)` float
                 for regression.
-            task: name of the task; the one being learned, or the only one, by default.
+            task: name of the task; or a list with the name of a committed task per sequence; or `None`, see above.
+            abstain: whether the router may answer that a sequence belongs to no task. A number is the share of a
+                task's own sequences that may be turned away, `True` stands for 0.05.
             return_dict: `False` for a tuple; as the configuration says by default.
             kwargs: further arguments for the backbone, such as `output_hidden_states`.
 
         Returns:
-            `loss` (if labels are given) and `logits`, `(batch, labels)`.
+            With one task: `loss` (if labels are given) and `logits`, `(batch, labels)`. Else a `RoutedOutput`, whose
+            logits are over the labels of all tasks, `config.id2label`.
 
         Raises:
-            TaskError: if the task is unknown, or not given and not clear.
-            ValueError: if labels do not fit the task.
+            TaskError: if a task is unknown, none is committed, or the list has another length than the batch.
+            ValueError: if labels do not fit the task, or are given without one; if a sequence to be routed has no
+                token.
         """
         view = kwargs.pop("view", None)
-        if view is None:
-            name = self._resolve_task(task)
-            view = self._view(name, attention_mask)
-        else:
-            assert self.learner is not None
-            name = self.learner.name
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -865,6 +950,24 @@ class EideticModel(PreTrainedModel):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
+        use_dict = self.config.return_dict if return_dict is None else return_dict
+        is_routed = task is None and view is None and self.learner is None and (len(self.tasks) > 1 or abstain)
+        if is_routed or isinstance(task, (list, tuple)):
+            if labels is not None:
+                raise ValueError("Labels were given, but no single task that they belong to. Pass task='<name>'.")
+            routed = self._answer_each(task, abstain, inputs, **kwargs)
+            return routed if use_dict else routed.to_tuple()
+        if abstain and view is None:
+            raise ValueError(
+                "abstain lets the router turn sequences away, but here it does not choose: leave out task=, and wait "
+                "until no task is being learned."
+            )
+        if view is None:
+            name = self._resolve_task(cast(str | None, task))
+            view = self._view(name, attention_mask)
+        else:
+            assert self.learner is not None
+            name = self.learner.name
         output = self._run(view, inputs, **kwargs)
         logits = self._head(view, output.last_hidden_state, attention_mask)
         loss = None
@@ -875,8 +978,97 @@ class EideticModel(PreTrainedModel):
         result = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
         )
-        use_dict = self.config.return_dict if return_dict is None else return_dict
         return result if use_dict else result.to_tuple()
+
+    def _answer_each(
+        self, tasks: Sequence[str] | None, abstain: bool | float, inputs: Mapping[str, Tensor | None], **kwargs: Any
+    ) -> RoutedOutput:
+        """Run each sequence's task on it, the one given or the one that the router chooses; the trunk runs once."""
+        wanted = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
+        if wanted:
+            raise ValueError(
+                f"{wanted[0]}=True with several tasks in a batch: their subnetworks have different shapes. Pass "
+                "task='<name>' for one of them."
+            )
+        given = {name: value for name, value in inputs.items() if value is not None}
+        batch = len(next((given[name] for name in ("input_ids", "inputs_embeds") if name in given), ()))
+        if not isinstance(abstain, bool) and not 0 < abstain < 1:
+            raise ValueError(f"abstain={abstain!r}: expected True, False or a share between 0 and 1.")
+        if tasks is not None:
+            if abstain:
+                raise ValueError("abstain lets the router turn sequences away, but the tasks were given.")
+            tasks = [self._check_listed(name) for name in tasks]
+            if len(tasks) != batch:
+                raise TaskError(
+                    f"task= has {len(tasks)} names for a batch of {batch} sequences; expected one for each."
+                )
+        elif not self.tasks:
+            self._resolve_task(None)
+        spans, stop = {}, 0
+        for name in self.tasks:
+            start, stop = stop, stop + len(self.record(name).labels)
+            spans[name] = slice(start, stop)
+        logits = torch.full((batch, stop), -torch.inf, device=self.device, dtype=self.dtype)
+        scores = abstained = outlier = None
+        trunk = TrunkPass()
+        if batch:
+            with record() as trunk:
+                self._run(View(task_key(self.tasks[0])), inputs, **kwargs)
+        if tasks is None:
+            scores, tasks, outlier = self._route(trunk, given, bool(abstain))
+            if outlier is not None:
+                abstained = outlier > NormalDist().inv_cdf(1 - (ABSTAIN_SHARE if abstain is True else abstain))
+        for name in dict.fromkeys(tasks):
+            rows = torch.tensor([row for row, other in enumerate(tasks) if other == name], device=self.device)
+            part: Mapping[str, Any] = given
+            arguments = kwargs
+            if len(rows) < batch:
+                part, arguments = (
+                    {key: value[rows] if _is_batched(value, batch) else value for key, value in values.items()}
+                    for values in (given, kwargs)
+                )
+            view = View(task_key(name))
+            n_tokens = len(rows) * trunk.states[0].shape[1]
+            if len(rows) < batch and n_tokens < _SMALL_PRODUCT:  # its own sub-batch, to the bit
+                answer = self._logits(view, part, **arguments)
+            else:
+                with replay(trunk, rows if len(rows) < batch else None):
+                    answer = self._logits(view, part, **arguments)
+            logits = logits.to(answer.dtype)
+            logits[rows, spans[name]] = answer
+        return RoutedOutput(
+            logits=cast(torch.FloatTensor, logits),
+            tasks=[None if abstained is not None and bool(abstained[row]) else name for row, name in enumerate(tasks)],
+            router_scores=scores,
+            abstained=abstained,
+            outlier_scores=outlier,
+        )
+
+    def _check_listed(self, name: Any) -> str:
+        """A name in a list of tasks, if it is a committed task's."""
+        if name == self.learning and name is not None:
+            raise TaskError(f"The task '{name}' is being learned: a list may name committed tasks only, {self.tasks}.")
+        if not isinstance(name, str):
+            raise TaskError(f"task= lists {name!r}, expected names of tasks, of {self.tasks}.")
+        return self._resolve_task(name)
+
+    @torch.no_grad()
+    def _route(
+        self, trunk: TrunkPass, inputs: Mapping[str, Tensor], may_abstain: bool
+    ) -> tuple[Tensor, list[str], Tensor | None]:
+        """Posteriors over `self.tasks`, `(batch, tasks)`; the best task per sequence; outlier scores, `(batch,)`."""
+        discriminant = self.router.discriminant(self.tasks)
+        if not trunk.states:
+            scores = torch.zeros(0, len(self.tasks), device=self.device)
+            return scores, [], scores[:, 0] if may_abstain else None
+        mask = inputs.get("attention_mask")
+        empty = [] if mask is None else (mask.sum(1) == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"The sequences {empty} have no token (attention_mask is 0): nothing to route.")
+        features = self.router.features(mean_pool(trunk.states, mask))
+        scores = discriminant.log_posteriors(features, self.tasks).exp()
+        best = [self.tasks[index] for index in scores.argmax(-1).tolist()]
+        return scores, best, discriminant.outlier_scores(features, best) if may_abstain else None
 
     def _view(self, name: str, attention_mask: Tensor | None) -> View:
         if self.learner is None or name != self.learner.name:
@@ -893,8 +1085,8 @@ class EideticModel(PreTrainedModel):
     def _head(self, view: View, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         return self.heads[view.key](hidden, attention_mask)
 
-    def _logits(self, view: View, inputs: Mapping[str, Tensor]) -> Tensor:
-        return self._head(view, self._run(view, inputs).last_hidden_state, inputs.get("attention_mask"))
+    def _logits(self, view: View, inputs: Mapping[str, Tensor], **kwargs: Any) -> Tensor:
+        return self._head(view, self._run(view, inputs, **kwargs).last_hidden_state, inputs.get("attention_mask"))
 
     def _distil(self, loss: Tensor, logits: Tensor, name: str, inputs: dict[str, Any]) -> Tensor:
         """Mix in the distance from the logits of the task's own unpruned network (Hinton et al., arXiv 1503.02531)."""
@@ -987,6 +1179,31 @@ class EideticModel(PreTrainedModel):
                     f"The committed task '{task.name}' has changed in memory, first in {report.first_difference}. It "
                     "was not saved; load the last good checkpoint."
                 )
+
+
+@dataclass
+class RoutedOutput(SequenceClassifierOutput):
+    """What a batch of several tasks answers.
+
+    Attributes:
+        logits: over the labels of all tasks, in the order of `config.id2label`, `(batch, labels)`; minus infinity
+            outside of a sequence's own task.
+        tasks: name of each sequence's task; `None` where the router turned it away. Its logits are still the most
+            likely task's.
+        router_scores: posterior of each of `model.tasks`, `(batch, tasks)`; `None` if the tasks were given.
+        abstained: which sequences belong to no task, `(batch,)` bool; `None` if that was not asked.
+        outlier_scores: how far each sequence lies from its task, in standard deviations of the task's own sequences,
+            `(batch,)`; `None` if `abstain` was not asked.
+    """
+
+    tasks: list[str | None] | None = None
+    router_scores: Tensor | None = None
+    abstained: Tensor | None = None
+    outlier_scores: Tensor | None = None
+
+
+def _is_batched(value: Any, batch: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch
 
 
 class _CheckpointWithView:

@@ -865,7 +865,9 @@ class _Run:
                 f"The model in {self.model_folder} has a trunk of {model.config.trunk_layers} layers, the recipe asks "
                 f"for {fresh.config.trunk_layers}. {way_out}"
             )
-        ours, theirs = ({n: t for n, t in m.state_dict().items() if owner_of(n) == TRUNK} for m in (fresh, model))
+        ours, theirs = (
+            {n: t for n, t in m.backbone.state_dict().items() if owner_of(n) == TRUNK} for m in (fresh, model)
+        )
         if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
             raise RecipeError(
                 f"The model in {self.model_folder} was made from another backbone than the recipe's "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -19,6 +21,7 @@ from transformers.utils import logging
 from .configuration import TaskError, TaskRecord
 from .model import EideticModel
 from .pruning import PruningConfig
+from .router import RouterSums
 
 logger = logging.get_logger(__name__)
 
@@ -124,7 +127,7 @@ class EideticCallback(TrainerCallback):
             for name, value in self._last_metrics.items()
             if isinstance(value, (int, float)) and not name.endswith(("runtime", "per_second", "epoch"))
         }
-        model.commit_task(metrics)
+        model.commit_task(metrics, _router_sums(model, args, state, kwargs.get("train_dataloader")))
 
 
 def _unwrap(model: torch.nn.Module) -> EideticModel:
@@ -132,6 +135,30 @@ def _unwrap(model: torch.nn.Module) -> EideticModel:
     if not isinstance(model, EideticModel):
         raise TypeError(f"EideticCallback needs an EideticModel, got {type(model).__name__}.")
     return model
+
+
+ROUTER_BATCH = 64
+
+
+def _router_sums(model: EideticModel, args: TrainingArguments, state: TrainerState, loader: Any) -> RouterSums | None:
+    """Sums over the training data, each process taking its share: in the data's order, whatever the sampler did."""
+    dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    if dataset is None or collate is None:
+        logger.warning("No training data set to take router sums from: the task will have to be named to be answered.")
+        return None
+    if hasattr(dataset, "__len__"):
+        rows: Iterator[Any] = (dataset[i] for i in range(args.process_index, len(dataset), args.world_size))
+    else:  # a stream, perhaps without an end: as many as were trained on
+        seen = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rows = itertools.islice(dataset, args.process_index, seen, args.world_size)
+    batches = (collate(batch) for batch in iter(lambda: list(itertools.islice(rows, ROUTER_BATCH)), []))
+    sums = model.router_sums(batches)
+    if args.world_size > 1:
+        for tensor in (sums.count, sums.total, sums.moment):
+            shared = tensor.to(args.device)
+            torch.distributed.all_reduce(shared)
+            tensor.copy_(shared)
+    return sums
 
 
 def _progress(model: EideticModel, step: int) -> dict[str, Any]:

@@ -1,0 +1,168 @@
+"""One pass through the trunk, shared by the router and by every task of a batch.
+
+The trunk answers the same for every task, so a batch goes through it once. A `TrunkPass` first records what the
+embeddings and the trunk's layers put out, and stops where the first layer above the trunk begins. Then each task's
+rows run the backbone again, with the recorded states in place of what the trunk would compute. Nothing of a backbone's
+own `forward` is copied: its embeddings, its trunk layers and the layer above them get a subclass of their class, which
+does nothing but pass on when no `TrunkPass` is in progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+GATE = -1
+
+
+class TrunkDone(Exception):
+    """Ends a recording pass at the first layer above the trunk."""
+
+
+@dataclass
+class TrunkPass:
+    """What the trunk put out for a batch.
+
+    Attributes:
+        states: output of the embeddings and of each trunk layer, by number, `(batch, sequence, features)`.
+        entry: what enters the first layer above the trunk, `(batch, sequence, hidden)`.
+        rows: rows of the batch to replay; `None` for all of them.
+        replaying: whether the states are being used instead of recorded.
+        tuples: numbers of the modules whose output is a tuple that begins with the state.
+    """
+
+    states: dict[int, Tensor] = field(default_factory=dict)
+    entry: Tensor | None = None
+    rows: Tensor | None = None
+    replaying: bool = False
+    tuples: set[int] = field(default_factory=set)
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """The rows to replay of a recorded tensor."""
+        return tensor if self.rows is None else tensor.index_select(0, self.rows)
+
+
+_PASS: ContextVar[TrunkPass | None] = ContextVar("eidetic_hf_trunk_pass", default=None)
+
+
+@contextmanager
+def _use(trunk: TrunkPass) -> Iterator[None]:
+    token = _PASS.set(trunk)
+    try:
+        yield
+    finally:
+        _PASS.reset(token)
+
+
+@contextmanager
+def record() -> Iterator[TrunkPass]:
+    """Record what the trunk puts out in the backbone's forward pass inside, which ends where the trunk does."""
+    trunk = TrunkPass()
+    with _use(trunk):
+        try:
+            yield trunk
+        except TrunkDone:
+            return
+    raise RuntimeError("The backbone's forward pass never came to the first layer above the trunk.")
+
+
+@contextmanager
+def replay(trunk: TrunkPass, rows: Tensor | None) -> Iterator[None]:
+    """Run the backbone on some rows of a recorded batch, without computing the trunk again.
+
+    Args:
+        trunk: what `record` returned.
+        rows: numbers of the rows, `(rows,)`; `None` for the whole batch.
+    """
+    with _use(TrunkPass(trunk.states, trunk.entry, rows, replaying=True, tuples=trunk.tuples)):
+        yield
+
+
+class _Shared:
+    """Mixed into the class of a module that takes part in a `TrunkPass`."""
+
+    _trunk_place: int
+    _own_class: type
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module's own class does, unless a pass through the trunk is recorded or replayed."""
+        trunk = _PASS.get()
+        if trunk is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if self._trunk_place == GATE:
+            hidden, args, kwargs = _take_hidden(args, kwargs)
+            if not trunk.replaying:
+                trunk.entry = hidden
+                raise TrunkDone
+            assert trunk.entry is not None
+            return super().forward(trunk.cut(trunk.entry), *args, **kwargs)  # type: ignore[misc]
+        if trunk.replaying:
+            state = trunk.cut(trunk.states[self._trunk_place])
+            return (state,) if self._trunk_place in trunk.tuples else state
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        if isinstance(output, tuple):
+            trunk.tuples.add(self._trunk_place)
+        trunk.states[self._trunk_place] = output[0] if isinstance(output, tuple) else output
+        return output
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _make, (self._own_class,), self.__dict__
+
+
+def _take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The hidden states among a layer's arguments, and the others."""
+    if args:
+        return args[0], args[1:], kwargs
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), (), rest
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def _shared_class(own: type) -> type:
+    if own not in _CLASSES:
+        _CLASSES[own] = type(own.__name__, (_Shared, own), {"__module__": own.__module__})
+    return _CLASSES[own]
+
+
+def _make(own: type) -> nn.Module:
+    """An empty module of the shared subclass of `own`, for `copy` and `pickle` to fill."""
+    return cast(nn.Module, object.__new__(_shared_class(own)))
+
+
+def share_trunk(embeddings: nn.Module, trunk: list[nn.Module], gate: nn.Module) -> None:
+    """Let the backbone's embeddings, trunk layers and first layer above them take part in a `TrunkPass`."""
+    for place, module in [*enumerate([embeddings, *trunk]), (GATE, gate)]:
+        own = type(module)
+        module.__class__ = _shared_class(own)
+        module._trunk_place = place  # type: ignore[assignment]
+        module._own_class = own  # type: ignore[assignment]
+
+
+def _first_and_last(states: dict[int, Tensor]) -> list[Tensor]:
+    return [states[place].float() for place in sorted({min(states), max(states)})]
+
+
+def join_states(states: dict[int, Tensor]) -> Tensor:
+    """The embeddings and the last trunk layer's output side by side, `(batch, sequence, features of both)` float32."""
+    return torch.cat(_first_and_last(states), dim=-1)
+
+
+def mean_pool(states: dict[int, Tensor], mask: Tensor | None) -> Tensor:
+    """Mean over real tokens of what `join_states` joins, `(batch, features of both)` float32.
+
+    Args:
+        states: `(batch, sequence, features)` each.
+        mask: 1 for real tokens, `(batch, sequence)`; `None` if all are real.
+    """
+    if mask is None:
+        return torch.cat([state.mean(1) for state in _first_and_last(states)], dim=-1)
+    weights = (mask / mask.sum(1, keepdim=True).clamp(min=1)).float().unsqueeze(1)
+    return torch.cat([torch.bmm(weights, state).squeeze(1) for state in _first_and_last(states)], dim=-1)
