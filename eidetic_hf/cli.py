@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PREDICT_BATCH = 32
 DIGEST_SHOWN = 12
+CONFUSION_SHOWN = 12  # a matrix of more tasks is in the JSON and in the report
 
 out = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -134,6 +135,8 @@ def train(
     for name in ("average_accuracy", "backward_transfer", "forgetting"):
         if results[name] is not None:
             out.print(f"{name.replace('_', ' ')}: {results[name]:.4f}")
+    if results["routing"]:
+        out.print(_routing_line(results["routing"]))
     _print_verdict(results["verify"]["text"], results["verify"]["ok"])
     for what, place in (("model", MODEL_FOLDER), ("report", REPORT_FILE), ("results", RESULTS_FILE)):
         out.print(f"{what}: {plan.output / place}", markup=False, soft_wrap=True)
@@ -150,6 +153,41 @@ def _matrix_table(results: dict[str, Any]) -> Table:
     for row in results["matrix"]:
         table.add_row(row["task"], *(f"{row['scores'][name]:.4f}" if name in row["scores"] else "" for name in names))
     return table
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _routing_line(routing: dict[str, Any]) -> str:
+    mean = routing["mean"]
+    line = f"task not given: {mean['routing_accuracy']:.4f} sent to their own task"
+    if mean["routed_accuracy"] is None:
+        return line
+    return f"{line}, {mean['routed_accuracy']:.4f} answered right (task given: {mean['oracle_accuracy']:.4f})"
+
+
+def _routing_tables(routing: dict[str, Any]) -> list[Table]:
+    """Accuracies with and without the task given, and how many texts of each task went to which."""
+    scores = Table(title="Task not given: the router chooses", title_justify="left")
+    scores.add_column("task")
+    for name in ("texts", "routing accuracy", "oracle accuracy", "routed accuracy", "merged-label accuracy"):
+        scores.add_column(name.replace(" ", "\n"), justify="right")
+    keys = ("routing_accuracy", "oracle_accuracy", "routed_accuracy", "merged_label_accuracy")
+    for task, row in routing["scores"].items():
+        scores.add_row(task, str(row["texts"]), *(_percent(row[key]) for key in keys))
+    if len(routing["scores"]) > 1:
+        scores.add_section()
+        scores.add_row("mean", "", *(_percent(routing["mean"][key]) for key in keys))
+    if len(routing["tasks"]) > CONFUSION_SHOWN:
+        return [scores]
+    confusion = Table(title="Texts of each task (rows) by the task they were sent to", title_justify="left")
+    confusion.add_column("")
+    for task in routing["tasks"]:
+        confusion.add_column(task, justify="right")
+    for task, sent in routing["confusion"].items():
+        confusion.add_row(task, *(f"[bold]{n}[/]" if other == task else str(n) for other, n in sent.items()))
+    return [scores, confusion]
 
 
 def _shards_table(results: dict[str, Any]) -> Table:
@@ -189,7 +227,7 @@ def evaluate(
     task: TaskNames = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
-    """Metrics of a model's tasks on the data of a recipe; each task is given (oracle)."""
+    """Metrics of a model's tasks on the data of a recipe: with the task given, and with the router choosing it."""
     from .recipe import evaluate_recipe, read_recipe
 
     _quiet()
@@ -200,10 +238,13 @@ def evaluate(
         return
     table = Table("task", "metric", title=f"{split} split, the task given", title_justify="left")
     table.add_column("value", justify="right")
-    for name, metrics in found.items():
+    for name, metrics in found["oracle"].items():
         for metric, value in metrics.items():
             table.add_row(name, metric, f"{value:.4f}")
     out.print(table)
+    for table in _routing_tables(found["routing"]) if found["routing"] else []:
+        out.print()
+        out.print(table)
 
 
 # -- predict ----------------------------------------------------------------------------------------------------------
@@ -215,27 +256,39 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts; read from stdin if none.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="The task; not needed if the model has only one.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task of all texts; left out, the router chooses one each.")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one text a line (- for stdin).")] = None,
     text_pair: Annotated[list[str] | None, typer.Option(help="The second text of each pair, one per TEXT.")] = None,
+    abstain: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Turn away texts that belong to no task; SHARE of a task's own may be turned away, such as 0.05.",
+        ),
+    ] = None,
 ) -> None:
-    """Answer texts, as one JSON object a line."""
+    """Answer texts, as one JSON object a line. Without --task, each text goes to the task that it belongs to."""
     given = texts or []
     if given and file is not None:
         raise ValueError(f"Got {len(given)} texts and --file {file}. Give one or the other.")
     if text_pair is not None and len(text_pair) != len(given):
         raise ValueError(f"Got {len(text_pair)} --text-pair for {len(given)} texts. Give one for each TEXT, in order.")
+    if abstain is not None and task is not None:
+        raise ValueError(
+            f"--abstain turns texts away that belong to no task, but --task {task} was given. Choose one."
+        )
     given = given or _read_lines(file)
     if not given:
         raise ValueError("No text to answer: every line is empty.")
     _quiet()
     loaded, tokenizer = _load(model), _load_tokenizer(model)
-    if task is None and len(loaded.tasks) != 1:
-        raise ValueError(f"Which task? Give --task, one of {loaded.tasks}.")
-    name = task or loaded.tasks[0]
-    if name not in loaded.tasks:
-        raise ValueError(f"There is no task '{name}'. The model has {loaded.tasks}.")
-    for line in answers(loaded, tokenizer, name, given, text_pair):
+    if task is not None and task not in loaded.tasks:
+        raise ValueError(f"There is no task '{task}'. The model has {loaded.tasks}.")
+    if task is None and abstain is None and len(loaded.tasks) == 1:
+        task = loaded.tasks[0]
+    for line in answers(loaded, tokenizer, task, given, text_pair, abstain or False):
         typer.echo(json.dumps(line, ensure_ascii=False))
 
 
@@ -253,29 +306,49 @@ def _read_lines(file: Path | None) -> list[str]:
 def answers(
     model: EideticModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: str,
+    task: str | None,
     texts: list[str],
     pairs: list[str] | None = None,
+    abstain: float | bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """What a task answers to texts, in order, as JSON-ready values.
+    """What a model answers to texts, in order, as JSON-ready values.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        task: the task of all texts; `None` lets the router choose one for each.
+        texts: the texts.
+        pairs: the second text of each, for tasks on pairs.
+        abstain: as `EideticModel.forward` takes it.
 
     Yields:
-        `text` and `task`, and `text_pair` if there is one; then `label`, its `score` and all `scores`; `labels` and
-        `scores` if a text may have several; `value` (or `values` by target) for regression.
+        `text` and `task`, and `text_pair` if there is one. If the router chose: `task_score`, how likely that task is,
+        and `task_scores` of all. Then `label`, its `score` and all `scores`; `labels` and `scores` if a text may have
+        several; `value` (or `values` by target) for regression. With `abstain` also `outlier_score`, and a text that
+        was turned away has the task `None` and no answer.
     """
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()  # type: ignore[arg-type]
+    spans = model.config.label_spans()
     for start in range(0, len(texts), PREDICT_BATCH):
         some = texts[start : start + PREDICT_BATCH]
         others = pairs[start : start + PREDICT_BATCH] if pairs else None
         batch = tokenizer(some, others, truncation=True, padding=True, return_tensors="pt").to(device)
         with torch.inference_mode():
-            logits = model(**batch, task=task).logits.float().cpu()
+            output = model(**batch, task=task) if task is not None else model(**batch, abstain=abstain)
+        logits = output.logits.float().cpu()
         for i, text in enumerate(some):
             pair = {"text_pair": others[i]} if others else {}
-            yield {"text": text, **pair, "task": task, **_answer(model.record(task), logits[i])}
+            if task is not None:
+                yield {"text": text, **pair, "task": task, **_answer(model.record(task), logits[i])}
+                continue
+            name, scores = output.tasks[i], dict(zip(model.tasks, output.router_scores[i].tolist(), strict=True))
+            line = {"text": text, **pair, "task": name, "task_score": max(scores.values()), "task_scores": scores}
+            if output.outlier_scores is not None:
+                line["outlier_score"] = output.outlier_scores[i].item()
+            yield {**line, **(_answer(model.record(name), logits[i, spans[name]]) if name is not None else {})}
 
 
 def _answer(record: TaskRecord, logits: torch.Tensor) -> dict[str, Any]:

@@ -158,6 +158,15 @@ class EideticConfig(PreTrainedConfig):
             self.id2label = dict(enumerate(names))
             self.label2id = {name: index for index, name in enumerate(names)}
 
+    def label_spans(self) -> dict[str, slice]:
+        """Where each served task's labels lie in the flat label space, in the order of the logits."""
+        spans, stop = {}, 0
+        for task in self.tasks:
+            if self.serves(task.name):
+                start, stop = stop, stop + len(task.labels)
+                spans[task.name] = slice(start, stop)
+        return spans
+
     def serves(self, name: str) -> bool:
         """Whether the model answers for this committed task (not only reads its units as an ancestor's)."""
         return self.served is None or name in self.served

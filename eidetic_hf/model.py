@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, cast
@@ -991,9 +991,8 @@ class EideticModel(PreTrainedModel):
                 "task='<name>' for one of them."
             )
         given = {name: value for name, value in inputs.items() if value is not None}
-        batch = len(next((given[name] for name in ("input_ids", "inputs_embeds") if name in given), ()))
-        if not isinstance(abstain, bool) and not 0 < abstain < 1:
-            raise ValueError(f"abstain={abstain!r}: expected True, False or a share between 0 and 1.")
+        batch = _batch_size(given)
+        _check_share(abstain)
         if tasks is not None:
             if abstain:
                 raise ValueError("abstain lets the router turn sequences away, but the tasks were given.")
@@ -1004,20 +1003,18 @@ class EideticModel(PreTrainedModel):
                 )
         elif not self.tasks:
             self._resolve_task(None)
-        spans, stop = {}, 0
-        for name in self.tasks:
-            start, stop = stop, stop + len(self.record(name).labels)
-            spans[name] = slice(start, stop)
-        logits = torch.full((batch, stop), -torch.inf, device=self.device, dtype=self.dtype)
-        scores = abstained = outlier = None
+        spans = self.config.label_spans()
+        n_labels = max(span.stop for span in spans.values())
+        logits = torch.full((batch, n_labels), -torch.inf, device=self.device, dtype=self.dtype)
         trunk = TrunkPass()
         if batch:
             with record() as trunk:
                 self._run(View(task_key(self.tasks[0])), inputs, **kwargs)
         if tasks is None:
-            scores, tasks, outlier = self._route(trunk, given, bool(abstain))
-            if outlier is not None:
-                abstained = outlier > NormalDist().inv_cdf(1 - (ABSTAIN_SHARE if abstain is True else abstain))
+            result = self._route(trunk, given, abstain)
+            tasks = self._most_likely(cast(Tensor, result.router_scores))
+        else:
+            result = RoutedOutput(tasks=list(tasks))
         for name in dict.fromkeys(tasks):
             rows = torch.tensor([row for row, other in enumerate(tasks) if other == name], device=self.device)
             part: Mapping[str, Any] = given
@@ -1036,13 +1033,7 @@ class EideticModel(PreTrainedModel):
                     answer = self._logits(view, part, **arguments)
             logits = logits.to(answer.dtype)
             logits[rows, spans[name]] = answer
-        return RoutedOutput(
-            logits=cast(torch.FloatTensor, logits),
-            tasks=[None if abstained is not None and bool(abstained[row]) else name for row, name in enumerate(tasks)],
-            router_scores=scores,
-            abstained=abstained,
-            outlier_scores=outlier,
-        )
+        return replace(result, logits=logits)
 
     def _check_listed(self, name: Any) -> str:
         """A name in a list of tasks, if it is a committed task's."""
@@ -1053,22 +1044,75 @@ class EideticModel(PreTrainedModel):
         return self._resolve_task(name)
 
     @torch.no_grad()
-    def _route(
-        self, trunk: TrunkPass, inputs: Mapping[str, Tensor], may_abstain: bool
-    ) -> tuple[Tensor, list[str], Tensor | None]:
-        """Posteriors over `self.tasks`, `(batch, tasks)`; the best task per sequence; outlier scores, `(batch,)`."""
+    def route(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        abstain: bool | float = False,
+    ) -> RoutedOutput:
+        """Say which task each sequence belongs to, without answering it: the trunk runs, and nothing above it.
+
+        Args:
+            input_ids: token ids, `(batch, sequence)`.
+            attention_mask: 1 for real tokens, 0 for padding, `(batch, sequence)`.
+            token_type_ids: `(batch, sequence)`; ignored by backbones without them.
+            position_ids: `(batch, sequence)`.
+            inputs_embeds: in place of `input_ids`, `(batch, sequence, hidden)`.
+            abstain: as in `forward`.
+
+        Returns:
+            What `forward` returns without a task, but `logits`.
+
+        Raises:
+            TaskError: if no task is committed, or one was committed without router sums.
+            ValueError: if a sequence has no token, or `abstain` is no share.
+        """
+        _check_share(abstain)
+        if not self.tasks:
+            self._resolve_task(None)
+        values = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        given = {name: value for name, value in zip(_MODEL_INPUTS, values, strict=True) if value is not None}
+        trunk = TrunkPass()
+        if _batch_size(given):
+            with record() as trunk:
+                self._run(View(task_key(self.tasks[0])), given)
+        return self._route(trunk, given, abstain)
+
+    @torch.no_grad()
+    def _route(self, trunk: TrunkPass, inputs: Mapping[str, Tensor], abstain: bool | float) -> RoutedOutput:
+        """The router's choice for each sequence of a recorded batch."""
         discriminant = self.router.discriminant(self.tasks)
         if not trunk.states:
             scores = torch.zeros(0, len(self.tasks), device=self.device)
-            return scores, [], scores[:, 0] if may_abstain else None
+            if not abstain:
+                return RoutedOutput(tasks=[], router_scores=scores)
+            return RoutedOutput(
+                tasks=[], router_scores=scores, abstained=scores[:, 0].bool(), outlier_scores=scores[:, 0]
+            )
         mask = inputs.get("attention_mask")
         empty = [] if mask is None else (mask.sum(1) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"The sequences {empty} have no token (attention_mask is 0): nothing to route.")
         features = self.router.features(mean_pool(trunk.states, mask))
         scores = discriminant.log_posteriors(features, self.tasks).exp()
-        best = [self.tasks[index] for index in scores.argmax(-1).tolist()]
-        return scores, best, discriminant.outlier_scores(features, best) if may_abstain else None
+        best = self._most_likely(scores)
+        if not abstain:
+            return RoutedOutput(tasks=list(best), router_scores=scores)
+        outliers = discriminant.outlier_scores(features, best)
+        abstained = outliers > NormalDist().inv_cdf(1 - (ABSTAIN_SHARE if abstain is True else abstain))
+        return RoutedOutput(
+            tasks=[None if away else name for away, name in zip(abstained.tolist(), best, strict=True)],
+            router_scores=scores,
+            abstained=abstained,
+            outlier_scores=outliers,
+        )
+
+    def _most_likely(self, scores: Tensor) -> list[str]:
+        """The likeliest task of each sequence, turned away or not."""
+        return [self.tasks[index] for index in scores.argmax(-1).tolist()]
 
     def _view(self, name: str, attention_mask: Tensor | None) -> View:
         if self.learner is None or name != self.learner.name:
@@ -1200,6 +1244,15 @@ class RoutedOutput(SequenceClassifierOutput):
     router_scores: Tensor | None = None
     abstained: Tensor | None = None
     outlier_scores: Tensor | None = None
+
+
+def _batch_size(inputs: Mapping[str, Any]) -> int:
+    return len(next((inputs[name] for name in ("input_ids", "inputs_embeds") if name in inputs), ()))
+
+
+def _check_share(abstain: bool | float) -> None:
+    if not isinstance(abstain, bool) and not 0 < abstain < 1:
+        raise ValueError(f"abstain={abstain!r}: expected True, False or a share between 0 and 1.")
 
 
 def _is_batched(value: Any, batch: int) -> bool:

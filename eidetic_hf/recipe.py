@@ -32,7 +32,15 @@ import evaluate
 import numpy as np
 import torch
 import yaml
-from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
@@ -57,6 +65,8 @@ BUILT_IN_METRICS = {
     "regression": ("pearson", "spearman", "mse"),
 }
 LOWER_IS_BETTER = ("mse",)
+ROUTING_BATCH = 64
+_ROUTING_SCORES = ("oracle_accuracy", "routed_accuracy", "merged_label_accuracy")
 
 Say = Callable[[str], None]
 
@@ -659,8 +669,8 @@ def evaluate_recipe(
     recipe: Recipe,
     split: str = "test",
     tasks: list[str] | None = None,
-) -> dict[str, dict[str, float]]:
-    """Metrics of a model's committed tasks on the data of a recipe, by task.
+) -> dict[str, Any]:
+    """Metrics of a model's committed tasks on the data of a recipe, the task given and the task not given.
 
     Args:
         model: the model.
@@ -668,6 +678,9 @@ def evaluate_recipe(
         recipe: says where each task's data is.
         split: `"train"`, `"validation"` or `"test"`.
         tasks: names of the tasks; by default all that both the model and the recipe have.
+
+    Returns:
+        `split`; `oracle`, all metrics of each task when it is given; `routing`, what `evaluate_routing` returns.
 
     Raises:
         RecipeError: if there is nothing to evaluate, or the labels differ.
@@ -678,18 +691,98 @@ def evaluate_recipe(
     if not chosen:
         ours = [task.name for task in recipe.tasks]
         raise RecipeError(f"The model has the tasks {model.tasks}, the recipe {ours}: none in common.")
-    found = {}
+    oracle, texts = {}, {}
     for name in chosen:
         task, record = recipe.task(name), model.record(name)
         data = load_task_data(recipe, task, tokenizer)
         _check_record(record, task, data)
+        texts[name] = data.splits[split]
         with tempfile.TemporaryDirectory() as folder:
             arguments = recipe.training_arguments(
                 task, output_dir=folder, save_strategy="no", load_best_model_at_end=False
             )
             score = TaskScore(record, task.metric, load_metric(task, recipe.folder))
-            found[name] = evaluate_task(model, name, data.splits[split], tokenizer, arguments, score)
-    return found
+            oracle[name] = evaluate_task(model, name, texts[name], tokenizer, arguments, score)
+    return {"split": split, "oracle": oracle, "routing": evaluate_routing(model, tokenizer, texts)}
+
+
+def evaluate_routing(
+    model: EideticModel, tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, datasets.Dataset]
+) -> dict[str, Any] | None:
+    """How often the router finds a text's own task, and how often the answer is right when it chooses.
+
+    A text is answered right if the label is, or, for a task of many labels, all of them are.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer, which pads.
+        texts: tokenized texts with their `labels`, by task.
+
+    Returns:
+        `tasks`, those that the router chooses from; `confusion`, for each task of `texts`, how many of its texts went
+        to each of `tasks`; `scores`, for each task of `texts` and for their `mean`: `routing_accuracy`, and
+        `oracle_accuracy` (the task given), `routed_accuracy` (a wrong route is wrong) and `merged_label_accuracy` (a
+        wrong route is right if it answers with labels of the right names). The latter three are `None` for regression.
+        Instead of all this `None`, if there is nothing to choose: one task only, or one without router sums.
+    """
+    if len(model.tasks) < 2 or not all(model.router.has(name) for name in model.tasks):
+        return None
+    confusion: dict[str, dict[str, int]] = {}
+    scores: dict[str, dict[str, Any]] = {}
+    for name, data in texts.items():
+        sent, right = dict.fromkeys(model.tasks, 0), dict.fromkeys(_ROUTING_SCORES, 0)
+        for batch in DataLoader(data, ROUTING_BATCH, collate_fn=DataCollatorWithPadding(tokenizer)):
+            found = _count_routed(model, name, batch.to(model.device))
+            for task in found.pop("tasks"):
+                sent[task] += 1
+            for key, value in found.items():
+                right[key] += value
+        confusion[name] = sent
+        is_number = model.record(name).problem_type == "regression"
+        scores[name] = {
+            "texts": len(data),
+            "routing_accuracy": sent[name] / len(data),
+            **{key: None if is_number else value / len(data) for key, value in right.items()},
+        }
+    mean: dict[str, float | None] = {}
+    for key in ("routing_accuracy", *_ROUTING_SCORES):
+        known = [row[key] for row in scores.values() if row[key] is not None]
+        mean[key] = float(np.mean(known)) if known else None
+    return {"tasks": model.tasks, "confusion": confusion, "scores": scores, "mean": mean}
+
+
+@torch.inference_mode()
+def _count_routed(model: EideticModel, name: str, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Where the texts of a task's batch went, and how many were answered right."""
+    model.eval()
+    record, inputs = model.record(name), {key: value for key, value in batch.items() if key != "labels"}
+    routed = model(**inputs)
+    if record.problem_type == "regression":
+        return {"tasks": routed.tasks}
+    spans = model.config.label_spans()
+    truth = _label_names(record, batch["labels"])
+    named = _label_names(record, model(**inputs, task=name).logits)
+    chosen = [
+        _label_names(model.record(task), logits[spans[task]].unsqueeze(0))[0]
+        for task, logits in zip(routed.tasks, routed.logits, strict=True)
+    ]
+    merged = [answer == true for answer, true in zip(chosen, truth, strict=True)]
+    return {
+        "tasks": routed.tasks,
+        "oracle_accuracy": sum(answer == true for answer, true in zip(named, truth, strict=True)),
+        "routed_accuracy": sum(ok and task == name for ok, task in zip(merged, routed.tasks, strict=True)),
+        "merged_label_accuracy": sum(merged),
+    }
+
+
+def _label_names(record: TaskRecord, values: torch.Tensor) -> list[set[str] | None]:
+    """Names of the labels in logits `(texts, labels)` or in the `labels` of a batch; `None` for numbers."""
+    if record.problem_type == "regression":
+        return [None] * len(values)
+    if record.problem_type == "multi_label_classification":
+        return [{record.labels[index] for index in row.nonzero().flatten().tolist()} for row in values > 0]
+    numbers = values if values.dim() == 1 else values.argmax(-1)
+    return [{record.labels[index]} for index in numbers.tolist()]
 
 
 def _check_record(record: TaskRecord, task: TaskRecipe, data: TaskData) -> None:
@@ -982,7 +1075,7 @@ class _Run:
         paths = sorted(self.model_folder.glob("eidetic-*.safetensors"))
         return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
 
-    def _write_results(self, verified: EideticModel) -> dict[str, Any]:
+    def _write_results(self, verified: EideticModel, routing: dict[str, Any] | None = None) -> dict[str, Any]:
         recipe, model = self.recipe, self.model
         metrics = {task.name: task.metric for task in recipe.tasks}
         matrix = [
@@ -1006,6 +1099,7 @@ class _Run:
             "metrics": metrics,
             "matrix": matrix,
             **continual_metrics(matrix, metrics),
+            "routing": routing,
             "verify": {"ok": bool(verdict), "text": str(verdict), "tasks": [str(task) for task in verdict.tasks]},
             "steps": self.steps,
         }
@@ -1028,7 +1122,8 @@ class _Run:
         }
 
     def finish(self) -> dict[str, Any]:
-        """Verify the model as it lies on the disk, and write the results for the last time."""
+        """Verify the model as it lies on the disk, let it find the tasks itself, and write the results a last time."""
         loaded = EideticModel.from_pretrained(self.model_folder)
         loaded.to(self.model.device)  # type: ignore[arg-type]
-        return self._write_results(loaded)
+        tests = {name: self.data[name].splits["test"] for name in loaded.tasks}
+        return self._write_results(loaded, evaluate_routing(loaded, self.tokenizer, tests))

@@ -49,6 +49,8 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
             "units": units_picture(content["tasks"], content["capacity"]),
             "shards": shards_picture(content["shards"]),
         }
+        if content["routing"]:
+            pictures["confusion"] = confusion_picture(content["routing"])
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"These are no results of a run that committed a task ({type(error).__name__}: {error}). Give what "
@@ -81,6 +83,7 @@ def report_content(results: Mapping[str, Any]) -> dict[str, Any]:
         "forgetting": results["forgetting"],
         "averaged_tasks": results["averaged_tasks"],
         "lower_is_better": list(LOWER_IS_BETTER),
+        "routing": results.get("routing"),  # results of the first versions have none
         "verify": results["verify"],
         "capacity": steps[-1]["capacity"],
         "capacity_steps": [{"task": step["task"], "free_share": step["capacity"]["free_share"]} for step in steps],
@@ -155,25 +158,42 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     return figure, axes
 
 
-def matrix_picture(tasks: list[str], matrix: list[dict[str, Any]]) -> Markup:
-    """The accuracy matrix as a heat map: rows are what was learned, columns the tasks; the upper triangle is empty."""
-    figure, (ax,) = _figure(1.8 + 0.75 * len(tasks), 1.1 + 0.5 * len(matrix))
-    scores = [[row["scores"].get(task) for task in tasks] for row in matrix]
-    present = [score for row in scores for score in row if score is not None]
+def _heat_map(columns: list[str], rows: list[str], values: list[list[float | None]], digits: int) -> Figure:
+    """Numbers from 0 to 1 as colored cells, `None` as an empty one; the label of each axis is the caller's."""
+    figure, (ax,) = _figure(1.8 + 0.75 * len(columns), 1.1 + 0.5 * len(rows))
+    present = [value for row in values for value in row if value is not None]
     span = matplotlib.colors.Normalize(min([0.0, *present]), max([1.0, *present]))
     colors = matplotlib.colormaps["viridis"]
-    for i, row in enumerate(scores):
-        for j, score in enumerate(row):
-            if score is None:
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if value is None:
                 continue
-            color = colors(span(score))
+            color = colors(span(value))
             ax.add_patch(matplotlib.patches.Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=color, edgecolor="none"))
             is_light = sum(weight * part for weight, part in zip((0.3, 0.6, 0.1), color, strict=False)) > 0.5
-            ax.text(j, i, f"{score:.3f}", ha="center", va="center", fontsize=8, color="black" if is_light else "white")
-    ax.set(xlim=(-0.5, len(tasks) - 0.5), ylim=(len(matrix) - 0.5, -0.5), xlabel="score on", ylabel="after learning")
-    ax.set_xticks(range(len(tasks)), tasks, rotation=30 if len(tasks) > 3 else 0)
-    ax.set_yticks(range(len(matrix)), [row["task"] for row in matrix])
+            ink = "black" if is_light else "white"
+            ax.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=8, color=ink)
+    ax.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    ax.set_xticks(range(len(columns)), columns, rotation=30 if len(columns) > 3 else 0)
+    ax.set_yticks(range(len(rows)), rows)
     ax.spines[:].set_visible(False)
+    return figure
+
+
+def matrix_picture(tasks: list[str], matrix: list[dict[str, Any]]) -> Markup:
+    """The accuracy matrix as a heat map: rows are what was learned, columns the tasks; the upper triangle is empty."""
+    values = [[row["scores"].get(task) for task in tasks] for row in matrix]
+    figure = _heat_map(tasks, [row["task"] for row in matrix], values, digits=3)
+    figure.axes[0].set(xlabel="score on", ylabel="after learning")
+    return _svg(figure)
+
+
+def confusion_picture(routing: Mapping[str, Any]) -> Markup:
+    """Share of each task's texts (rows) that the router sent to each task (columns), as a heat map."""
+    sent = routing["confusion"]
+    values = [[row[task] / sum(row.values()) for task in routing["tasks"]] for row in sent.values()]
+    figure = _heat_map(routing["tasks"], list(sent), values, digits=2)
+    figure.axes[0].set(xlabel="sent to", ylabel="texts of")
     return _svg(figure)
 
 

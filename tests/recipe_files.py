@@ -55,6 +55,18 @@ def color_rows(seed: int, rows: int = 48) -> list[dict[str, Any]]:
     return found
 
 
+def size_rows(seed: int, rows: int = 48) -> list[dict[str, Any]]:
+    """Texts of words that `color_rows` does not use; the first one is the size, which is the label."""
+    source = random.Random(seed)
+    sizes = {"large": "w90", "small": "w91"}
+    found = []
+    for _ in range(rows):
+        size = source.choice(list(sizes))
+        words = [f"w{source.randrange(86, 90)}" for _ in range(source.randrange(2, 6))]
+        found.append({"text": " ".join([sizes[size], *words]), "label": size})
+    return found
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -100,6 +112,16 @@ def private_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="module")
+def unlike(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None) -> Path:
+    """As `finished`, but with two tasks whose texts differ, `color` and `size`, so that the router can tell them."""
+    folder = tmp_path_factory.mktemp("unlike")
+    rows = {split: size_rows(seed, n) for seed, (split, n) in enumerate({"train": 48, "test": 20}.items())}
+    tasks = [write_task(folder, "color"), write_task(folder, "size", rows)]
+    run_recipe(read_recipe(write_recipe(folder, tasks)), lambda line: None)
+    return folder
 
 
 @pytest.fixture(scope="module")

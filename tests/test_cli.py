@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import yaml
-from recipe_files import COLORS, color_rows, finished, private_dataset_cache, write_recipe, write_task  # noqa: F401
+from recipe_files import (  # noqa: F401
+    COLORS,
+    color_rows,
+    finished,
+    private_dataset_cache,
+    size_rows,
+    unlike,
+    write_recipe,
+    write_task,
+)
 from typer.testing import CliRunner, Result
 
 from eidetic_hf import __version__
@@ -55,6 +64,9 @@ def test_train_prints_the_matrix_the_shards_and_the_verdict(tmp_path: Path) -> N
         assert results["steps"][1]["shards"][shard]["sha256"][:12] in result.stdout
     assert result.stdout.count("unchanged") == 2
     assert "forgetting: 0.0000" in result.stdout
+    mean = results["routing"]["mean"]
+    assert f"task not given: {mean['routing_accuracy']:.4f} sent to their own task" in result.stdout
+    assert f"{mean['routed_accuracy']:.4f} answered right" in result.stdout
     assert "verified: no committed task has changed" in result.stdout
     for file in ("report.html", "report.json", "results.json", "model/config.json"):
         assert (tmp_path / "output" / file).is_file()
@@ -97,16 +109,29 @@ def test_evaluate_finds_the_scores_of_the_matrix(finished: Path) -> None:  # noq
     result = call("evaluate", finished / "output" / "model", finished / "colors.yaml", "--json")
     results = json.loads((finished / "output" / "results.json").read_text())
     found = json.loads(result.stdout)
-    assert {name: metrics["accuracy"] for name, metrics in found.items()} == results["matrix"][1]["scores"]
-    assert found == results["steps"][1]["scores"]
+    assert found["split"] == "test"
+    assert {name: metrics["accuracy"] for name, metrics in found["oracle"].items()} == results["matrix"][1]["scores"]
+    assert found["oracle"] == results["steps"][1]["scores"]
+    assert found["routing"] == results["routing"]
 
 
 def test_evaluate_takes_one_task_and_another_split(finished: Path) -> None:  # noqa: F811
     arguments = ("evaluate", finished / "output" / "model", finished / "colors.yaml", "--task", "second")
     found = json.loads(call(*arguments, "--split", "train", "--json").stdout)
-    assert list(found) == ["second"]
-    assert found["second"]["accuracy"] >= 0.9
-    assert f"{found['second']['accuracy']:.4f}" in call(*arguments, "--split", "train").stdout
+    assert list(found["oracle"]) == list(found["routing"]["scores"]) == ["second"]
+    assert found["routing"]["tasks"] == ["first", "second"]
+    assert found["oracle"]["second"]["accuracy"] >= 0.9
+    assert f"{found['oracle']['second']['accuracy']:.4f}" in call(*arguments, "--split", "train").stdout
+
+
+def test_evaluate_shows_where_texts_went(unlike: Path) -> None:  # noqa: F811
+    arguments = ("evaluate", unlike / "output" / "model", unlike / "colors.yaml")
+    routing = json.loads(call(*arguments, "--json").stdout)["routing"]
+    shown = " ".join(call(*arguments).stdout.split())
+    for name, row in routing["scores"].items():
+        figures = [f"{row[f'{kind}_accuracy']:.4f}" for kind in ("routing", "oracle", "routed", "merged_label")]
+        assert f"{name} │ 20 │ {' │ '.join(figures)}" in shown
+        assert f"{name} │ {' │ '.join(str(n) for n in routing['confusion'][name].values())} │" in shown
 
 
 def test_evaluate_refuses_an_unknown_task_and_split(finished: Path) -> None:  # noqa: F811
@@ -145,13 +170,49 @@ def test_predict_answers_arguments_a_file_and_stdin_alike(finished: Path, tmp_pa
     assert sum(line["label"] == row["label"] for line, row in zip(from_arguments, rows, strict=True)) >= 5
 
 
-def test_predict_needs_a_task_only_if_there_are_several(finished: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_predict_refuses_what_it_can_not_answer(finished: Path, tmp_path: Path) -> None:  # noqa: F811
     model = finished / "output" / "model"
-    assert "Which task? Give --task, one of ['first', 'second']" in error_of(call("predict", model, "red"))
     assert "no task 'third'" in error_of(call("predict", model, "--task", "third", "red"))
     assert "every line is empty" in error_of(call("predict", model, "--task", "first", input="\n \n"))
     both = error_of(call("predict", model, "--task", "first", "red", "--file", tmp_path / "texts.txt"))
     assert "one or the other" in both
+    assert "Choose one" in error_of(call("predict", model, "--task", "first", "--abstain", "0.1", "red"))
+    assert "abstain=2.0: expected True, False or a share" in error_of(call("predict", model, "--abstain", "2", "red"))
+
+
+def test_predict_sends_each_text_to_its_task(unlike: Path, tmp_path: Path) -> None:  # noqa: F811
+    model = unlike / "output" / "model"
+    rows = [*color_rows(5, 6), *size_rows(6, 6)]
+    texts = [row["text"] for row in rows]
+    result = call("predict", model, *texts)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    assert call("predict", model, "--file", tmp_path / "texts.txt").stdout == result.stdout
+    assert call("predict", model, input="\n".join(texts)).stdout == result.stdout
+    assert [line["text"] for line in lines] == texts
+    assert [line["task"] for line in lines] == ["color"] * 6 + ["size"] * 6
+    for line in lines:
+        assert list(line) == ["text", "task", "task_score", "task_scores", "label", "score", "scores"]
+        assert list(line["task_scores"]) == ["color", "size"]
+        assert line["task_score"] == line["task_scores"][line["task"]] == max(line["task_scores"].values())
+        assert list(line["scores"]) == (COLORS if line["task"] == "color" else ["large", "small"])
+        assert sum(line["scores"].values()) == pytest.approx(1)
+    assert sum(line["label"] == row["label"] for line, row in zip(lines[:6], rows, strict=False)) >= 5
+    named = json.loads(call("predict", model, "--task", "color", texts[0]).stdout)
+    assert named["scores"] == pytest.approx(lines[0]["scores"], abs=1e-5)
+
+
+def test_predict_turns_strange_texts_away_if_asked(unlike: Path) -> None:  # noqa: F811
+    model = unlike / "output" / "model"
+    strange, own = "w95 w105 w110 w100 w94", color_rows(5, 1)[0]["text"]
+    lines = [
+        json.loads(line) for line in call("predict", model, "--abstain", "0.05", strange, own).stdout.splitlines()
+    ]
+    assert list(lines[0]) == ["text", "task", "task_score", "task_scores", "outlier_score"]
+    assert lines[0]["task"] is None
+    assert lines[0]["outlier_score"] > 1.6449 > lines[1]["outlier_score"]
+    assert lines[1]["task"] == "color" and lines[1]["label"] in COLORS
 
 
 def test_predict_answers_pairs_many_labels_and_numbers(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from recipe_files import COLORS, color_rows, finished, private_dataset_cache, write_backbone, write_recipe, write_task  # noqa: F401
+from recipe_files import (  # noqa: F401
+    COLORS,
+    color_rows,
+    finished,
+    private_dataset_cache,
+    unlike,
+    write_backbone,
+    write_recipe,
+    write_task,
+)
+from transformers import AutoTokenizer
 
 from eidetic_hf import EideticModel, EideticTrainer
 from eidetic_hf.checkpoint import sha256_of
@@ -69,6 +79,64 @@ def test_results_hold_what_the_model_says_of_itself(finished: Path) -> None:  # 
     assert [task["labels"] for task in results["tasks"]] == [COLORS, COLORS]
     assert results["recipe"] == (finished / "colors.yaml").read_text()
     assert results["environment"]["torch"] == torch.__version__
+
+
+def test_routing_is_counted_text_by_text(unlike: Path) -> None:  # noqa: F811
+    found = json.loads((unlike / "output" / "results.json").read_text())["routing"]
+    model = EideticModel.from_pretrained(unlike / "output" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(unlike / "output" / "model")
+    assert found["tasks"] == model.tasks == ["color", "size"]
+    for name in model.tasks:
+        rows = [json.loads(line) for line in (unlike / "data" / name / "test.jsonl").read_text().splitlines()]
+        sent, right = {"color": 0, "size": 0}, {"oracle": 0, "routed": 0}
+        for row in rows:
+            batch = tokenizer(row["text"], return_tensors="pt")
+            routed = model(**batch)
+            sent[routed.tasks[0]] += 1
+            right["routed"] += model.config.id2label[int(routed.logits.argmax())] == f"{name}/{row['label']}"
+            answer = int(model(**batch, task=name).logits.argmax())
+            right["oracle"] += model.record(name).labels[answer] == row["label"]
+        assert found["confusion"][name] == sent
+        assert found["scores"][name] == {
+            "texts": 20,
+            "routing_accuracy": sent[name] / 20,
+            "oracle_accuracy": right["oracle"] / 20,
+            "routed_accuracy": right["routed"] / 20,
+            "merged_label_accuracy": right["routed"] / 20,  # the tasks have no label in common
+        }
+    assert found["mean"]["routing_accuracy"] >= 0.9
+    accuracies = [row["routed_accuracy"] for row in found["scores"].values()]
+    assert found["mean"]["routed_accuracy"] == pytest.approx(sum(accuracies) / 2)
+
+
+def test_a_wrong_route_to_a_label_of_the_same_name_counts_as_merged(finished: Path) -> None:  # noqa: F811
+    found = json.loads((finished / "output" / "results.json").read_text())["routing"]
+    mean = found["mean"]
+    assert mean["routing_accuracy"] < 0.9, "two tasks of the same kind of text"
+    assert mean["routed_accuracy"] <= mean["routing_accuracy"]
+    assert mean["merged_label_accuracy"] > mean["routed_accuracy"] + 0.1
+
+
+def test_routing_counts_many_labels_whole_and_leaves_numbers_out(tmp_path: Path) -> None:
+    rows = [{"text": r["text"], "label": [r["label"]], "value": i} for i, r in enumerate(color_rows(0, 20))]
+    common = {"rows": {"train": rows}, "training": {"max_steps": 2}}
+    tasks = [
+        write_task(tmp_path, "many", problem_type="multi_label_classification", **common),
+        write_task(tmp_path, "number", problem_type="regression", columns={"label": "value"}, **common),
+    ]
+    results = run_recipe(read_recipe(write_recipe(tmp_path, tasks)), lambda line: None)
+    found = results["routing"]
+    row = found["scores"]["many"]
+    assert row["routed_accuracy"] <= row["oracle_accuracy"] == results["steps"][-1]["scores"]["many"]["accuracy"]
+    number = found["scores"]["number"]
+    assert number["routing_accuracy"] + found["confusion"]["number"]["many"] / number["texts"] == 1
+    assert number["oracle_accuracy"] is number["routed_accuracy"] is number["merged_label_accuracy"] is None
+    assert found["mean"]["routed_accuracy"] == row["routed_accuracy"]
+
+
+def test_one_task_has_no_routing(tmp_path: Path) -> None:
+    results = run_recipe(read_recipe(write_recipe(tmp_path, [write_task(tmp_path, "only")])), lambda line: None)
+    assert results["routing"] is None
 
 
 def test_the_first_shard_has_the_same_sha256_after_the_second_task(finished: Path) -> None:  # noqa: F811

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from recipe_files import finished, private_dataset_cache  # noqa: F401
 
-from eidetic_hf.report import report_content, shard_history, write_report
+from eidetic_hf.report import confusion_picture, report_content, shard_history, write_report
 
 
 class Elements(HTMLParser):
@@ -63,9 +63,9 @@ def test_the_report_loads_nothing_from_elsewhere(page: str) -> None:
     assert not re.search(r"url\((?!#)", page)
 
 
-def test_the_report_has_three_pictures_in_the_color_of_the_page(page: str) -> None:
+def test_the_report_has_four_pictures_in_the_color_of_the_page(page: str) -> None:
     elements = Elements(page)
-    assert elements.tags.count("svg") == 3
+    assert elements.tags.count("svg") == 4
     assert elements.open == [], "every element is closed"
     assert page.count("currentColor") > 30
     assert "prefers-color-scheme: dark" in page
@@ -80,6 +80,31 @@ def test_the_report_shows_the_figures_of_the_results(page: str, results: dict[st
         assert f"{task['sha256']}  {task['shard']}" in page
     assert page.count(">unchanged</span>") == 2, "the trunk and the first task, after the second"
     assert "CHANGED" not in page
+
+
+def test_the_report_shows_where_texts_were_sent(page: str, results: dict[str, Any]) -> None:
+    for name, row in results["routing"]["scores"].items():
+        keys = ("routing_accuracy", "oracle_accuracy", "routed_accuracy", "merged_label_accuracy")
+        cells = "".join(f'<td class="number">{row[key]:.4f}</td>' for key in keys)
+        assert f'<tr><td>{name}</td><td class="number">20</td>{cells}</tr>' in page
+    assert "where the texts of a task went" in page
+
+
+def test_the_confusion_picture_shows_shares(results: dict[str, Any]) -> None:
+    routing = {"tasks": ["a", "b"], "confusion": {"a": {"a": 30, "b": 10}, "b": {"a": 0, "b": 5}}}
+    picture = confusion_picture(routing)
+    routing["confusion"]["a"] = {"a": 300, "b": 100}
+    assert confusion_picture(routing).count("<path") == picture.count("<path") > 10
+    colors = re.findall(r"fill: (#[0-9a-f]{6})", picture)
+    assert len({color for color in colors if color not in ("#000000", "#ffffff")}) >= 4, "0.75, 0.25, 0 and 1"
+
+
+def test_results_of_before_there_was_routing_still_make_a_report(results: dict[str, Any], tmp_path: Path) -> None:
+    old = copy.deepcopy(results)
+    del old["routing"]
+    page = write_report(old, tmp_path / "report.html").read_text()
+    assert Elements(page).tags.count("svg") == 3
+    assert "router" not in page
 
 
 def test_the_report_as_json_has_the_same_figures(results: dict[str, Any], tmp_path: Path) -> None:

@@ -547,3 +547,26 @@ def test_a_task_without_sums_is_named(routed: EideticModel) -> None:
     with pytest.raises(TaskError, match=r"knows nothing of \['beta'\]"):
         model(**make_batch())
     assert torch.equal(logits_of(model, "beta"), logits_of(routed, "beta"))
+
+
+def test_route_says_the_task_without_running_what_lies_above_the_trunk(
+    routed: EideticModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = topic_batch([0, 1, 2, 1])
+    answered = routed(**batch, abstain=0.2)
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a head was run")
+
+    for head in routed.heads.values():
+        monkeypatch.setattr(head, "forward", refuse)
+    found = routed.route(**batch, abstain=0.2)
+    assert found.logits is None
+    assert found.tasks == answered.tasks
+    for name in ("router_scores", "abstained", "outlier_scores"):
+        assert torch.equal(found[name], answered[name])
+    assert set(routed.route(**batch)) == {"tasks", "router_scores"}
+    with pytest.raises(ValueError, match="share between 0 and 1"):
+        routed.route(**batch, abstain=1.0)
+    with pytest.raises(TaskError, match="No task is committed"):
+        tiny_model().route(**batch)
