@@ -1101,7 +1101,7 @@ class EideticModel(PreTrainedModel):
         best = self._most_likely(scores)
         if not abstain:
             return RoutedOutput(tasks=list(best), router_scores=scores)
-        outliers = discriminant.outlier_scores(features, best)
+        outliers = self.router.outlier_scores(features, best, self.tasks)
         abstained = outliers > NormalDist().inv_cdf(1 - (ABSTAIN_SHARE if abstain is True else abstain))
         return RoutedOutput(
             tasks=[None if away else name for away, name in zip(abstained.tolist(), best, strict=True)],

@@ -13,7 +13,7 @@ Everything else is computed from the sums when it is first needed, with the task
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import torch
@@ -34,6 +34,7 @@ LABEL_WEIGHT, OWN_AROUND_TASK, OWN_AROUND_LABEL = 0.3, 0.9, 0.5
 # the same two sequences of tasks.
 CENTER_SHARE, HEAVY_TAILS = 0.7, 2.5
 MAX_TASK_DIRECTIONS, MAX_LABEL_DIRECTIONS = 64, 128
+TASKS_AT_ONCE = 16  # whose matrices are unpacked at a time
 REFERENCE_SEED, REFERENCE_SHAPE = 20250209, (64, 32)
 
 
@@ -77,13 +78,12 @@ def lower_triangle(matrix: Tensor) -> Tensor:
     return matrix[rows, columns]
 
 
-def symmetric(triangle: Tensor, size: int) -> Tensor:
-    """The symmetric matrix, `(size, size)`, of a lower triangle."""
+def symmetric(triangles: Tensor, size: int) -> Tensor:
+    """Symmetric matrices, `(..., size, size)`, of their lower triangles `(..., size * (size + 1) / 2)`."""
     rows, columns = torch.tril_indices(size, size)
-    matrix = triangle.new_zeros(size, size)
-    matrix[rows, columns] = triangle
-    matrix[columns, rows] = triangle
-    return matrix
+    place = torch.empty(size, size, dtype=torch.long)
+    place[rows, columns] = place[columns, rows] = torch.arange(len(rows))
+    return triangles[..., place]
 
 
 def _compact(tensor: Tensor) -> Tensor:
@@ -103,23 +103,23 @@ class _Space:
     Attributes:
         basis: from features to this space, `(features, directions)`.
         roots: per task, the inverse Cholesky factor of its covariance, `(tasks, directions, directions)`.
-        offsets: log determinants and weights, to be added, `(groups,)`.
-        means: of each group (a task, or a label of a task), seen through its task's root, `(groups, directions)`.
+        offsets: what a group's log density (a task's, or that of a label of a task) does not owe to the sequence,
+            `(groups,)`.
+        slopes: inverse covariance times mean of each group, `(groups, directions)`.
         owner: number of each group's task, `(groups,)`.
     """
 
     basis: Tensor
     roots: Tensor
     offsets: Tensor
-    means: Tensor
+    slopes: Tensor
     owner: Tensor
 
     def log_densities(self, features: Tensor) -> Tensor:
         """Log density of each task, up to a common constant, `(batch, tasks)`."""
-        seen = torch.einsum("tij,bj->tbi", self.roots, features @ self.basis)
-        squares = seen.square().sum(-1)  # (tasks, batch)
-        products = torch.einsum("gbi,gi->gb", seen[self.owner], self.means)
-        log = self.offsets.unsqueeze(1) + products - 0.5 * squares[self.owner]  # (groups, batch)
+        x = features @ self.basis
+        squares = (self.roots @ x.T).square().sum(1)  # (tasks, batch)
+        log = self.offsets.unsqueeze(1) + self.slopes @ x.T - 0.5 * squares[self.owner]  # (groups, batch)
         n_tasks = len(self.roots)
         if len(log) == n_tasks:
             return log.T
@@ -148,7 +148,8 @@ class Discriminant:
         prototypes: means of all labels, seen through `root`, `(labels, features)`.
         center: mean of all tasks' means, seen through `root`, `(features,)`.
         owner: number of each label's task, `(labels,)`.
-        moments: mean and standard deviation of a task's own sequences' outlier score, `(tasks, 2)`.
+        moments: mean and standard deviation of the distances of a task's own sequences, `(2,)`, for the tasks that
+            were asked for so far.
     """
 
     names: list[str]
@@ -158,7 +159,7 @@ class Discriminant:
     prototypes: Tensor
     center: Tensor
     owner: Tensor
-    moments: Tensor
+    moments: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, sums: Mapping[str, RouterSums], n_features: int) -> Discriminant:
@@ -179,57 +180,51 @@ class Discriminant:
         n_labels = torch.stack([s.sum() for s in seen])
         owner = torch.repeat_interleave(torch.arange(len(tasks)), n_labels)
         center = means.mean(0)
-        within = torch.zeros(n_features, n_features, dtype=torch.float64)
-        total = torch.zeros_like(within)
-
-        def scatter(index: int) -> tuple[Tensor, Tensor]:
-            """Second moments of a task around zero, and its scatter around its labels' means."""
-            moment = symmetric(tasks[index].moment.double(), n_features)
-            own = prototypes[owner == index]
-            return moment, moment - (own.T * label_counts[owner == index]) @ own
-
-        for index in range(len(tasks)):
-            moment, inner = scatter(index)
-            total += moment / sizes[index]
-            within += inner
         n = float(sizes.sum())
+        within = torch.zeros(len(tasks[0].moment), dtype=torch.float64)
+        total = torch.zeros_like(within)
+        for task, size in zip(tasks, sizes, strict=True):
+            moment = task.moment.double()
+            within += moment
+            total += moment / size
+        within = symmetric(within, n_features) - (prototypes.T * label_counts) @ prototypes
         within = _shrunk(within / max(n - len(prototypes), 1), n)
-        total = _shrunk(total / len(tasks) - torch.outer(center, center), n)
+        total = symmetric(total, n_features) / len(tasks) - torch.outer(center, center)
+        total = _shrunk(total, n)
         to_tasks = _directions(means - center, total, MAX_TASK_DIRECTIONS)
         to_labels = _directions(prototypes - prototypes.mean(0), within, MAX_LABEL_DIRECTIONS)
         root = _inverse_root(within)
-        around_task, around_label, moments = [], [], []
-        for index in range(len(tasks)):
-            moment, inner = scatter(index)
-            inner = inner / (sizes[index] - n_labels[index]).clamp(min=1)
-            spread = moment / sizes[index] - torch.outer(means[index], means[index])
-            around_task.append(to_tasks.T @ spread @ to_tasks)
-            around_label.append(to_labels.T @ inner @ to_labels)
-            own = owner == index
-            moments.append(
-                _outlier_moments(root @ inner @ root.T, (prototypes[own] - center) @ root.T, label_counts[own])
-            )
+        around_task, around_label = [], []
+        for start in range(0, len(tasks), TASKS_AT_ONCE):
+            some = slice(start, start + TASKS_AT_ONCE)
+            moments = symmetric(torch.stack([task.moment for task in tasks[some]]).double(), n_features)
+            moments /= sizes[some].view(-1, 1, 1)
+            spread = to_tasks.T @ moments @ to_tasks
+            around_task.append(spread - _outer(means[some] @ to_tasks))
+            mine = (owner >= start) & (owner < start + TASKS_AT_ONCE)
+            squares = _outer(prototypes[mine] @ to_labels) * (label_counts / sizes[owner])[mine].view(-1, 1, 1)
+            inner = (to_labels.T @ moments @ to_labels).index_add_(0, owner[mine] - start, squares, alpha=-1)
+            around_label.append(inner * (sizes / (sizes - n_labels).clamp(min=1))[some].view(-1, 1, 1))
         flat = torch.arange(len(tasks))
         weights = torch.log(label_counts / sizes[owner])
         return cls(
             names=list(sums),
-            by_task=_space(to_tasks, torch.stack(around_task), OWN_AROUND_TASK, sizes, means, flat, None),
-            by_label=_space(to_labels, torch.stack(around_label), OWN_AROUND_LABEL, sizes, prototypes, owner, weights),
+            by_task=_space(to_tasks, torch.cat(around_task), OWN_AROUND_TASK, sizes, means, flat, None),
+            by_label=_space(to_labels, torch.cat(around_label), OWN_AROUND_LABEL, sizes, prototypes, owner, weights),
             root=root,
             prototypes=prototypes @ root.T,
             center=center @ root.T,
             owner=owner,
-            moments=torch.stack(moments),
         )
 
     def to(self, device: torch.device) -> Discriminant:
         """The same on another device."""
         moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for part in fields(self):
+            value = getattr(self, part.name)
             if isinstance(value, _Space):
                 value = _Space(**{f.name: getattr(value, f.name).to(device) for f in fields(value)})
-            moved[field.name] = value.to(device) if isinstance(value, Tensor) else value
+            moved[part.name] = value.to(device) if isinstance(value, Tensor) else value
         return Discriminant(**moved)
 
     def log_posteriors(self, features: Tensor, tasks: list[str]) -> Tensor:
@@ -249,15 +244,32 @@ class Discriminant:
 
         The distance is a relative one (Ren et al., arXiv 2106.09022): the squared Mahalanobis distance to the nearest
         label's mean, less a share of the one to the center of all tasks, since what is unusual in every respect,
-        such as a very short text, says little. Mean and deviation come from the sums.
+        such as a very short text, says little. Mean and deviation come from the sums: `measure_own` has to be called
+        for each task before.
         """
         seen = features.double() @ self.root.T
         numbers = torch.tensor([self.names.index(task) for task in tasks], device=seen.device, dtype=torch.long)
         to_labels = torch.cdist(seen, self.prototypes).square()
         nearest = to_labels.masked_fill(numbers.unsqueeze(1) != self.owner, torch.inf).amin(1)
         relative = nearest - CENTER_SHARE * (seen - self.center).square().sum(1)
-        mean, deviation = self.moments[numbers].unbind(1)
+        mean, deviation = torch.stack([self.moments[task] for task in tasks]).unbind(1)
         return (relative - mean) / deviation
+
+    def measure_own(self, task: str, sums: RouterSums) -> None:
+        """Work out how the distances of a task's own sequences are distributed."""
+        own = self.owner.cpu() == self.names.index(task)
+        count = sums.count.double()
+        seen = count > 0
+        prototypes = sums.total.double()[seen] / count[seen].unsqueeze(1)
+        inner = symmetric(sums.moment.double(), sums.total.shape[1]) - (prototypes.T * count[seen]) @ prototypes
+        root, offsets = self.root.cpu(), self.prototypes.cpu()[own] - self.center.cpu()
+        covariance = root @ (inner / max(float(count.sum()) - len(prototypes), 1)) @ root.T
+        self.moments[task] = _outlier_moments(covariance, offsets, count[seen]).to(self.root.device)
+
+
+def _outer(vectors: Tensor) -> Tensor:
+    """The outer product of each row with itself, `(rows, size, size)`."""
+    return vectors.unsqueeze(2) * vectors.unsqueeze(1)
 
 
 def _outlier_moments(covariance: Tensor, offsets: Tensor, counts: Tensor) -> Tensor:
@@ -317,9 +329,11 @@ def _space(
     roots = _inverse_root(
         shares * own + (1 - shares) * common + 1e-6 * common.diagonal().mean().clamp(min=1e-300) * eye
     )
-    means = torch.einsum("gij,gj->gi", roots[owner], groups @ basis)
-    offsets = roots.diagonal(dim1=1, dim2=2).log().sum(1)[owner] - 0.5 * means.square().sum(1)
-    return _Space(basis, roots, offsets if log_weights is None else offsets + log_weights, means, owner)
+    means = groups @ basis
+    seen = torch.einsum("gij,gj->gi", roots[owner], means)
+    slopes = torch.einsum("gji,gj->gi", roots[owner], seen)
+    offsets = roots.diagonal(dim1=1, dim2=2).log().sum(1)[owner] - 0.5 * seen.square().sum(1)
+    return _Space(basis, roots, offsets if log_weights is None else offsets + log_weights, slopes, owner)
 
 
 class Router(nn.Module):
@@ -434,3 +448,16 @@ class Router(nn.Module):
             solved = Discriminant.fit({name: self.sums_of(name) for name in names}, self.n_features)
             self._solved[key] = solved.to(self.reference.need("shift").device)
         return self._solved[key]
+
+    def outlier_scores(self, features: Tensor, tasks: list[str], among: list[str]) -> Tensor:
+        """How far each sequence lies from its task, see `Discriminant.outlier_scores`, `(batch,)`.
+
+        Args:
+            features: `(batch, features)`.
+            tasks: the task of each sequence.
+            among: the tasks that the router chose from.
+        """
+        discriminant = self.discriminant(among)
+        for task in sorted(set(tasks) - set(discriminant.moments)):
+            discriminant.measure_own(task, self.sums_of(task))
+        return discriminant.outlier_scores(features, tasks)

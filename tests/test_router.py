@@ -108,7 +108,7 @@ def test_all_orders_of_four_tasks_give_the_same_router_bit_for_bit() -> None:
         router = new_router(list(order))
         found = router.discriminant(list(order))
         columns = found.log_posteriors(x, sorted(order))
-        answers.append((columns, found.outlier_scores(x, ["beta"] * 50)))
+        answers.append((columns, router.outlier_scores(x, ["beta"] * 50, list(order))))
     assert len(answers) == 24
     for posteriors, outlier in answers[1:]:
         assert torch.equal(posteriors, answers[0][0])
