@@ -18,12 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .architectures import DECODER
 
 POOL = "pool"
 LEARNING = "learning"
@@ -43,12 +45,20 @@ class View:
         teacher: run the network being learned with every unit, as it was before pruning.
         probe: importance measure to accumulate in the backward pass (`"fisher"` or `"taylor"`), or `None`.
         token_mask: 1 for real tokens and 0 for padding, `(batch, sequence)`; `None` if all are real.
+        decoder_token_mask: the same for what a decoder reads beside its encoder.
+        batch: number of sequences, for code that flattens them into one list of tokens; known while probing.
     """
 
     key: str
     teacher: bool = False
     probe: str | None = None
     token_mask: Tensor | None = None
+    decoder_token_mask: Tensor | None = None
+    batch: int = 0
+
+    def in_decoder(self) -> View:
+        """This view, as the units of a decoder beside an encoder need it."""
+        return replace(self, token_mask=self.decoder_token_mask)
 
 
 _VIEW: ContextVar[View | None] = ContextVar("eidetic_hf_view", default=None)
@@ -182,6 +192,8 @@ class UnitProbe(torch.autograd.Function):
         units = ctx.scores.numel() if ctx.index is None else ctx.index.numel()
         if units:
             derivative = (hidden.float() * gradient.float()).unflatten(-1, (units, -1)).sum(-1)
+            if derivative.dim() == 2:  # tokens of all sequences in one list, as OPT's MLP has them
+                derivative = derivative.unflatten(0, (ctx.view.batch, -1))
             if ctx.view.token_mask is not None:
                 derivative = derivative * ctx.view.token_mask.to(derivative.dtype).unsqueeze(-1)
             by_sequence = derivative.sum(1)
@@ -240,6 +252,19 @@ class UnitGroup(nn.Module):
     def total(self) -> int:
         """Number of units in the group."""
         return sum(map(self.count, [*self.order, POOL]))
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether the group lies in a decoder beside an encoder."""
+        return self.name.startswith(DECODER)
+
+    def seen(self) -> int:
+        """Number of units that the current view sees."""
+        view = current_view()
+        if view.key != LEARNING:
+            return self.view(view.key).count
+        ancestors, _, kept = self.learning_view(view.teacher)
+        return ancestors.count + (self.kept().numel() if kept is None else kept.numel())
 
     @property
     def device(self) -> torch.device:
@@ -445,6 +470,11 @@ class TaskLinear(nn.Module):
         """The units that the rows belong to."""
         return self._group[0]
 
+    @property
+    def weight(self) -> Tensor:
+        """The pool's rows, for code that asks a projection for its dtype or device."""
+        return self.segment(POOL).weight
+
     def segment(self, key: str) -> Segment:
         """The rows of a task, of the pool, or of the task being learned (`KeyError` if there are none)."""
         return cast(Segment, self.segments[key])
@@ -624,6 +654,7 @@ class TaskLinear(nn.Module):
         old_weight, _, weight, _ = self._learning_weights(view)
         _, kept_ancestors, kept = self.group.learning_view(view.teacher)
         group, bias = self.group, self.biases.get(LEARNING)
+        view = view.in_decoder() if group.is_decoder and view.probe is not None else view
         old, new = hidden.split([len(old_weight), len(weight)], dim=-1)
         output = None
         if len(old_weight):
@@ -641,6 +672,44 @@ class TaskLinear(nn.Module):
             output = own if output is None else output + own
         assert output is not None
         return output
+
+
+class TaskTable(TaskLinear):
+    """A table with one column per unit, such as relative position biases of heads; a unit's column is its row here.
+
+    Takes the place of an `nn.Embedding`: indices `(...)` to `(..., units seen)`.
+
+    Args:
+        table: of the pretrained embedding, `(entries, units)`.
+        group: the units that the columns belong to.
+    """
+
+    def __init__(self, table: Tensor, group: UnitGroup) -> None:
+        super().__init__(table.t(), None, group, is_output=False)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Look up the columns that the current view sees (see the class for shapes)."""
+        view = current_view()
+        if view.key != LEARNING:
+            return F.embedding(indices, self._plan(view.key)[0].t())
+        old, _, new, _ = self._learning_weights(view)
+        return F.embedding(indices, torch.cat([old, new]).t())
+
+
+class JoinedLinear(nn.Module):
+    """Several in-projections in place of one module that computed them at once; their outputs lie side by side.
+
+    Args:
+        parts: the in-projections, in the order of their outputs.
+    """
+
+    def __init__(self, parts: list[TaskLinear]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Project `(..., in_features)` to `(..., units seen * width of all parts)`."""
+        return torch.cat([part(hidden) for part in self.parts], dim=-1)
 
 
 class TaskNorm(nn.Module):

@@ -27,7 +27,15 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from .architectures import Architecture, ArchitectureError, architecture_of, is_norm, validate
+from .architectures import (
+    ENCODER,
+    Architecture,
+    ArchitectureError,
+    architecture_of,
+    find,
+    layers_of,
+    leftovers,
+)
 from .certificate import (
     TaskVerification,
     VerificationReport,
@@ -58,6 +66,7 @@ from .layers import (
 from .pruning import Learner, PruningConfig
 from .router import REFERENCE_SEED, REFERENCE_SHAPE, Router, RouterSums
 from .trunk import TrunkPass, join_states, mean_pool, record, replay, share_trunk
+from .wiring import join_tied, replace_module, wire_stack
 
 # Arguments of `from_pretrained` that say where a repository's files are.
 _HUB_ARGUMENTS = (
@@ -113,9 +122,9 @@ class EideticModel(PreTrainedModel):
         architecture = architecture_of(config.base_config)
         if backbone is None:
             backbone = AutoModel.from_config(config.base_config)
-        layers = _layers(backbone, architecture)
+        layers = layers_of(architecture, backbone)
         for path in architecture.unused:
-            _replace(backbone, path, None)
+            replace_module(backbone, path, None)
         self.backbone = backbone
         self.groups = nn.ModuleDict()
         self.heads = nn.ModuleDict()
@@ -126,6 +135,7 @@ class EideticModel(PreTrainedModel):
         self._transfer: dict[str, str | list[str]] = {}
         self._thawed: dict[str, Tensor] | None = None
         self._backbone_arguments = set(inspect.signature(backbone.forward).parameters)
+        self._has_decoder = architecture.decoder is not None
         self._wire(architecture, layers)
         # Somebody may hold the Parameters of a backbone that was given, an optimizer for example: then copy them.
         freeze(self.backbone, copy=not empty)
@@ -183,7 +193,7 @@ class EideticModel(PreTrainedModel):
             architecture_of(config)
             kwargs.setdefault("dtype", torch.float32)
             model = AutoModel.from_pretrained(backbone, **kwargs)
-        depth = len(_layers(model, architecture_of(model.config)))
+        depth = len(layers_of(architecture_of(model.config), model))
         trunk_layers = depth // 3 if trunk_layers is None else trunk_layers
         if not isinstance(trunk_layers, int) or not 0 <= trunk_layers < depth:
             raise ValueError(
@@ -275,31 +285,27 @@ class EideticModel(PreTrainedModel):
 
     def _wire(self, architecture: Architecture, layers: nn.ModuleList) -> None:
         """Put the task layers in place of the backbone's above the trunk."""
-        n_heads = getattr(self.backbone.config, architecture.n_heads)
-        for index in range(self.config.trunk_layers, len(layers)):
-            layer = layers[index]
-            for kind, paths in (("heads", architecture.heads), ("neurons", architecture.neurons)):
-                output = cast(nn.Linear, layer.get_submodule(paths.output))
-                group = UnitGroup(f"layers.{index}.{kind}", n_heads if kind == "heads" else output.in_features)
+        join_tied(self.backbone)
+        unowned: list[str] = []
+        for prefix, stack in architecture.stacks.items():
+            stacked = cast(nn.ModuleList, self.backbone.get_submodule(stack.layers))
+            first = self.config.trunk_layers if prefix == ENCODER else 0
+            for group in wire_stack(prefix, stack, stacked, first, self.backbone.config):
                 self.groups[_module_name(group.name)] = group
-                for path in (*paths.inputs, paths.output):
-                    linear = cast(nn.Linear, layer.get_submodule(path))
-                    _replace(layer, path, TaskLinear(linear.weight, linear.bias, group, path == paths.output))
-            _replace_norms(layer)
-        for path in architecture.final_norms:
-            _replace(self.backbone, path, TaskNorm(self.backbone.get_submodule(path)))
-        above = {
-            id(p): f"{index}.{n}"
-            for index in range(self.config.trunk_layers, len(layers))
-            for n, p in layers[index].named_parameters()
-        }
-        if above:
+            for index in range(first, len(stacked)):
+                unowned += [f"{stack.layers}.{index}.{name}" for name in leftovers(architecture, stacked[index])]
+        if unowned:
             raise ArchitectureError(
                 f"The declaration of '{architecture.model_type}' leaves parameters above the trunk that no task owns: "
-                f"{sorted(above.values())[:5]}. Every projection and every norm there has to be declared."
+                f"{unowned[:5]}. Every projection and every norm there has to be declared."
             )
+        for path in architecture.final_norms:
+            norm = find(self.backbone, path)
+            if norm is not None:
+                replace_module(self.backbone, path, TaskNorm(norm))
+        embeddings = self.backbone.get_submodule(architecture.embeddings) if architecture.embeddings else None
         trunk, above_trunk = layers[: self.config.trunk_layers], layers[self.config.trunk_layers]
-        share_trunk(self.backbone.get_submodule(architecture.embeddings), list(trunk), above_trunk)
+        share_trunk(embeddings, list(trunk), above_trunk)
 
     def _rebuild(self, task: TaskRecord, norms: list[TaskNorm]) -> None:
         """Make room for a committed task's tensors."""
@@ -1121,10 +1127,40 @@ class EideticModel(PreTrainedModel):
         return View(LEARNING, probe=probe, token_mask=attention_mask)
 
     def _run(self, view: View, inputs: Mapping[str, Any], **kwargs: Any) -> Any:
+        """Run the backbone on one subnetwork; arguments that it does not know are left out of `inputs`."""
         accepted = self._backbone_arguments
         given = {key: value for key, value in inputs.items() if value is not None and key in accepted}
+        given.update((key, value) for key, value in kwargs.items() if value is not None)
+        past = given.pop("past_key_values", given.pop("cache", None))
+        if past is not None:
+            given["cache" if "cache" in accepted else "past_key_values"] = past
+        if "use_cache" in accepted:
+            given.setdefault("use_cache", past is not None)
+        if self._has_decoder:
+            given = self._with_decoder_inputs(given)
+        if view.probe is not None:
+            view = replace(view, decoder_token_mask=given.get("decoder_attention_mask"), batch=_batch_size(given))
         with use_view(view):
-            return self.backbone(**given, **kwargs, return_dict=True)
+            output = self.backbone(**given, return_dict=True)
+        if self._has_decoder and not hasattr(output, "hidden_states"):
+            output.hidden_states, output.attentions = output.decoder_hidden_states, output.decoder_attentions
+        return output
+
+    def _with_decoder_inputs(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Let the decoder read the text itself where nothing else is given to it, as BART does to classify."""
+        if any(given.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds")):
+            return given
+        if given.get("input_ids") is None:
+            raise ValueError(
+                f"A {self.backbone.config.model_type} backbone got no input_ids for its decoder to read. Pass "
+                "decoder_input_ids or decoder_inputs_embeds with inputs_embeds."
+            )
+        given = dict(given)
+        shift = getattr(self.backbone, "_shift_right", None)  # BART shifts by itself
+        if shift is not None:
+            given["decoder_input_ids"] = shift(given["input_ids"])
+        given.setdefault("decoder_attention_mask", given.get("attention_mask"))
+        return given
 
     def _head(self, view: View, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         return self.heads[view.key](hidden, attention_mask)
@@ -1311,22 +1347,6 @@ def task_loss(task: TaskRecord, logits: Tensor, labels: Tensor) -> Tensor:
 
 def _module_name(group_name: str) -> str:
     return group_name.replace(".", "_")
-
-
-def _layers(model: nn.Module, architecture: Architecture) -> nn.ModuleList:
-    validate(architecture, model)
-    return cast(nn.ModuleList, model.get_submodule(architecture.layers))
-
-
-def _replace(root: nn.Module, path: str, module: nn.Module | None) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
-
-
-def _replace_norms(layer: nn.Module) -> None:
-    for name, module in [(n, m) for n, m in layer.named_modules() if is_norm(m)]:
-        if any(True for _ in module.parameters()):
-            _replace(layer, name, TaskNorm(module))
 
 
 def _convert_own(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> None:

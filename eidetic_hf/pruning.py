@@ -18,7 +18,7 @@ from .layers import LEARNING, UnitGroup
 IMPORTANCES = ("fisher", "taylor", "l1", "l2", "random")
 RECYCLES = ("pretrained", "random")
 ON_EXHAUSTED = ("private", "expand", "error")
-KINDS = ("heads", "neurons")
+KINDS = ("heads", "cross_heads", "neurons")
 
 # Scores of one pruning event fade by this factor before the next, so that a decision rests on more than one interval.
 SCORE_MEMORY = 0.5

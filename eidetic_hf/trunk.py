@@ -5,6 +5,9 @@ embeddings and the trunk's layers put out, and stops where the first layer above
 rows run the backbone again, with the recorded states in place of what the trunk would compute. Nothing of a backbone's
 own `forward` is copied: its embeddings, its trunk layers and the layer above them get a subclass of their class, which
 does nothing but pass on when no `TrunkPass` is in progress.
+
+Where an architecture has no module whose output is the embeddings (GPT-2 adds positions to its token embeddings in
+its own `forward`), they are what enters the first layer.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .wiring import Swapped, swap_class
 
 GATE = -1
 
@@ -30,22 +35,32 @@ class TrunkPass:
     """What the trunk put out for a batch.
 
     Attributes:
-        states: output of the embeddings and of each trunk layer, by number, `(batch, sequence, features)`.
+        states: the embeddings and the output of each trunk layer, by number, `(batch, sequence, features)`.
         entry: what enters the first layer above the trunk, `(batch, sequence, hidden)`.
         rows: rows of the batch to replay; `None` for all of them.
         replaying: whether the states are being used instead of recorded.
-        tuples: numbers of the modules whose output is a tuple that begins with the state.
+        rest: for modules whose output is a tuple that begins with the state, what follows, by number.
+        entered: whether the first layer above the trunk has been called; some models call it several times.
     """
 
     states: dict[int, Tensor] = field(default_factory=dict)
     entry: Tensor | None = None
     rows: Tensor | None = None
     replaying: bool = False
-    tuples: set[int] = field(default_factory=set)
+    rest: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    entered: bool = False
 
     def cut(self, tensor: Tensor) -> Tensor:
         """The rows to replay of a recorded tensor."""
         return tensor if self.rows is None else tensor.index_select(0, self.rows)
+
+    def cut_rest(self, place: int) -> tuple[Any, ...]:
+        """The rows to replay of what follows a state; what is the same for every sequence stays."""
+        batch = len(self.states[place])
+        return tuple(
+            self.cut(value) if isinstance(value, Tensor) and value.dim() and len(value) == batch else value
+            for value in self.rest[place]
+        )
 
 
 _PASS: ContextVar[TrunkPass | None] = ContextVar("eidetic_hf_trunk_pass", default=None)
@@ -80,39 +95,46 @@ def replay(trunk: TrunkPass, rows: Tensor | None) -> Iterator[None]:
         trunk: what `record` returned.
         rows: numbers of the rows, `(rows,)`; `None` for the whole batch.
     """
-    with _use(TrunkPass(trunk.states, trunk.entry, rows, replaying=True, tuples=trunk.tuples)):
+    with _use(TrunkPass(trunk.states, trunk.entry, rows, replaying=True, rest=trunk.rest)):
         yield
 
 
-class _Shared:
+class _Shared(Swapped):
     """Mixed into the class of a module that takes part in a `TrunkPass`."""
 
     _trunk_place: int
-    _own_class: type
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own class does, unless a pass through the trunk is recorded or replayed."""
-        trunk = _PASS.get()
-        if trunk is None:
+        trunk, place = _PASS.get(), self._trunk_place
+        if trunk is None or (place == GATE and trunk.entered):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        if self._trunk_place == GATE:
+        if trunk.replaying and place != GATE:
+            state = trunk.cut(trunk.states[place])
+            return (state, *trunk.cut_rest(place)) if place in trunk.rest else state
+        if place != 0:
             hidden, args, kwargs = _take_hidden(args, kwargs)
             if not trunk.replaying:
-                trunk.entry = hidden
-                raise TrunkDone
-            assert trunk.entry is not None
-            return super().forward(trunk.cut(trunk.entry), *args, **kwargs)  # type: ignore[misc]
-        if trunk.replaying:
-            state = trunk.cut(trunk.states[self._trunk_place])
-            return (state,) if self._trunk_place in trunk.tuples else state
+                trunk.states.setdefault(0, hidden)
+            if place == GATE:
+                hidden = self._enter(trunk, hidden)
+            args = (hidden, *args)
         output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        if isinstance(output, tuple):
-            trunk.tuples.add(self._trunk_place)
-        trunk.states[self._trunk_place] = output[0] if isinstance(output, tuple) else output
+        if place != GATE:
+            if isinstance(output, tuple):
+                trunk.rest[place] = output[1:]
+            trunk.states[place] = output[0] if isinstance(output, tuple) else output
         return output
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return _make, (self._own_class,), self.__dict__
+    @staticmethod
+    def _enter(trunk: TrunkPass, hidden: Tensor) -> Tensor:
+        """End a recording here; in a replay, what enters the first layer above the trunk."""
+        if not trunk.replaying:
+            trunk.entry = hidden
+            raise TrunkDone
+        trunk.entered = True
+        assert trunk.entry is not None
+        return trunk.cut(trunk.entry)
 
 
 def _take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
@@ -123,27 +145,12 @@ def _take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
     return rest.pop("hidden_states"), (), rest
 
 
-_CLASSES: dict[type, type] = {}
-
-
-def _shared_class(own: type) -> type:
-    if own not in _CLASSES:
-        _CLASSES[own] = type(own.__name__, (_Shared, own), {"__module__": own.__module__})
-    return _CLASSES[own]
-
-
-def _make(own: type) -> nn.Module:
-    """An empty module of the shared subclass of `own`, for `copy` and `pickle` to fill."""
-    return cast(nn.Module, object.__new__(_shared_class(own)))
-
-
-def share_trunk(embeddings: nn.Module, trunk: list[nn.Module], gate: nn.Module) -> None:
+def share_trunk(embeddings: nn.Module | None, trunk: list[nn.Module], gate: nn.Module) -> None:
     """Let the backbone's embeddings, trunk layers and first layer above them take part in a `TrunkPass`."""
     for place, module in [*enumerate([embeddings, *trunk]), (GATE, gate)]:
-        own = type(module)
-        module.__class__ = _shared_class(own)
-        module._trunk_place = place  # type: ignore[assignment]
-        module._own_class = own  # type: ignore[assignment]
+        if module is not None:
+            module._trunk_place = place  # type: ignore[assignment]
+            swap_class(module, _Shared)
 
 
 def _first_and_last(states: dict[int, Tensor]) -> list[Tensor]:

@@ -19,8 +19,11 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     ElectraConfig,
+    GPT2Config,
+    LlamaConfig,
     PreTrainedModel,
     RobertaConfig,
+    T5Config,
     TrainingArguments,
 )
 
@@ -49,11 +52,31 @@ CONFIGS = {
 }
 ARCHITECTURES = list(CONFIGS)
 
+# Every architecture, small: three layers, four heads (two key/value heads where queries are grouped), 64 neurons.
+DECODER_LIKE = {**BERT_LIKE, "num_key_value_heads": 2, "pad_token_id": 0}
+T5_LIKE = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 3,
+    "num_heads": 4,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
+}
+ALL_CONFIGS = {
+    **CONFIGS,
+    "gpt2": lambda: GPT2Config(n_embd=32, n_layer=3, n_head=4, n_inner=64, n_positions=66, vocab_size=VOCABULARY),
+    "llama": lambda: LlamaConfig(**DECODER_LIKE),
+    "t5": lambda: T5Config(**T5_LIKE),
+    "t5-gated": lambda: T5Config(**T5_LIKE, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+}
+
 
 def tiny_backbone(architecture: str = "bert", seed: int = 0) -> PreTrainedModel:
     """A random base model with three layers, four heads and 64 neurons a layer."""
     torch.manual_seed(seed)
-    return AutoModel.from_config(CONFIGS[architecture]())
+    return AutoModel.from_config(ALL_CONFIGS[architecture]())
 
 
 def tiny_model(architecture: str = "bert", **kwargs: object) -> EideticModel:

@@ -1,0 +1,242 @@
+"""Task layers in their places in a backbone, whose own code goes on running.
+
+Projections and norms above the trunk are replaced. Where a backbone's code relies on what a subnetwork changes (the
+number of heads, a weight that modules share), the module keeps its place and its class, and a little is mixed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .architectures import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
+from .layers import JoinedLinear, TaskLinear, TaskNorm, TaskTable, UnitGroup
+
+
+class Swapped:
+    """Base of what is mixed into the class of a module that stays where it is, and as it is.
+
+    The module's own class goes on doing the work, and copies and pickles keep the mix. Nothing of a backbone's code
+    is copied, and no other module of the same class is touched.
+    """
+
+    _own: type
+    _mixes: tuple[tuple[type[Swapped], tuple[Any, ...]], ...]
+
+    @classmethod
+    def attributes(cls, *arguments: Any) -> dict[str, Any]:
+        """Class attributes that depend on the arguments of `swap_class`."""
+        return {}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _make_swapped, (self._own, self._mixes), self.__dict__
+
+
+@cache
+def _swapped_class(own: type, mixes: tuple[tuple[type[Swapped], tuple[Any, ...]], ...]) -> type:
+    attributes: dict[str, Any] = {"__module__": own.__module__, "_own": own, "_mixes": mixes}
+    for mixin, arguments in mixes:
+        attributes.update(mixin.attributes(*arguments))
+    return type(own.__name__, (*(mixin for mixin, _ in mixes), own), attributes)
+
+
+def _make_swapped(own: type, mixes: tuple[tuple[type[Swapped], tuple[Any, ...]], ...]) -> nn.Module:
+    """An empty module of the mixed class, for `copy` and `pickle` to fill."""
+    return cast(nn.Module, object.__new__(_swapped_class(own, mixes)))
+
+
+def swap_class(module: nn.Module, mixin: type[Swapped], *arguments: Any) -> None:
+    """Mix `mixin` into the class of one module.
+
+    Args:
+        module: the module.
+        mixin: what to mix in, before its own class.
+        arguments: hashable values for `mixin.attributes`.
+    """
+    own, mixes = (module._own, module._mixes) if isinstance(module, Swapped) else (type(module), ())
+    module.__class__ = _swapped_class(own, ((mixin, arguments), *mixes))
+
+
+class TiedWeight(Swapped):
+    """A module whose weight is another module's: one tensor, under one name, wherever it moves to."""
+
+    _source: list[nn.Module]
+    _source_path: str
+
+    @classmethod
+    def attributes(cls, leaf: str) -> dict[str, Any]:
+        """A property in place of the Parameter `leaf`."""
+
+        def weight(self: Any) -> Tensor:
+            return getattr(self._source[0].get_submodule(self._source_path), leaf)
+
+        return {leaf: property(weight)}
+
+
+def join_tied(backbone: PreTrainedModel) -> None:
+    """Leave one owner of each Parameter that several modules of the backbone share; the others read it there.
+
+    Raises:
+        ArchitectureError: if the configuration ties weights that differ in this backbone.
+    """
+    backbone.tie_weights(recompute_mapping=False)  # not done yet in a backbone that a checkpoint is about to fill
+    untied = set(backbone.get_expanded_tied_weights_keys(all_submodels=True)) - set(backbone.all_tied_weights_keys)
+    if untied:
+        raise ArchitectureError(
+            f"The configuration of this backbone ({type(backbone).__name__}) ties {sorted(untied)} to other weights "
+            "(tie_word_embeddings), but they differ. A model saved so could not be loaded; make them equal."
+        )
+    owners: dict[int, str] = {}
+    for name, parameter in list(backbone.named_parameters(remove_duplicate=False)):
+        owner = owners.setdefault(id(parameter), name)
+        if owner == name:
+            continue
+        path, _, leaf = name.rpartition(".")
+        owner_path, _, owner_leaf = owner.rpartition(".")
+        module, source = backbone.get_submodule(path), backbone.get_submodule(owner_path)
+        if leaf != owner_leaf:
+            continue
+        if module is source:  # one module in two places: the second place gets a module of its own
+            module = module.__class__.__new__(module.__class__)
+            module.__dict__ = {**source.__dict__, "_parameters": dict(source._parameters)}
+            parent, _, child = path.rpartition(".")
+            setattr(backbone.get_submodule(parent), child, module)
+        del module._parameters[leaf]
+        module._source, module._source_path = [backbone], owner_path  # type: ignore[assignment]
+        swap_class(module, TiedWeight, leaf)
+
+
+class _Overlay:
+    """An object with other values for some of its attributes."""
+
+    def __init__(self, inner: Any, values: dict[str, Any]) -> None:
+        self._inner = inner
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        values = object.__getattribute__(self, "_values")
+        return values[name] if name in values else getattr(object.__getattribute__(self, "_inner"), name)
+
+
+class Adapted(Swapped):
+    """A module whose code counts heads in attributes: they follow the number of heads that the current view sees."""
+
+    _units: list[UnitGroup]
+    _per_unit: dict[str, int]
+    _ignored: tuple[str, ...]
+
+    @classmethod
+    def attributes(cls, counts: tuple[str, ...], ignored: tuple[str, ...]) -> dict[str, Any]:
+        """A property in place of each count; a count inside of another object (`config.n`) overlays that object."""
+        own = [count for count in counts if "." not in count]
+        nested: dict[str, list[str]] = {}
+        for count in counts:
+            first, _, name = count.partition(".")
+            if name:
+                nested.setdefault(first, []).append(name)
+
+        def counted(count: str) -> property:
+            return property(lambda self: self._units[0].seen() * self._per_unit[count])
+
+        def overlaid(first: str, names: list[str]) -> property:
+            def get(self: Any) -> _Overlay:
+                seen = self._units[0].seen()
+                return _Overlay(self.__dict__[first], {n: seen * self._per_unit[f"{first}.{n}"] for n in names})
+
+            return property(get)
+
+        properties: dict[str, Any] = {count: counted(count) for count in own}
+        properties.update({first: overlaid(first, names) for first, names in nested.items()})
+        return {**properties, "_ignored": ignored}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module's own class does, without the arguments that it must not take."""
+        for name in self._ignored:
+            kwargs.pop(name, None)
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+def _adapt(layer: nn.Module, paths: UnitPaths, group: UnitGroup) -> None:
+    """Let the modules whose code counts this group's heads follow the current view."""
+    modules: dict[str, tuple[list[str], list[str]]] = {}
+    for number, listed in enumerate((paths.counts, paths.ignores)):
+        for path in listed:
+            owner, name = path, ""
+            while owner and find(layer, owner) is None:  # the longest part of the path that is a module
+                owner, _, last = owner.rpartition(".")
+                name = f"{last}.{name}".rstrip(".")
+            modules.setdefault(owner, ([], []))[number].append(name)
+    for owner, (counts, ignored) in modules.items():
+        module = layer.get_submodule(owner)
+        per_unit = {}
+        for count in counts:
+            value: Any = module
+            for name in count.split("."):
+                value = getattr(value, name)
+            per_unit[count] = value // group.total
+        module._units, module._per_unit = [group], per_unit  # type: ignore[assignment]
+        swap_class(module, Adapted, tuple(counts), tuple(ignored))
+
+
+def replace_module(root: nn.Module, path: str, module: nn.Module | None) -> None:
+    """Put a module (or nothing) in another's place."""
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def _wire_units(
+    layer: nn.Module, paths: UnitPaths, group: UnitGroup, config: PreTrainedConfig, table: nn.Module | None
+) -> None:
+    """Put task layers in place of the projections of one kind of unit."""
+    _adapt(layer, paths, group)
+    for entry in (*paths.inputs, *paths.optional):
+        path = entry.path if isinstance(entry, Fused) else entry
+        projection = find(layer, path)
+        if projection is None:
+            continue
+        weight, bias = weight_and_bias(projection)
+        if isinstance(entry, Fused):
+            sizes = entry.sizes(config, len(weight))
+            biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+            parts = [TaskLinear(w, b, group, False) for w, b in zip(weight.split(sizes), biases, strict=True)]
+            replace_module(layer, path, JoinedLinear(parts))
+        else:
+            replace_module(layer, path, TaskLinear(weight, bias, group, False))
+    if table is not None and paths.table is not None:
+        owner = layer.get_submodule(paths.table.path.rpartition(".")[0])
+        setattr(owner, paths.table.flag, True)
+        replace_module(layer, paths.table.path, TaskTable(cast(Tensor, table.weight), group))
+    weight, bias = weight_and_bias(layer.get_submodule(paths.output))
+    replace_module(layer, paths.output, TaskLinear(weight, bias, group, True))
+
+
+def wire_stack(
+    prefix: str, stack: Stack, layers: nn.ModuleList, first: int, config: PreTrainedConfig
+) -> Iterator[UnitGroup]:
+    """Put task layers in place of a stack's own, from its layer `first` on.
+
+    Args:
+        prefix: what the names of the unit groups begin with.
+        stack: where the units are.
+        layers: the layers.
+        first: number of the first layer above the trunk.
+        config: configuration of the backbone.
+
+    Returns:
+        The unit groups.
+    """
+    tables = {kind: find(layers[0], paths.table.path) for kind, paths in stack.kinds.items() if paths.table}
+    for index in range(first, len(layers)):
+        for kind, paths in stack.kinds.items():
+            group = UnitGroup(f"{prefix}.{index}.{kind}", n_units(stack, kind, layers[index], config))
+            _wire_units(layers[index], paths, group, config, tables.get(kind))
+            yield group
+        for name, module in [(n, m) for n, m in layers[index].named_modules() if is_norm(m)]:
+            if any(True for _ in module.parameters()):
+                replace_module(layers[index], name, TaskNorm(module))
