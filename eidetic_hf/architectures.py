@@ -161,6 +161,10 @@ def _llama_like(model_type: str, **kwargs: object) -> Architecture:
     return replace(architecture, **kwargs)  # type: ignore[arg-type]
 
 
+def _bart_attention(path: str) -> UnitPaths:
+    return UnitPaths(inputs=(f"{path}.q_proj", f"{path}.k_proj", f"{path}.v_proj"), output=f"{path}.out_proj")
+
+
 def _t5_attention(path: str, table: bool) -> UnitPaths:
     return UnitPaths(
         inputs=(f"{path}.q", f"{path}.k", f"{path}.v"),
@@ -179,6 +183,8 @@ _BERT_HEADS = UnitPaths(
     inputs=("attention.self.query", "attention.self.key", "attention.self.value"), output="attention.output.dense"
 )
 _BERT_NEURONS = UnitPaths(inputs=("intermediate.dense",), output="output.dense")
+
+_BART_NEURONS = UnitPaths(inputs=("fc1",), output="fc2")
 
 _ARCHITECTURES: dict[str, Architecture] = {}
 
@@ -207,7 +213,79 @@ for _declaration in (
         UnitPaths(inputs=("mlp.c_fc",), output="mlp.c_proj"),
         final_norms=("ln_f",),
     ),
-    _llama_like("llama"),
+    Architecture(
+        "opt",
+        "decoder.layers",
+        UnitPaths(
+            inputs=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            output="self_attn.out_proj",
+            counts=("self_attn.num_heads",),
+        ),
+        UnitPaths(inputs=("fc1",), output="fc2"),
+        final_norms=("decoder.final_layer_norm",),
+    ),
+    Architecture(
+        "gpt_neox",
+        "layers",
+        UnitPaths(inputs=("attention.query_key_value",), output="attention.dense"),
+        UnitPaths(inputs=("mlp.dense_h_to_4h",), output="mlp.dense_4h_to_h"),
+        final_norms=("final_layer_norm",),
+    ),
+    *map(_llama_like, ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")),
+    _llama_like(
+        "phi3",
+        heads=UnitPaths(
+            inputs=(
+                Fused("self_attn.qkv_proj", ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")),
+            ),
+            output="self_attn.o_proj",
+            counts=("self_attn.config.num_attention_heads", "self_attn.num_key_value_heads"),
+        ),
+        neurons=UnitPaths(inputs=(Fused("mlp.gate_up_proj", (1, 1)),), output="mlp.down_proj"),
+    ),
+    Architecture(
+        "deberta-v2",
+        "encoder.layer",
+        UnitPaths(
+            inputs=tuple(f"attention.self.{name}_proj" for name in ("query", "key", "value")),
+            output="attention.output.dense",
+            optional=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+            counts=("attention.self.num_attention_heads",),
+        ),
+        _BERT_NEURONS,
+    ),
+    Architecture(
+        "modernbert",
+        "layers",
+        UnitPaths(inputs=(Fused("attn.Wqkv", (1, 1, 1)),), output="attn.Wo"),
+        UnitPaths(inputs=(Fused("mlp.Wi", (1, 1)),), output="mlp.Wo"),
+        final_norms=("final_norm",),
+    ),
+    Architecture(
+        "albert",
+        "encoder.albert_layer_groups",
+        UnitPaths(
+            inputs=tuple(f"albert_layers.0.attention.{name}" for name in ("query", "key", "value")),
+            output="albert_layers.0.attention.dense",
+        ),
+        UnitPaths(inputs=("albert_layers.0.ffn",), output="albert_layers.0.ffn_output"),
+        unused=("pooler",),
+        repeats_layers=True,
+    ),
+    Architecture(
+        "bart",
+        "encoder.layers",
+        _bart_attention("self_attn"),
+        _BART_NEURONS,
+        n_heads="encoder_attention_heads",
+        decoder=Stack(
+            "decoder.layers",
+            _bart_attention("self_attn"),
+            _BART_NEURONS,
+            cross_heads=_bart_attention("encoder_attn"),
+            n_heads="decoder_attention_heads",
+        ),
+    ),
     Architecture(
         "t5",
         "encoder.block",
