@@ -125,6 +125,7 @@ class Architecture:
         decoder: the decoder's layers in an encoder-decoder.
         shared: paths in a layer of parameters that stay at their pretrained values, for every task.
         repeats_layers: whether the model runs the same layer several times (ALBERT).
+        output_size: name of the configuration's attribute that says how wide the last hidden states are.
     """
 
     model_type: str
@@ -138,6 +139,7 @@ class Architecture:
     decoder: Stack | None = None
     shared: tuple[str, ...] = ()
     repeats_layers: bool = False
+    output_size: str = "hidden_size"
 
     @property
     def stacks(self) -> dict[str, Stack]:
@@ -223,6 +225,7 @@ for _declaration in (
         ),
         UnitPaths(inputs=("fc1",), output="fc2"),
         final_norms=("decoder.final_layer_norm",),
+        output_size="word_embed_proj_dim",
     ),
     Architecture(
         "gpt_neox",
@@ -306,18 +309,104 @@ for _declaration in (
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
-    """The declaration for a backbone's configuration.
+    """The declaration for a backbone's configuration: registered, or derived from its plan for tensor parallelism.
 
     Raises:
-        ArchitectureError: if its `model_type` is not declared.
+        ArchitectureError: if its `model_type` is not declared, and nothing can be derived.
     """
-    if config.model_type not in _ARCHITECTURES:
-        raise ArchitectureError(
-            f"The architecture '{config.model_type}' is not declared; declared are {sorted(_ARCHITECTURES)}. Use a "
-            "backbone of one of these, or say where its units are with "
-            "eidetic_hf.architectures.register_architecture(Architecture(...))."
+    return _ARCHITECTURES.get(config.model_type) or _derived(config)
+
+
+def is_declared(config: PreTrainedConfig) -> bool:
+    """Whether a declaration is registered for a backbone's configuration."""
+    return config.model_type in _ARCHITECTURES
+
+
+def _derived(config: PreTrainedConfig) -> Architecture:
+    """A declaration from a configuration's `base_model_tp_plan`.
+
+    The plan splits a layer over devices by its heads and neurons: in-projections column-wise, out-projections
+    row-wise. A module that it has to gather before the layer's code goes on is one whose code does not run on fewer.
+    """
+    plan = getattr(config, "base_model_tp_plan", None) or {}
+    blocks: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for name, style in plan.items():
+        layers, star, path = name.partition(".*.")
+        if not star or style.startswith("replicated"):
+            continue
+        if style not in ("colwise", "rowwise"):
+            raise _not_declared(config, f"its tensor-parallel plan treats {name} as {style!r}")
+        block, _, _ = path.rpartition(".")
+        blocks.setdefault((layers, block), {}).setdefault(style, []).append(path)
+    if not blocks:
+        raise _not_declared(config, "its configuration has no tensor-parallel plan to derive it from")
+    layers = next(iter(blocks))[0]
+    units = {}
+    for (stack, block), styles in blocks.items():
+        kind = "heads" if "attn" in block or "attention" in block else "neurons"
+        if stack != layers or kind in units or not styles.get("colwise") or len(styles.get("rowwise", ())) != 1:
+            raise _not_declared(
+                config, f"its tensor-parallel plan has no simple pair of projections in {stack}.*.{block}"
+            )
+        units[kind] = UnitPaths(inputs=tuple(styles["colwise"]), output=styles["rowwise"][0])
+    if set(units) != {"heads", "neurons"}:
+        raise _not_declared(config, f"its tensor-parallel plan has {sorted(units)} only")
+    pipeline = list(getattr(config, "base_model_pp_plan", None) or {})
+    behind = pipeline[pipeline.index(layers) + 1 :] if layers in pipeline else []
+    return Architecture(
+        config.model_type,
+        layers,
+        units["heads"],
+        units["neurons"],
+        n_heads="num_key_value_heads" if getattr(config, "num_key_value_heads", None) else "num_attention_heads",
+        final_norms=tuple(name for name in behind if "norm" in name or "ln" in name),
+    )
+
+
+def _not_declared(config: PreTrainedConfig, why: str) -> ArchitectureError:
+    return ArchitectureError(
+        f"The architecture '{config.model_type}' is not declared, and {why}. Declared are {sorted(_ARCHITECTURES)}. "
+        "Say where its units are, with paths relative to one layer (docs/architectures.md):\n\n"
+        "    from eidetic_hf import Architecture, UnitPaths, register_architecture\n\n"
+        "    register_architecture(Architecture(\n"
+        f'        model_type={config.model_type!r}, layers="layers",\n'
+        '        heads=UnitPaths(inputs=("attn.q", "attn.k", "attn.v"), output="attn.o"),\n'
+        '        neurons=UnitPaths(inputs=("mlp.up",), output="mlp.down"),\n'
+        '        n_heads="num_attention_heads", final_norms=("norm",),\n'
+        "    ))"
+    )
+
+
+def output_size(config: PreTrainedConfig) -> int:
+    """How wide a backbone's last hidden states are."""
+    return int(getattr(config, architecture_of(config).output_size))
+
+
+def choose_trunk(architecture: Architecture, depth: int, trunk_layers: int | None) -> int:
+    """Number of layers that stay at their pretrained values; a third of the depth by default.
+
+    Args:
+        architecture: of the backbone.
+        depth: number of its layers; an encoder's, if there is a decoder, too.
+        trunk_layers: what was asked for.
+
+    Raises:
+        ValueError: if it is out of range.
+    """
+    if architecture.repeats_layers and trunk_layers not in (None, 0):
+        raise ValueError(
+            f"trunk_layers={trunk_layers!r}: {architecture.model_type} runs the same layer at every depth, so a layer "
+            "that tasks learn is also the first one, and none can stay at its pretrained values. Only trunk_layers=0 "
+            "works: the trunk is the embeddings."
         )
-    return _ARCHITECTURES[config.model_type]
+    if trunk_layers is None:
+        return 0 if architecture.repeats_layers else depth // 3
+    if not isinstance(trunk_layers, int) or not 0 <= trunk_layers < depth:
+        raise ValueError(
+            f"trunk_layers={trunk_layers!r}: the backbone has {depth} layers, so expected a number from 0 to "
+            f"{depth - 1}; the layers above the trunk are what tasks learn."
+        )
+    return trunk_layers
 
 
 def is_norm(module: nn.Module) -> bool:

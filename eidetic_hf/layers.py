@@ -254,6 +254,11 @@ class UnitGroup(nn.Module):
         return sum(map(self.count, [*self.order, POOL]))
 
     @property
+    def kind(self) -> str:
+        """What its units are: `heads`, `cross_heads` or `neurons`."""
+        return self.name.rpartition(".")[2]
+
+    @property
     def is_decoder(self) -> bool:
         """Whether the group lies in a decoder beside an encoder."""
         return self.name.startswith(DECODER)

@@ -32,9 +32,12 @@ from .architectures import (
     Architecture,
     ArchitectureError,
     architecture_of,
+    choose_trunk,
     find,
+    is_declared,
     layers_of,
     leftovers,
+    output_size,
 )
 from .certificate import (
     TaskVerification,
@@ -63,10 +66,10 @@ from .layers import (
     thaw,
     use_view,
 )
-from .pruning import Learner, PruningConfig
+from .pruning import KINDS, Learner, PruningConfig
 from .router import REFERENCE_SEED, REFERENCE_SHAPE, Router, RouterSums
 from .trunk import TrunkPass, join_states, mean_pool, record, replay, share_trunk
-from .wiring import join_tied, replace_module, wire_stack
+from .wiring import base_model, cut_error, fixed_buffers, join_tied, refresh_buffers, replace_module, wire_stack
 
 # Arguments of `from_pretrained` that say where a repository's files are.
 _HUB_ARGUMENTS = (
@@ -182,7 +185,7 @@ class EideticModel(PreTrainedModel):
         pretrained = not isinstance(backbone, PreTrainedConfig)
         if isinstance(backbone, PreTrainedModel):
             architecture_of(backbone.config)
-            model = cast(PreTrainedModel, backbone.base_model)
+            model = base_model(backbone)
         elif isinstance(backbone, PreTrainedConfig):
             architecture_of(backbone)
             model = AutoModel.from_config(backbone, **kwargs)
@@ -193,13 +196,8 @@ class EideticModel(PreTrainedModel):
             architecture_of(config)
             kwargs.setdefault("dtype", torch.float32)
             model = AutoModel.from_pretrained(backbone, **kwargs)
-        depth = len(layers_of(architecture_of(model.config), model))
-        trunk_layers = depth // 3 if trunk_layers is None else trunk_layers
-        if not isinstance(trunk_layers, int) or not 0 <= trunk_layers < depth:
-            raise ValueError(
-                f"trunk_layers={trunk_layers!r}: the backbone has {depth} layers, so expected a number from 0 to "
-                f"{depth - 1}; the layers above the trunk are what tasks learn."
-            )
+        architecture = architecture_of(model.config)
+        trunk_layers = choose_trunk(architecture, len(layers_of(architecture, model)), trunk_layers)
         config = EideticConfig(
             base_config=model.config,
             trunk_layers=trunk_layers,
@@ -209,7 +207,10 @@ class EideticModel(PreTrainedModel):
             attn_implementation=model.config._attn_implementation,
         )
         _check_transfer(forward_transfer)
-        return cls(config, backbone=model)
+        eidetic = cls(config, backbone=model)
+        if not is_declared(model.config):
+            eidetic.check_architecture()
+        return eidetic
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -286,6 +287,7 @@ class EideticModel(PreTrainedModel):
     def _wire(self, architecture: Architecture, layers: nn.ModuleList) -> None:
         """Put the task layers in place of the backbone's above the trunk."""
         join_tied(self.backbone)
+        refresh_buffers(self.backbone)
         unowned: list[str] = []
         for prefix, stack in architecture.stacks.items():
             stacked = cast(nn.ModuleList, self.backbone.get_submodule(stack.layers))
@@ -297,7 +299,8 @@ class EideticModel(PreTrainedModel):
         if unowned:
             raise ArchitectureError(
                 f"The declaration of '{architecture.model_type}' leaves parameters above the trunk that no task owns: "
-                f"{unowned[:5]}. Every projection and every norm there has to be declared."
+                f"{unowned[:5]}. Every projection and every norm there has to be declared; what is to stay at its "
+                "pretrained values for every task is declared as shared."
             )
         for path in architecture.final_norms:
             norm = find(self.backbone, path)
@@ -306,6 +309,37 @@ class EideticModel(PreTrainedModel):
         embeddings = self.backbone.get_submodule(architecture.embeddings) if architecture.embeddings else None
         trunk, above_trunk = layers[: self.config.trunk_layers], layers[self.config.trunk_layers]
         share_trunk(embeddings, list(trunk), above_trunk)
+
+    def check_architecture(self) -> None:
+        """Hold the backbone's own code against what a subnetwork asks of it: to run with fewer units.
+
+        Half of the units of one kind are cut out, and again left in without a weight in the out-projection: the
+        outputs have to be equal up to rounding. A declaration that the code does not keep to, for example because it
+        counts heads in an attribute, differs here. Derived declarations are checked by `from_backbone`; call it for
+        one that you wrote, on pretrained weights.
+
+        Raises:
+            ArchitectureError: if they differ.
+            TaskError: while a task is being learned.
+        """
+        if self.learner is not None:
+            raise TaskError(f"'{self.learner.name}' is being learned; check the architecture before a task begins.")
+        ids = torch.arange(16, device=self.device).reshape(2, 8) % self.backbone.config.vocab_size
+
+        def run() -> Tensor:
+            return self._run(View(LEARNING), {"input_ids": ids}).last_hidden_state
+
+        groups, norms = self._groups(), self._norms()
+        tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.2
+        with torch.no_grad(), self._in_eval_mode():
+            for kind in KINDS:
+                error = cut_error([group for group in groups if group.kind == kind], groups, norms, run)
+                if error > tolerance:
+                    raise ArchitectureError(
+                        f"A '{self.backbone.config.model_type}' backbone does not run right with fewer {kind}: its "
+                        f"output is off by {error:.2g} times what cutting half of them changes. Its code counts {kind} "
+                        "or lays them out in another way than declared; see docs/architectures.md (counts, Fused)."
+                    )
 
     def _rebuild(self, task: TaskRecord, norms: list[TaskNorm]) -> None:
         """Make room for a committed task's tensors."""
@@ -366,7 +400,7 @@ class EideticModel(PreTrainedModel):
     def _new_head(self, task: TaskRecord) -> SequenceClassificationHead:
         config = self.backbone.config
         std = getattr(config, "initializer_range", 0.02)
-        head = SequenceClassificationHead(config.hidden_size, len(task.labels), task.pooling, task.head_dropout, std)
+        head = SequenceClassificationHead(output_size(config), len(task.labels), task.pooling, task.head_dropout, std)
         return head.to(device=self.device, dtype=self.dtype)
 
     # -- what a PreTrainedModel derives from Parameters -------------------------------------------------------------
@@ -379,7 +413,20 @@ class EideticModel(PreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the network's floating-point tensors."""
-        return next(buffer.dtype for buffer in self.backbone.buffers() if buffer.is_floating_point())
+        return next(
+            buffer.dtype
+            for module in self.backbone.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and buffer.is_floating_point() and name not in module._non_persistent_buffers_set
+        )
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Any:
+        """Move or cast the network; what is computed from the configuration keeps its dtype."""
+        fixed = fixed_buffers(self.backbone)
+        super()._apply(fn, recurse)
+        for module, name, buffer in fixed:
+            module._buffers[name] = buffer.to(cast(Tensor, module._buffers[name]).device)
+        return self
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of weights: trainable ones while a task is being learned, and all frozen ones."""

@@ -6,15 +6,18 @@ number of heads, a weight that modules share), the module keeps its place and it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from .architectures import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
-from .layers import JoinedLinear, TaskLinear, TaskNorm, TaskTable, UnitGroup
+from .layers import LEARNING, JoinedLinear, TaskLinear, TaskNorm, TaskTable, UnitGroup
 
 
 class Swapped:
@@ -75,6 +78,57 @@ class TiedWeight(Swapped):
             return getattr(self._source[0].get_submodule(self._source_path), leaf)
 
         return {leaf: property(weight)}
+
+
+def base_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The backbone in a model with a head; its modules, in a shell of its own where the model is none (T5)."""
+    base = cast(PreTrainedModel, model.base_model)
+    expected: Any = MODEL_MAPPING.get(type(model.config), None)
+    if base is not model or expected is None or isinstance(base, expected):
+        return base
+    with no_init_weights(), torch.device("meta"):
+        shell = AutoModel.from_config(model.config)
+    for name, _ in list(shell.named_children()):
+        setattr(shell, name, getattr(base, name))
+    return shell.train(model.training)
+
+
+def fixed_buffers(backbone: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """Floating-point buffers that no checkpoint holds, since they follow from the configuration: rotary frequencies.
+
+    Returns:
+        Module, name and tensor of each.
+    """
+    return [
+        (module, name, buffer)
+        for module in backbone.modules()
+        for name, buffer in module._buffers.items()
+        if name in module._non_persistent_buffers_set and buffer is not None and buffer.is_floating_point()
+    ]
+
+
+def refresh_buffers(backbone: PreTrainedModel) -> None:
+    """Compute rotary frequencies again, in float32: casting a model to another dtype rounded them.
+
+    A model made from the checkpoint has fresh ones, and it has to answer the same to the last bit.
+
+    Raises:
+        ArchitectureError: if the frequencies depend on the sequences seen before.
+    """
+    modules = {}
+    for module, name, buffer in fixed_buffers(backbone):
+        if not any(True for _ in module.parameters(recurse=False)):
+            module._buffers[name] = buffer.float().clone()
+            modules[id(module)] = module
+    for module in modules.values():
+        types = getattr(module, "rope_type", "")
+        if any("dynamic" in kind for kind in (types.values() if isinstance(types, dict) else [types])):
+            raise ArchitectureError(
+                "This backbone's rope_type is 'dynamic': its positions depend on the longest sequence seen so far, so "
+                "a task's output for a text would change with the texts before it. Set another rope_type, such as "
+                "'linear', in config.rope_parameters."
+            )
+        backbone._init_weights(module)
 
 
 def join_tied(backbone: PreTrainedModel) -> None:
@@ -240,3 +294,47 @@ def wire_stack(
         for name, module in [(n, m) for n, m in layers[index].named_modules() if is_norm(m)]:
             if any(True for _ in module.parameters()):
                 replace_module(layers[index], name, TaskNorm(module))
+
+
+def cut_error(
+    cut: list[UnitGroup], groups: list[UnitGroup], norms: list[TaskNorm], run: Callable[[], Tensor]
+) -> float:
+    """How far a network with every second unit cut out is from one in which these units are silent.
+
+    Args:
+        cut: the groups that lose units.
+        groups: all of the network's.
+        norms: all of the network's.
+        run: the network's output for the task being learned.
+
+    Returns:
+        The largest difference, as a share of the largest one that the cut makes; 0 if there is nothing to cut, and
+        infinity if the backbone's code fails.
+    """
+    if not any(group.total > 1 for group in cut):
+        return 0.0
+    for group in groups:
+        group.begin([])
+    for norm in norms:
+        norm.begin()
+    try:
+        whole = run()
+        for group in cut:
+            group.kept()[1::2] = False
+            group.forget_views()
+        try:
+            without = run()
+        except (RuntimeError, ValueError):
+            return math.inf
+        for group in cut:
+            output = group.members[-1]
+            output.segment(LEARNING).weight.data[~group.kept().repeat_interleave(output.width)] = 0
+            group.kept().fill_(True)
+            group.forget_views()
+        silent = run()
+    finally:
+        for group in groups:
+            group.end()
+        for norm in norms:
+            norm.end()
+    return float((without - silent).abs().max() / (whole - silent).abs().max().clamp(min=1e-12))

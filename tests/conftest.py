@@ -112,7 +112,7 @@ ALL_CONFIGS = {
         eos_token_id=2,
     ),
     "opt": lambda: OPTConfig(**OPT_LIKE),
-    "opt-projected": lambda: OPTConfig(**OPT_LIKE, word_embed_proj_dim=32, do_layer_norm_before=False),
+    "opt-projected": lambda: OPTConfig(**OPT_LIKE, word_embed_proj_dim=16, do_layer_norm_before=False),
     "gpt_neox": lambda: GPTNeoXConfig(**BERT_LIKE),
     "llama": lambda: LlamaConfig(**DECODER_LIKE),
     "mistral": lambda: MistralConfig(**DECODER_LIKE, sliding_window=4),
