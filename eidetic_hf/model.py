@@ -337,7 +337,7 @@ class EideticModel(PreTrainedModel):
                 if error > tolerance:
                     raise ArchitectureError(
                         f"A '{self.backbone.config.model_type}' backbone does not run right with fewer {kind}: its "
-                        f"output is off by {error:.2g} times what cutting half of them changes. Its code counts {kind} "
+                        f"output is off by {error:.2g} times what cutting half of them makes. Its code counts {kind} "
                         "or lays them out in another way than declared; see docs/architectures.md (counts, Fused)."
                     )
 
