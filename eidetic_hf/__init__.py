@@ -1,23 +1,28 @@
 """Eidetic Learning for pretrained language models: one model, many text tasks, none ever lost."""
 
+from .answering import RoutedOutput
 from .architectures import Architecture, ArchitectureError, UnitPaths, register_architecture
 from .certificate import TaskVerification, VerificationReport
 from .checkpoint import CheckpointError
 from .configuration import EideticConfig, TaskError, TaskRecord
-from .model import EideticModel, RoutedOutput
+from .kinds import KINDS, Kind
+from .model import EideticForTokenClassification, EideticModel
 from .pruning import PruningConfig
 from .router import Router, RouterSums
 from .trainer import EideticCallback, EideticTrainer
 from .version import __version__
 
 __all__ = [
+    "KINDS",
     "Architecture",
     "ArchitectureError",
     "CheckpointError",
     "EideticCallback",
     "EideticConfig",
+    "EideticForTokenClassification",
     "EideticModel",
     "EideticTrainer",
+    "Kind",
     "PruningConfig",
     "RoutedOutput",
     "Router",

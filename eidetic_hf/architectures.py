@@ -125,7 +125,6 @@ class Architecture:
         decoder: the decoder's layers in an encoder-decoder.
         shared: paths in a layer of parameters that stay at their pretrained values, for every task.
         repeats_layers: whether the model runs the same layer several times (ALBERT).
-        output_size: name of the configuration's attribute that says how wide the last hidden states are.
     """
 
     model_type: str
@@ -139,7 +138,6 @@ class Architecture:
     decoder: Stack | None = None
     shared: tuple[str, ...] = ()
     repeats_layers: bool = False
-    output_size: str = "hidden_size"
 
     @property
     def stacks(self) -> dict[str, Stack]:
@@ -225,7 +223,6 @@ for _declaration in (
         ),
         UnitPaths(inputs=("fc1",), output="fc2"),
         final_norms=("decoder.final_layer_norm",),
-        output_size="word_embed_proj_dim",
     ),
     Architecture(
         "gpt_neox",
@@ -375,11 +372,6 @@ def _not_declared(config: PreTrainedConfig, why: str) -> ArchitectureError:
         '        n_heads="num_attention_heads", final_norms=("norm",),\n'
         "    ))"
     )
-
-
-def output_size(config: PreTrainedConfig) -> int:
-    """How wide a backbone's last hidden states are."""
-    return int(getattr(config, architecture_of(config).output_size))
 
 
 def choose_trunk(architecture: Architecture, depth: int, trunk_layers: int | None) -> int:

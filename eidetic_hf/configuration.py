@@ -11,9 +11,16 @@ from transformers import AutoConfig, PreTrainedConfig
 FORMAT_VERSION = 1
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-TASK_TYPES = ("sequence-classification",)
+SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION = "sequence-classification", "token-classification"
+# What each kind of task learns and answers is in `kinds.py`.
+TASK_TYPES = (
+    SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION, "question-answering", "multiple-choice", "causal-lm", "seq2seq-lm",
+    "masked-lm", "feature-extraction",
+)  # fmt: skip
+# The kinds whose tasks have a list of labels of their own.
+LABELLED = (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION)
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-POOLINGS = ("mean", "first")
+POOLINGS = ("mean", "first", "last")
 
 
 class TaskError(ValueError):
@@ -41,11 +48,17 @@ class TaskRecord:
     Attributes:
         name: the task's name.
         task_type: one of `TASK_TYPES`.
-        problem_type: one of `PROBLEM_TYPES`, with the meaning it has in transformers.
-        labels: names of the labels in the order of the logits; for regression, names of the targets.
+        problem_type: one of `PROBLEM_TYPES`, with the meaning it has in transformers; of sequence classification only.
+        labels: names of the labels in the order of the logits; for regression, names of the targets; empty for kinds
+            without labels.
         ancestors: earlier tasks whose units this task reads, in commit order.
-        pooling: how the head reads the sequence: mean over real tokens, or the first token.
+        pooling: how a head that reads whole sequences does it: mean over real tokens, the first token, or the last
+            real one.
         head_dropout: dropout probability before the classifier, while the task is being learned.
+        vocab_size: tokens that a language model scores: those there were when it began to be learned.
+        head: what a language model's head is made of, see `language_heads.py`.
+        temperature: of the contrastive loss of sentence embeddings.
+        normalize: whether sentence embeddings are scaled to length 1.
         units: units owned, per unit group (`{"layers.2.neurons": 460, ...}`). Empty before the commit.
         metrics: figures that the trainer measured at commit, for the model card.
         certificate: digests and environment, written at commit (see `certificate.py`).
@@ -58,6 +71,10 @@ class TaskRecord:
     ancestors: list[str] = field(default_factory=list)
     pooling: str = "mean"
     head_dropout: float = 0.1
+    vocab_size: int | None = None
+    head: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 0.05
+    normalize: bool = True
     units: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +88,25 @@ class TaskRecord:
         ):
             if value not in allowed:
                 raise TaskError(f"Task '{self.name}': {what}={value!r} is unknown; expected one of {list(allowed)}.")
+        if self.task_type in LABELLED:
+            self._check_labels()
+        elif self.labels:
+            raise TaskError(
+                f"Task '{self.name}': {self.task_type} has no labels, got {self.labels!r}. Leave labels= out, or add "
+                f"a task of a kind that has some: {list(LABELLED)}."
+            )
+        if self.task_type != SEQUENCE_CLASSIFICATION and self.problem_type != PROBLEM_TYPES[0]:
+            raise TaskError(
+                f"Task '{self.name}': problem_type={self.problem_type!r} is for {SEQUENCE_CLASSIFICATION}, not for "
+                f"{self.task_type}. Leave it out."
+            )
+        dropout = self.head_dropout
+        if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+            raise TaskError(f"Task '{self.name}': head_dropout={dropout!r}: expected a probability in [0, 1).")
+        if not isinstance(self.temperature, (int, float)) or not self.temperature > 0:
+            raise TaskError(f"Task '{self.name}': temperature={self.temperature!r}: expected a number > 0.")
+
+    def _check_labels(self) -> None:
         if not self.labels:
             raise TaskError(
                 f"Task '{self.name}' has no labels. Give labels=[...] in the order of the logits "
@@ -84,10 +120,6 @@ class TaskRecord:
                 f"Task '{self.name}': one label ({self.labels[0]!r}) leaves nothing to classify; give two."
             )
 
-        dropout = self.head_dropout
-        if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-            raise TaskError(f"Task '{self.name}': head_dropout={dropout!r}: expected a probability in [0, 1).")
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TaskRecord:
         """Read a record, ignoring fields that a later version may have added."""
@@ -97,6 +129,19 @@ class TaskRecord:
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-ready values."""
         return asdict(self)
+
+
+def flat_label(task: TaskRecord, label: str) -> str:
+    """A task's label in the flat space of all tasks' labels: `agnews/Sports`.
+
+    Tags of tokens keep their prefix first, `B-wnut17/person`, and `O` stays `O`: so pipelines find entities in them.
+    """
+    if task.task_type == TOKEN_CLASSIFICATION:
+        if label == "O":
+            return label
+        if label[:2] in ("B-", "I-"):
+            return f"{label[:2]}{task.name}/{label[2:]}"
+    return f"{task.name}/{label}"
 
 
 class EideticConfig(PreTrainedConfig):
@@ -113,10 +158,16 @@ class EideticConfig(PreTrainedConfig):
         pool: `False` in an inference-only release, which learns nothing more.
         files: size and SHA-256 of every shard of the checkpoint folder that this configuration lies in.
         learning: name of the task that was being learned when a Trainer checkpoint was written.
+        language_head: what the pretrained language-model head is made of, from which language models start; `None` if
+            the pretrained model had none.
+        output_embeddings: shape of the output embeddings, `(tokens, embedding)`, of a backbone whose output embeddings
+            are not its input embeddings.
     """
 
     model_type = "eidetic"
     sub_configs = {"base_config": AutoConfig}
+    # What an evaluation does not collect: a hidden state per token, and what generation keeps.
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "last_hidden_state"]
 
     def __init__(
         self,
@@ -130,6 +181,8 @@ class EideticConfig(PreTrainedConfig):
         pool: bool = True,
         files: dict[str, dict[str, Any]] | None = None,
         learning: str | None = None,
+        language_head: dict[str, Any] | None = None,
+        output_embeddings: list[int] | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
@@ -138,7 +191,7 @@ class EideticConfig(PreTrainedConfig):
             base_config = AutoConfig.for_model(values.pop("model_type"), **values)
         # None only in the bare `EideticConfig()` that transformers compares configurations with.
         self.base_config = cast(PreTrainedConfig, base_config)
-        self.trunk_layers = trunk_layers
+        self.trunk_layers = cast(int, trunk_layers)
         self.trunk_pretrained = trunk_pretrained
         self.forward_transfer = forward_transfer
         self.tasks = [task if isinstance(task, TaskRecord) else TaskRecord.from_dict(task) for task in tasks or []]
@@ -147,22 +200,37 @@ class EideticConfig(PreTrainedConfig):
         self.pool = pool
         self.files = dict(files or {})
         self.learning = learning
+        self.language_head = language_head
+        self.output_embeddings = None if output_embeddings is None else list(output_embeddings)
         self.format_version = format_version
         super().__init__(**kwargs)
         self.set_labels()
 
-    def set_labels(self) -> None:
-        """Bring `id2label` and `label2id` up to date: one flat space of `task/label` over the served tasks."""
-        names = [f"{task.name}/{label}" for task in self.tasks if self.serves(task.name) for label in task.labels]
-        if names:
-            self.id2label = dict(enumerate(names))
-            self.label2id = {name: index for index, name in enumerate(names)}
+    def set_labels(self, task_type: str | None = None) -> None:
+        """Bring `id2label` and `label2id` up to date: one flat space of labels over the served tasks of one kind.
 
-    def label_spans(self) -> dict[str, slice]:
-        """Where each served task's labels lie in the flat label space, in the order of the logits."""
+        Args:
+            task_type: the kind; the one that `default_type` says, if not given.
+        """
+        names = self.flat_labels(task_type or self.default_type()) or ["LABEL_0", "LABEL_1"]
+        self.id2label = dict(enumerate(names))
+        self.label2id = {name: names.index(name) for name in names}  # every task that labels tokens has an `O`
+
+    def default_type(self) -> str:
+        """The kind of tasks that answers where nobody asks for one: the only one there is, else of sequences."""
+        kinds = {task.task_type for task in self.tasks if self.serves(task.name)}
+        return next(iter(kinds)) if len(kinds) == 1 else SEQUENCE_CLASSIFICATION
+
+    def flat_labels(self, task_type: str) -> list[str]:
+        """The labels of all served tasks of a kind, in the order of the flat label space."""
+        tasks = [task for task in self.tasks if self.serves(task.name) and task.task_type == task_type]
+        return [flat_label(task, label) for task in tasks for label in task.labels]
+
+    def label_spans(self, task_type: str = SEQUENCE_CLASSIFICATION) -> dict[str, slice]:
+        """Where each served task's labels lie in the flat label space of its kind, in the order of the logits."""
         spans, stop = {}, 0
         for task in self.tasks:
-            if self.serves(task.name):
+            if self.serves(task.name) and task.task_type == task_type:
                 start, stop = stop, stop + len(task.labels)
                 spans[task.name] = slice(start, stop)
         return spans

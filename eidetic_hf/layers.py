@@ -754,34 +754,3 @@ class TaskNorm(nn.Module):
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Normalize `(..., hidden)` with the current task's parameters."""
         return self.tasks[current_view().key](hidden, *args, **kwargs)
-
-
-class SequenceClassificationHead(nn.Module):
-    """Pools a sequence and projects it to logits.
-
-    Args:
-        hidden_size: width of the backbone.
-        n_labels: number of logits.
-        pooling: `"mean"` over real tokens, or `"first"`.
-        dropout: probability, in training.
-        std: standard deviation of the initial weights.
-    """
-
-    def __init__(self, hidden_size: int, n_labels: int, pooling: str, dropout: float, std: float) -> None:
-        super().__init__()
-        self.pooling = pooling
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(hidden_size, n_labels)
-        nn.init.normal_(self.classifier.weight, std=std)
-        nn.init.zeros_(self.classifier.bias)
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Hidden states `(batch, sequence, hidden)` and mask `(batch, sequence)` to logits `(batch, labels)`."""
-        if self.pooling == "first":
-            pooled = hidden[:, 0]
-        elif attention_mask is None:
-            pooled = hidden.mean(1)
-        else:
-            mask = attention_mask.to(hidden.dtype).unsqueeze(-1)
-            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        return self.classifier(self.dropout(pooled))

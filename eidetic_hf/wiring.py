@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .architectures import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
 from .layers import LEARNING, JoinedLinear, TaskLinear, TaskNorm, TaskTable, UnitGroup
@@ -78,19 +76,6 @@ class TiedWeight(Swapped):
             return getattr(self._source[0].get_submodule(self._source_path), leaf)
 
         return {leaf: property(weight)}
-
-
-def base_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The backbone in a model with a head; its modules, in a shell of its own where the model is none (T5)."""
-    base = cast(PreTrainedModel, model.base_model)
-    expected: Any = MODEL_MAPPING.get(type(model.config), None)
-    if base is not model or expected is None or isinstance(base, expected):
-        return base
-    with no_init_weights(), torch.device("meta"):
-        shell = AutoModel.from_config(model.config)
-    for name, _ in list(shell.named_children()):
-        setattr(shell, name, getattr(base, name))
-    return shell.train(model.training)
 
 
 def fixed_buffers(backbone: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:

@@ -1,0 +1,366 @@
+"""The life of a task: added, begun, committed or abandoned; and room for the next ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import TRUNK, owner_of
+from .configuration import TaskError, TaskRecord, check_task_name
+from .kinds import kind_of
+from .language_heads import DECODER, family_of
+from .layers import LEARNING, POOL, UnitGroup, freeze, task_key, thaw
+from .network import MODEL_INPUTS
+from .pruning import Learner, PruningConfig
+from .router import REFERENCE_SEED, REFERENCE_SHAPE, RouterSums
+from .trunk import join_states
+from .verification import CertifiedNetwork
+
+
+class LearningNetwork(CertifiedNetwork):
+    """Learns tasks, one after another. Invariant: what a committed task reads never changes."""
+
+    def add_task(
+        self,
+        name: str,
+        task_type: str = "sequence-classification",
+        labels: list[str] | None = None,
+        problem_type: str = "single_label_classification",
+        forward_transfer: str | list[str] | None = None,
+        pooling: str | None = None,
+        head_dropout: float = 0.1,
+        temperature: float = 0.05,
+        normalize: bool = True,
+    ) -> TaskRecord:
+        """Declare a task, to be learned with `EideticTrainer(model, task=name, ...)`.
+
+        Args:
+            name: 1 to 64 letters, digits, `-`, `_`, `.`; not starting with a dot.
+            task_type: the kind of task: `"sequence-classification"`, `"token-classification"`,
+                `"question-answering"`, `"multiple-choice"`, `"causal-lm"`, `"seq2seq-lm"`, `"masked-lm"` or
+                `"feature-extraction"` (see docs/kinds.md).
+            labels: names of the labels in the order of the logits, in the kinds that classify sequences or tokens.
+                For regression, names of the targets (`["score"]` by default).
+            problem_type: of sequence classification: `"single_label_classification"`, `"multi_label_classification"`
+                or `"regression"`.
+            forward_transfer: which earlier tasks this one reads: `"all"`, `"none"` or names; the model's by default.
+            pooling: how a head that reads whole sequences does it: `"mean"` over real tokens, `"first"` token, or
+                `"last"` real token. By default the last one in a decoder, where no other token has seen all of the
+                sequence, and else the mean.
+            head_dropout: dropout probability before the classifier.
+            temperature: of the contrastive loss of `"feature-extraction"`.
+            normalize: whether the embeddings of `"feature-extraction"` are scaled to length 1.
+
+        Raises:
+            TaskError: if the name is malformed or taken, or there are no labels, or an ancestor is unknown, or the
+                backbone can not have this kind of task.
+        """
+        check_task_name(name)
+        if any(task.name == name for task in [*self.config.tasks, *self._pending.values()]):
+            state = "committed" if self.is_committed(name) else "added"
+            raise TaskError(f"There is a task '{name}' already ({state}). Choose another name.")
+        if not self.config.pool:
+            raise TaskError(
+                "This model has no pool: it was released for inference only, or loaded with tasks=[...]. Load the "
+                "whole checkpoint to learn a new task."
+            )
+        if problem_type == "regression" and not labels:
+            labels = ["score"]
+        transfer = self.config.forward_transfer if forward_transfer is None else forward_transfer
+        check_transfer(transfer)
+        for ancestor in transfer if isinstance(transfer, list) else []:
+            if forward_transfer is not None and not self.is_committed(ancestor):
+                raise TaskError(
+                    f"forward_transfer names '{ancestor}', which is not committed; committed are {self.tasks}."
+                )
+        record = TaskRecord(
+            name=name,
+            task_type=task_type,
+            problem_type=problem_type,
+            labels=list(labels) if isinstance(labels, (list, tuple)) else labels or [],
+            pooling=pooling or ("last" if family_of(self.config.base_config) == DECODER else "mean"),
+            head_dropout=head_dropout,
+            temperature=temperature,
+            normalize=normalize,
+        )
+        kind_of(record).check_backbone(record, self.config)
+        self._pending[name] = record
+        self._transfer[name] = transfer
+        return record
+
+    def begin_task(self, name: str, pruning: PruningConfig | None = None) -> Learner:
+        """Open the pool for a task that was added: from here on the model has Parameters to train.
+
+        `EideticTrainer` calls it. Call it yourself to build an optimizer of your own before training.
+
+        Raises:
+            TaskError: if the task is unknown or committed, or another one is being learned, or no unit is free and
+                `pruning.on_exhausted` is `"error"`.
+        """
+        pruning = pruning or PruningConfig()
+        record = self.record(name)
+        if self.is_committed(name):
+            raise TaskError(f"The task '{name}' is committed: it will never change. Add a task of another name.")
+        if self.learner is not None:
+            raise TaskError(
+                f"'{self.learner.name}' is being learned. Finish it, or drop it with model.abandon_task(), before "
+                f"'{name}' begins."
+            )
+        kind_of(record).check_backbone(record, self.config)
+        exhausted = [group for group in self._groups() if group.count(POOL) == 0]
+        if exhausted and pruning.on_exhausted == "error":
+            raise TaskError(
+                f"No unit is free in {len(exhausted)} of {len(self.groups)} groups ({exhausted[0].name}, ...). Learn "
+                "earlier tasks with a smaller PruningConfig.keep, or use on_exhausted='private' or 'expand'."
+            )
+        expanded = {}
+        if exhausted and pruning.on_exhausted == "expand":
+            expanded = self.expand(pruning.expand_by, [group.name for group in exhausted])
+        transfer = self._transfer[name]
+        committed = [task.name for task in self.config.tasks]
+        if transfer == "all":
+            record.ancestors = committed
+        else:
+            record.ancestors = (
+                [] if transfer == "none" else [ancestor for ancestor in committed if ancestor in transfer]
+            )
+        ancestors = [task_key(ancestor) for ancestor in record.ancestors]
+        self.learner = Learner(name, pruning, self._groups(), self)
+        self.learner.expanded = expanded
+        try:
+            if not self.config.trunk_pretrained and not self.config.tasks:
+                self._thaw_trunk(kind_of(record).reads_vocabulary)
+            for group in self._groups():
+                group.begin(ancestors)
+            for norm in self._norms():
+                norm.begin()
+            kind_of(record).complete(record, self.config, len(self._vocabulary()))
+            self.heads[LEARNING] = self._start_head(record)
+        except BaseException:
+            self.abandon_task()
+            raise
+        return self.learner
+
+    def _start_head(self, record: TaskRecord) -> nn.Module:
+        """A head to learn: the pretrained one, if this kind of task has one and it was in the checkpoint."""
+        head = self._new_head(record)
+        if kind_of(record).reads_vocabulary and POOL in self.language_head:
+            head.load_state_dict(self.language_head[POOL].state_dict())
+        return head
+
+    def _trunk_modules(self, reads_vocabulary: bool) -> Iterator[nn.Module]:
+        for name, module in self.backbone.named_modules():
+            if module._buffers and not any(owner_of(f"{name}.{leaf}") != TRUNK for leaf in module._buffers):
+                yield module
+        if reads_vocabulary:
+            yield self.output_embeddings
+
+    def _thaw_trunk(self, reads_vocabulary: bool) -> None:
+        """Make the trunk of a random backbone trainable for the first task, which will own it."""
+        self._thawed = {
+            name: tensor.detach().clone()
+            for name, tensor in self.state_dict().items()
+            if owner_of(name) == TRUNK and name.startswith(("backbone.", "output_embeddings."))
+        }
+        for module in self._trunk_modules(reads_vocabulary):
+            _convert_own(module, thaw)
+
+    def _freeze_trunk(self, restore: bool) -> None:
+        if self._thawed is None:
+            return
+        modules = dict(self.named_modules())
+        for name, before in self._thawed.items():
+            module_name, _, leaf = name.rpartition(".")
+            module = modules[module_name]
+            parameter = module._parameters.pop(leaf, None)
+            if parameter is not None:
+                module.register_buffer(leaf, before if restore else parameter.detach().clone())
+        self._thawed = None
+
+    def abandon_task(self) -> None:
+        """Drop the task being learned: every tensor is as it was before it began. The task stays added."""
+        if self.learner is None:
+            return
+        self._freeze_trunk(restore=True)
+        self._forget_reference()
+        expanded = self.learner.expanded
+        self._end_learning()
+        for group in self._groups():
+            if group.name in expanded:
+                group.shrink(expanded[group.name])
+                self.config.expanded[group.name] -= expanded[group.name]
+
+    def _forget_reference(self) -> None:
+        """Let the next commit look at the trunk again, as long as no committed task depends on it."""
+        if not self.config.tasks:
+            self.router.clear_reference()
+
+    def _end_learning(self) -> None:
+        for group in self._groups():
+            group.end()
+        for norm in self._norms():
+            norm.end()
+        if LEARNING in self.heads:
+            del self.heads[LEARNING]
+        self.learner = None
+
+    def commit_task(
+        self, metrics: Mapping[str, float] | None = None, router_sums: RouterSums | None = None
+    ) -> TaskRecord:
+        """Freeze the task being learned: it takes its kept units out of the pool, for good, and gets its certificate.
+
+        Args:
+            metrics: figures for the model card.
+            router_sums: what `router_sums` returned for the task's training data. Without them the model answers the
+                task only when it is named.
+
+        Raises:
+            TaskError: if no task is being learned.
+        """
+        if self.learner is None:
+            raise TaskError("No task is being learned; begin one with model.begin_task(name) or EideticTrainer.")
+        self.learner.finish()
+        record = self.record(self.learner.name)
+        key = task_key(record.name)
+        recycle_std = None
+        if self.learner.config.recycle == "random":
+            recycle_std = getattr(self.backbone.config, "initializer_range", 0.02)
+        undo: list[tuple[UnitGroup, Any]] = []
+        trunk_before = self._thawed
+        try:
+            for group in self._groups():
+                undo.append((group, group.snapshot()))
+                group.commit(key, recycle_std)
+            for norm in self._norms():
+                norm.commit(key)
+            self.heads[key] = freeze(deepcopy(self.heads[LEARNING]))
+            self._freeze_trunk(restore=False)
+            record.units = {group.name: group.count(key) for group in self._groups()}
+            record.metrics = dict(metrics or {})
+            self.config.tasks.append(record)
+            if router_sums is not None:
+                self.router.put(record.name, router_sums)
+            self._certify(record)
+        except BaseException:
+            for group, state in undo:
+                group.undo_commit(key, state)
+            for norm in self._norms():
+                norm.tasks.pop(key) if key in norm.tasks else None
+            for modules in (self.heads, self.probes):
+                modules.pop(key) if key in modules else None
+            self.config.tasks = [task for task in self.config.tasks if task is not record]
+            record.units, record.certificate, record.metrics = {}, {}, {}
+            self.router.remove(record.name)
+            self._forget_reference()
+            self._freeze_trunk(restore=True)
+            if trunk_before is not None:
+                self._restore_trunk(trunk_before)
+            self._end_learning()
+            raise
+        del self._pending[record.name]
+        self._end_learning()
+        self._set_labels()
+        return record
+
+    @torch.no_grad()
+    def router_sums(self, batches: Iterable[Mapping[str, Any]]) -> RouterSums:
+        """What the task being learned leaves behind for the router: one pass over its data through the trunk.
+
+        Args:
+            batches: as `forward` takes them, with `labels` if the task has a single label per sequence. Sequences
+                without a token or with the label -100 do not count. Each kind of task says which text it is known by:
+                all choices of a multiple-choice example together, both texts of a pair of sentences, and of a text to
+                be continued the part that carries no label, its prompt, if there is one.
+
+        Returns:
+            Sums to give to `commit_task`. Those of several processes may be added with `RouterSums.merged`.
+
+        Raises:
+            TaskError: if no task is being learned.
+            ValueError: if a batch has no labels that the task needs.
+        """
+        if self.learner is None:
+            raise TaskError("No task is being learned; its sums are taken before its commit.")
+        task = self.record(self.learner.name)
+        kind = kind_of(task)
+        with self._in_eval_mode(), torch.autocast(self.device.type, enabled=False):
+            if not self.router.is_ready:
+                self._set_reference()
+            sums = RouterSums.zeros(kind.n_prototypes(task), self.router.n_features)
+            for batch in batches:
+                for text in kind.texts(task, batch):
+                    self._add_to(sums, task, text)
+        return sums
+
+    def _add_to(self, sums: RouterSums, task: TaskRecord, text: Mapping[str, Any]) -> None:
+        """Add a batch of sequences to a task's sums."""
+        inputs = {name: text[name].to(self.device) for name in MODEL_INPUTS if text.get(name) is not None}
+        features = self.router.features(self._pooled_trunk(inputs))
+        labels = kind_of(task).prototype_labels(task, text, len(features))
+        counted = labels >= 0
+        if "attention_mask" in inputs:
+            counted &= inputs["attention_mask"].cpu().flatten(1).sum(1) > 0
+        sums.add(features.cpu()[counted], labels[counted])
+
+    def _set_reference(self) -> None:
+        """Look at random tokens, which stand for no task, to fix how the router scales its features."""
+        generator = torch.Generator().manual_seed(REFERENCE_SEED)
+        ids = torch.randint(0, self.backbone.config.vocab_size, REFERENCE_SHAPE, generator=generator).to(self.device)
+        states = self._trunk({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).states
+        self.router.set_reference(join_states(states).flatten(0, 1))
+
+    def _restore_trunk(self, before: dict[str, Tensor]) -> None:
+        modules = dict(self.named_modules())
+        for name, tensor in before.items():
+            module_name, _, leaf = name.rpartition(".")
+            modules[module_name]._buffers[leaf] = tensor
+
+    def expand(self, units: float | int, groups: list[str] | None = None) -> dict[str, int]:
+        """Add free units. Their out-projections start at zero; no committed task reads them.
+
+        Args:
+            units: how many per group; a fraction below 1 is a share of the group's size (at least one unit).
+            groups: names of unit groups such as `layers.2.heads`; all by default.
+
+        Returns:
+            The number of units added, by group.
+
+        Raises:
+            TaskError: while a task is being learned.
+            ValueError: if `units` is not positive or a group does not exist.
+        """
+        if self.learner is not None:
+            raise TaskError(f"'{self.learner.name}' is being learned; expand the pool before a task begins.")
+        if not units > 0:
+            raise ValueError(f"units={units!r}: expected a number above 0.")
+        known = {group.name: group for group in self._groups()}
+        unknown = [name for name in groups or [] if name not in known]
+        if unknown:
+            raise ValueError(f"There is no unit group {unknown[0]!r}; there are {list(known)}.")
+        std = getattr(self.backbone.config, "initializer_range", 0.02)
+        added = {}
+        for name in known if groups is None else groups:
+            added[name] = max(round(units * known[name].total), 1) if units < 1 else int(units)
+            known[name].expand(added[name], std)
+            self.config.expanded[name] = self.config.expanded.get(name, 0) + added[name]
+        return added
+
+
+def check_transfer(forward_transfer: Any) -> None:
+    """Raise a `ValueError` if this does not say which earlier tasks a task reads."""
+    is_list = isinstance(forward_transfer, list) and all(isinstance(name, str) for name in forward_transfer)
+    if forward_transfer not in ("all", "none") and not is_list:
+        raise ValueError(f"forward_transfer={forward_transfer!r}: expected 'all', 'none' or a list of task names.")
+
+
+def _convert_own(module: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> None:
+    """Apply `freeze` or `thaw` to a module's own tensors, not to its children's."""
+    children, module._modules = module._modules, {}
+    try:
+        convert(module)
+    finally:
+        module._modules = children
