@@ -409,7 +409,7 @@ class AnsweringNetwork(LearningNetwork):
         empty = [] if mask is None else (mask.flatten(1).sum(1) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"The sequences {empty} have no token (attention_mask is 0): nothing to route.")
-        features = self.router.features(pooled_states(trunk, inputs))
+        features = self.router.features(pooled_states(trunk, inputs, self.backbone.config))
         scores = discriminant.log_posteriors(features, among).exp()
         best = _most_likely(scores, among)
         if not abstain:

@@ -16,8 +16,7 @@ from .language_heads import DECODER, family_of
 from .layers import LEARNING, POOL, UnitGroup, freeze, task_key, thaw
 from .network import MODEL_INPUTS
 from .pruning import Learner, PruningConfig
-from .router import REFERENCE_SEED, REFERENCE_SHAPE, RouterSums
-from .trunk import join_states
+from .router import RouterSums, reference_inputs
 from .verification import CertifiedNetwork
 
 
@@ -308,10 +307,8 @@ class LearningNetwork(CertifiedNetwork):
 
     def _set_reference(self) -> None:
         """Look at random tokens, which stand for no task, to fix how the router scales its features."""
-        generator = torch.Generator().manual_seed(REFERENCE_SEED)
-        ids = torch.randint(0, self.backbone.config.vocab_size, REFERENCE_SHAPE, generator=generator).to(self.device)
-        states = self._trunk({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).states
-        self.router.set_reference(join_states(states).flatten(0, 1))
+        ids, mask = (tensor.to(self.device) for tensor in reference_inputs(self.backbone.config.vocab_size))
+        self.router.set_reference(self._pooled_trunk({"input_ids": ids, "attention_mask": mask}))
 
     def _restore_trunk(self, before: dict[str, Tensor]) -> None:
         modules = dict(self.named_modules())

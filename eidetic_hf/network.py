@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint import TRUNK, owner_of
 from .configuration import EideticConfig, TaskError, TaskRecord
 from .kind import Answer
 from .kinds import kind_of
+from .language_heads import ENCODER, family_of
 from .layers import POOL, Slots, TaskLinear, TaskNorm, UnitGroup, View, current_view, task_key, use_view
 from .pruning import KINDS, Learner
 from .router import Router
-from .trunk import TrunkPass, mean_pool
+from .trunk import TrunkPass, pool_states
 from .wiring import fixed_buffers
 
 # Modules whose tensors a checkpoint brings along, in shapes of their own.
@@ -33,14 +34,14 @@ def is_nested(inputs: Mapping[str, Tensor]) -> bool:
     return any(inputs[name].dim() > dim for name, dim in dims.items() if inputs.get(name) is not None)
 
 
-def pooled_states(trunk: TrunkPass, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Mean of recorded trunk states over the real tokens of each row of a batch, `(batch, joined features)`."""
+def pooled_states(trunk: TrunkPass, inputs: Mapping[str, Tensor], config: PreTrainedConfig) -> Tensor:
+    """What recorded trunk states say of each row of a batch, `(batch, parts, hidden)`; see `pool_states`."""
     states, mask = trunk.states, inputs.get("attention_mask")
     if is_nested(inputs):
         batch = len(inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"])
         states = {place: state.unflatten(0, (batch, -1)).flatten(1, 2) for place, state in states.items()}
         mask = None if mask is None else mask.flatten(1)
-    return mean_pool(states, mask)
+    return torch.stack(pool_states(states, mask, "first" if family_of(config) == ENCODER else "last"), 1)
 
 
 class CheckpointWithView:
@@ -218,9 +219,9 @@ class TaskNetwork(PreTrainedModel):
 
     @torch.no_grad()
     def _pooled_trunk(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What the router sees of each row of a batch: a mean over its real tokens, `(batch, joined features)`."""
+        """What the router sees of each row of a batch, `(batch, parts, hidden)`."""
         flat = {name: value.flatten(0, 1) if is_nested(inputs) else value for name, value in inputs.items()}
-        return pooled_states(self._trunk(flat), inputs)
+        return pooled_states(self._trunk(flat), inputs, self.backbone.config)
 
     def _new_head(self, task: TaskRecord) -> nn.Module:
         """A head with initial weights."""

@@ -1,11 +1,11 @@
 """The router: which task does a sequence belong to? In closed form, from sums that each task left behind.
 
-Features are the mean over real tokens of the embeddings and of the last trunk layer, projected to at most
-`MAX_FEATURES` numbers by a fixed matrix of signs and rounded to whole numbers from -127 to 127. So all sums over them
-are whole numbers, too, and adding them up is exact: in any order of tasks, of batches or of processes the same bits
-come out, the same as from all data at once. A task leaves its count of sequences, the sum of its features per label,
-and half of its matrix of second moments; no text, no gradient. They lie in the task's own shard, so removing a task
-removes its sums.
+Features are taken from the last trunk layer: its mean over a sequence's real tokens, and its state of the token that has
+seen the whole sequence; of both together at most `MAX_FEATURES` numbers, evenly spread, each rounded to a whole number
+from -127 to 127. So all sums over them are whole numbers, too, and adding them up is exact: in any order of tasks, of
+batches or of processes the same bits come out, the same as from all data at once. A task leaves its count of sequences,
+the sum of its features per label, and half of its matrix of second moments; no text, no gradient. They lie in the task's
+own shard, so removing a task removes its sums.
 
 Everything else is computed from the sums when it is first needed, with the tasks in the order of their names.
 """
@@ -17,16 +17,18 @@ from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import torch
+from scipy.linalg import eigh
 from torch import Tensor, nn
 
 from .configuration import TaskError
 from .layers import Slots, task_key
 
 MAX_FEATURES = 640
+MEAN_SHARE = 0.6  # of them that are taken from the mean; the others from the one token
 LEVELS = 127
-# A feature's whole number is 1 for this share of its standard deviation over single tokens: the mean over a text's
-# tokens varies less than a token, so that LEVELS is out of reach but for texts of one or two tokens.
-STEPS_PER_DEVIATION = 48
+# A feature's whole number is 1 for this share of its standard deviation over sequences of random tokens. That of a
+# mean over real texts is about the same, so that LEVELS is far out of reach.
+STEPS_PER_DEVIATION = 10
 # The label view's share in the joint score, and how far a task's covariance may be its own in either view: the
 # choice that did best on two unlike sequences of tasks (docs/routing.md).
 LABEL_WEIGHT, OWN_AROUND_TASK, OWN_AROUND_LABEL = 0.3, 0.9, 0.5
@@ -34,8 +36,8 @@ LABEL_WEIGHT, OWN_AROUND_TASK, OWN_AROUND_LABEL = 0.3, 0.9, 0.5
 # the same two sequences of tasks.
 CENTER_SHARE, HEAVY_TAILS = 0.7, 2.5
 MAX_TASK_DIRECTIONS, MAX_LABEL_DIRECTIONS = 64, 128
-TASKS_AT_ONCE = 16  # whose matrices are unpacked at a time
-REFERENCE_SEED, REFERENCE_SHAPE = 20250209, (64, 32)
+TASKS_AT_ONCE, ROWS_AT_ONCE = 16, 128  # tasks whose matrices are unpacked at a time, and their rows in a product
+REFERENCE_SEED, REFERENCE_SHAPE = 20250209, (128, 48)
 
 
 @dataclass
@@ -91,9 +93,26 @@ def _compact(tensor: Tensor) -> Tensor:
     return tensor.int() if tensor.numel() == 0 or int(tensor.abs().max()) < 2**31 else tensor
 
 
-def _signs(features: int) -> Tensor:
+def reference_inputs(vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Random token ids and their mask, `(sequences, tokens)`, of uneven lengths.
+
+    All begin and end with the same token, as texts do whose tokenizer frames them.
+    """
     generator = torch.Generator().manual_seed(REFERENCE_SEED)
-    return torch.randint(0, 2, (features, MAX_FEATURES), generator=generator, dtype=torch.int8) * 2 - 1
+    ids = torch.randint(0, vocab_size, REFERENCE_SHAPE, generator=generator)
+    lengths = torch.randint(4, REFERENCE_SHAPE[1] + 1, REFERENCE_SHAPE[:1], generator=generator)
+    ids[:, 0] = ids[0, 0]
+    ids.scatter_(1, lengths.unsqueeze(1) - 1, int(ids[0, 1]))
+    return ids, (torch.arange(REFERENCE_SHAPE[1]) < lengths.unsqueeze(1)).long()
+
+
+def _columns(parts: int, hidden: int) -> Tensor:
+    """Which of the joined numbers, `parts * hidden`, are features: all, or as many as may be, evenly spread."""
+    if parts * hidden <= MAX_FEATURES:
+        return torch.arange(parts * hidden)
+    first = min(hidden, MAX_FEATURES if parts == 1 else round(MEAN_SHARE * MAX_FEATURES))
+    counts = [first] if parts == 1 else [first, MAX_FEATURES - first]
+    return torch.cat([hidden * part + torch.arange(n) * hidden // n for part, n in enumerate(counts)])
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,9 @@ class _Space:
 
     Attributes:
         basis: from features to this space, `(features, directions)`.
-        roots: per task, the inverse Cholesky factor of its covariance, `(tasks, directions, directions)`.
+        origin: a point of the space that coordinates are counted from, `(directions,)`.
+        curvatures: per task, what its inverse covariance adds to the log density for each product of two coordinates,
+            `(tasks, directions * (directions + 1) / 2)`: a batch meets all tasks in one matrix product.
         offsets: what a group's log density (a task's, or that of a label of a task) does not owe to the sequence,
             `(groups,)`.
         slopes: inverse covariance times mean of each group, `(groups, directions)`.
@@ -110,17 +131,19 @@ class _Space:
     """
 
     basis: Tensor
-    roots: Tensor
+    origin: Tensor
+    curvatures: Tensor
     offsets: Tensor
     slopes: Tensor
     owner: Tensor
 
     def log_densities(self, features: Tensor) -> Tensor:
         """Log density of each task, up to a common constant, `(batch, tasks)`."""
-        x = features @ self.basis
-        squares = (self.roots @ x.T).square().sum(1)  # (tasks, batch)
-        log = self.offsets.unsqueeze(1) + self.slopes @ x.T - 0.5 * squares[self.owner]  # (groups, batch)
-        n_tasks = len(self.roots)
+        x = features @ self.basis - self.origin
+        rows, columns = torch.tril_indices(x.shape[1], x.shape[1], device=x.device)
+        bent = self.curvatures @ (x[:, rows] * x[:, columns]).T  # (tasks, batch)
+        log = self.offsets.unsqueeze(1) + self.slopes @ x.T + bent[self.owner]  # (groups, batch)
+        n_tasks = len(self.curvatures)
         if len(log) == n_tasks:
             return log.T
         index = self.owner.unsqueeze(1).expand_as(log)
@@ -194,28 +217,30 @@ class Discriminant:
         to_tasks = _directions(means - center, total, MAX_TASK_DIRECTIONS)
         to_labels = _directions(prototypes - prototypes.mean(0), within, MAX_LABEL_DIRECTIONS)
         root = _inverse_root(within)
-        around_task, around_label = [], []
-        for start in range(0, len(tasks), TASKS_AT_ONCE):
-            some = slice(start, start + TASKS_AT_ONCE)
-            moments = symmetric(torch.stack([task.moment for task in tasks[some]]).double(), n_features)
-            moments /= sizes[some].view(-1, 1, 1)
-            spread = to_tasks.T @ moments @ to_tasks
-            around_task.append(spread - _outer(means[some] @ to_tasks))
-            mine = (owner >= start) & (owner < start + TASKS_AT_ONCE)
-            squares = _outer(prototypes[mine] @ to_labels) * (label_counts / sizes[owner])[mine].view(-1, 1, 1)
-            inner = (to_labels.T @ moments @ to_labels).index_add_(0, owner[mine] - start, squares, alpha=-1)
-            around_label.append(inner * (sizes / (sizes - n_labels).clamp(min=1))[some].view(-1, 1, 1))
+        around_task, around_label = _projected([task.moment for task in tasks], to_tasks, to_labels)
+        around_task /= sizes.view(-1, 1, 1)
+        around_task -= _outer(means @ to_tasks)
+        squares = _outer(prototypes @ to_labels) * label_counts.view(-1, 1, 1)
+        around_label.index_add_(0, owner, squares, alpha=-1)
+        around_label /= (sizes - n_labels).clamp(min=1).view(-1, 1, 1)
         flat = torch.arange(len(tasks))
         weights = torch.log(label_counts / sizes[owner])
         return cls(
             names=list(sums),
-            by_task=_space(to_tasks, torch.cat(around_task), OWN_AROUND_TASK, sizes, means, flat, None),
-            by_label=_space(to_labels, torch.cat(around_label), OWN_AROUND_LABEL, sizes, prototypes, owner, weights),
+            by_task=_space(to_tasks, around_task, OWN_AROUND_TASK, sizes, means, flat, None),
+            by_label=_space(to_labels, around_label, OWN_AROUND_LABEL, sizes, prototypes, owner, weights),
             root=root,
             prototypes=prototypes @ root.T,
             center=center @ root.T,
             owner=owner,
         )
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        tensors = [value for part in (self, self.by_task, self.by_label) for value in vars(part).values()]
+        tensors += self.moments.values()
+        return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
     def to(self, device: torch.device) -> Discriminant:
         """The same on another device."""
@@ -236,7 +261,8 @@ class Discriminant:
         """
         x = features.double()
         joined = (1 - LABEL_WEIGHT) * self.by_task.log_densities(x) + LABEL_WEIGHT * self.by_label.log_densities(x)
-        columns = torch.tensor([self.names.index(task) for task in tasks], device=joined.device)
+        places = {name: place for place, name in enumerate(self.names)}
+        columns = torch.tensor([places[task] for task in tasks], device=joined.device)
         return torch.log_softmax(joined, -1)[:, columns]
 
     def outlier_scores(self, features: Tensor, tasks: list[str]) -> Tensor:
@@ -270,6 +296,38 @@ class Discriminant:
 def _outer(vectors: Tensor) -> Tensor:
     """The outer product of each row with itself, `(rows, size, size)`."""
     return vectors.unsqueeze(2) * vectors.unsqueeze(1)
+
+
+def _projected(triangles: list[Tensor], *bases: Tensor) -> list[Tensor]:
+    """Zᵀ M Z of symmetric matrices M for each basis Z, `(matrices, directions, directions)`.
+
+    Args:
+        triangles: lower triangles of the matrices, `(features * (features + 1) / 2,)` each.
+        bases: `(features, directions)` each.
+    """
+    size = len(bases[0])
+    joined = torch.cat(bases, 1)
+    widths = [basis.shape[1] for basis in bases]
+    half = joined.new_zeros(TASKS_AT_ONCE, size, size)  # M = H + Hᵀ; above the diagonal it stays zero
+    product = joined.new_empty(TASKS_AT_ONCE, size, joined.shape[1])
+    inner = [joined.new_empty(len(triangles), width, width) for width in widths]
+    for start in range(0, len(triangles), TASKS_AT_ONCE):
+        # Kept as int32 where they fit: then not all have the same dtype.
+        chunk = triangles[start : start + TASKS_AT_ONCE]
+        widest = max((triangle.dtype for triangle in chunk), key=lambda dtype: dtype.itemsize)
+        some = torch.stack([triangle.to(widest) for triangle in chunk])
+        n = len(some)
+        for row in range(size):
+            place = row * (row + 1) // 2
+            half[:n, row, : row + 1] = some[:, place : place + row + 1]
+        half.diagonal(dim1=1, dim2=2).div_(2)
+        for first in range(0, size, ROWS_AT_ONCE):
+            last = min(first + ROWS_AT_ONCE, size)
+            torch.matmul(half[:n, first:last, :last], joined[:last], out=product[:n, first:last])
+        for basis, part, found in zip(bases, product[:n].split(widths, -1), inner, strict=True):
+            once = basis.T @ part
+            found[start : start + n] = once + once.mT
+    return inner
 
 
 def _outlier_moments(covariance: Tensor, offsets: Tensor, counts: Tensor) -> Tensor:
@@ -312,10 +370,10 @@ def _directions(centered: Tensor, covariance: Tensor, at_most: int) -> Tensor:
         covariance: `(features, features)`.
         at_most: number of directions to keep.
     """
-    root = _inverse_root(covariance)
-    u, strength, _ = torch.linalg.svd(root @ centered.T, full_matrices=False)
-    kept = strength > 1e-8 * strength.max().clamp(min=1e-300)
-    return root.T @ u[:, kept][:, :at_most]
+    size = len(covariance)
+    between, within = (centered.T @ centered).numpy(), covariance.numpy()
+    strength, found = eigh(between, within, subset_by_index=[max(size - at_most, 0), size - 1])
+    return torch.from_numpy(found[:, strength > 1e-12 * max(strength[-1], 1e-300)])
 
 
 def _space(
@@ -326,14 +384,19 @@ def _space(
     shares = (weight * sizes / (sizes + k)).view(-1, 1, 1)
     common = own.mean(0)
     eye = torch.eye(k, dtype=own.dtype)
-    roots = _inverse_root(
+    roots = torch.linalg.cholesky(
         shares * own + (1 - shares) * common + 1e-6 * common.diagonal().mean().clamp(min=1e-300) * eye
     )
+    inverses = torch.cholesky_inverse(roots)
+    rows, columns = torch.tril_indices(k, k)
+    curvatures = -inverses[:, rows, columns]
+    curvatures[:, rows == columns] /= 2
     means = groups @ basis
-    seen = torch.einsum("gij,gj->gi", roots[owner], means)
-    slopes = torch.einsum("gji,gj->gi", roots[owner], seen)
-    offsets = roots.diagonal(dim1=1, dim2=2).log().sum(1)[owner] - 0.5 * seen.square().sum(1)
-    return _Space(basis, roots, offsets if log_weights is None else offsets + log_weights, slopes, owner)
+    origin = means.mean(0)
+    means -= origin
+    slopes = torch.cat([means[owner == task] @ inverse for task, inverse in enumerate(inverses)])
+    offsets = -roots.diagonal(dim1=1, dim2=2).log().sum(1)[owner] - 0.5 * (slopes * means).sum(1)
+    return _Space(basis, origin, curvatures, offsets if log_weights is None else offsets + log_weights, slopes, owner)
 
 
 class Router(nn.Module):
@@ -368,32 +431,29 @@ class Router(nn.Module):
         """Number of features."""
         return self.reference.need("shift").numel()
 
-    def set_reference(self, tokens: Tensor) -> None:
-        """Fix the projection, and the shift and scale of each feature.
+    def set_reference(self, pooled: Tensor) -> None:
+        """Fix which numbers are features, and the shift and scale of each.
 
         Args:
-            tokens: joined trunk states of tokens that represent no task, `(tokens, joined features)`.
+            pooled: what `features` takes, of sequences that represent no task.
         """
-        if tokens.shape[1] > MAX_FEATURES:
-            self.reference.put("signs", _signs(tokens.shape[1]).to(tokens.device))
-        projected = self._project(tokens.float())
-        deviation = projected.std(0)
-        self.reference.put("shift", projected.mean(0))
+        self.reference.put("columns", _columns(*pooled.shape[1:]).to(pooled.device))
+        chosen = self._chosen(pooled)
+        deviation = chosen.std(0)
+        self.reference.put("shift", chosen.mean(0))
         self.reference.put("scale", torch.where(deviation > 0, STEPS_PER_DEVIATION / deviation, 0))
 
     def clear_reference(self) -> None:
-        """Forget the projection: the trunk may still change."""
+        """Forget the scale: the trunk may still change."""
         for name in list(self.reference._buffers):
             self.reference.put(name, None)
 
-    def _project(self, pooled: Tensor) -> Tensor:
-        signs = self.reference.get("signs")
-        return pooled if signs is None else pooled @ signs.to(pooled.dtype)
+    def _chosen(self, pooled: Tensor) -> Tensor:
+        return pooled.float().flatten(1).index_select(1, self.reference.need("columns"))
 
     def features(self, pooled: Tensor) -> Tensor:
-        """Pooled trunk states `(batch, joined features)` as whole numbers, `(batch, features)` float32."""
-        projected = self._project(pooled.float())
-        centered = (projected - self.reference.need("shift")) * self.reference.need("scale")
+        """Pooled trunk states `(batch, parts, hidden)` as whole numbers, `(batch, features)` float32."""
+        centered = (self._chosen(pooled) - self.reference.need("shift")) * self.reference.need("scale")
         return centered.round().clamp(-LEVELS, LEVELS)
 
     # -- sums -----------------------------------------------------------------------------------------------------
@@ -425,8 +485,13 @@ class Router(nn.Module):
 
     def sums_of(self, task: str) -> RouterSums:
         """A task's sums (`KeyError` if it left none)."""
+        stored = self._stored(task)
+        return RouterSums(stored.count.long(), stored.total.long(), stored.moment.long())
+
+    def _stored(self, task: str) -> RouterSums:
+        """A task's sums in the dtype that they are kept in."""
         slots = cast(Slots, self.sums[task_key(task)])
-        return RouterSums(*(slots.need(name).long().cpu() for name in ("count", "total", "moment")))
+        return RouterSums(*(slots.need(name).cpu() for name in ("count", "total", "moment")))
 
     # -- answers --------------------------------------------------------------------------------------------------
 
@@ -445,7 +510,7 @@ class Router(nn.Module):
         key = tuple(tasks)
         if key not in self._solved:
             names = sorted(tasks)  # the order in which they were learned must not matter
-            solved = Discriminant.fit({name: self.sums_of(name) for name in names}, self.n_features)
+            solved = Discriminant.fit({name: self._stored(name) for name in names}, self.n_features)
             self._solved[key] = solved.to(self.reference.need("shift").device)
         return self._solved[key]
 

@@ -153,23 +153,26 @@ def share_trunk(embeddings: nn.Module | None, trunk: list[nn.Module], gate: nn.M
             swap_class(module, _Shared)
 
 
-def _first_and_last(states: dict[int, Tensor]) -> list[Tensor]:
-    return [states[place].float() for place in sorted({min(states), max(states)})]
-
-
-def join_states(states: dict[int, Tensor]) -> Tensor:
-    """The embeddings and the last trunk layer's output side by side, `(batch, sequence, features of both)` float32."""
-    return torch.cat(_first_and_last(states), dim=-1)
-
-
-def mean_pool(states: dict[int, Tensor], mask: Tensor | None) -> Tensor:
-    """Mean over real tokens of what `join_states` joins, `(batch, features of both)` float32.
+def pool_states(states: dict[int, Tensor], mask: Tensor | None, edge: str) -> list[Tensor]:
+    """What the last state of a trunk says of whole sequences.
 
     Args:
-        states: `(batch, sequence, features)` each.
+        states: the embeddings and the output of each trunk layer, by number, `(batch, sequence, hidden)` each.
         mask: 1 for real tokens, `(batch, sequence)`; `None` if all are real.
+        edge: the token that has seen the whole sequence: `"first"` where attention goes both ways, as BERT's [CLS],
+            `"last"` where it goes back only.
+
+    Returns:
+        The mean over real tokens and, if there is a trunk layer, the state of the first or last real token; both
+        `(batch, hidden)` float32. Below the first layer a token has seen nothing but itself.
     """
+    state = states[max(states)]
+    batch, length = state.shape[:2]
     if mask is None:
-        return torch.cat([state.mean(1) for state in _first_and_last(states)], dim=-1)
+        mask = state.new_ones(batch, length)
     weights = (mask / mask.sum(1, keepdim=True).clamp(min=1)).float().unsqueeze(1)
-    return torch.cat([torch.bmm(weights, state).squeeze(1) for state in _first_and_last(states)], dim=-1)
+    mean = torch.bmm(weights, state.float()).squeeze(1)
+    if max(states) == 0:
+        return [mean]
+    place = mask.int().argmax(1) if edge == "first" else length - 1 - mask.int().flip(1).argmax(1)
+    return [mean, state[torch.arange(batch, device=state.device), place].float()]

@@ -167,6 +167,8 @@ def measure_joint(
             per_device_eval_batch_size=BATCH,
             warmup_steps=0.1,
             train_sampling_strategy="group_by_length",
+            bf16=True,  # takes half the time where the processor has it
+            use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
@@ -179,8 +181,8 @@ def measure_joint(
             processing_class=tokenizer,
         )
         trainer.train()
-        logits = torch.from_numpy(trainer.predict(test).predictions)
-    return describe(logits.softmax(1), torch.tensor(test["labels"][:]))
+        found = trainer.predict(test)  # in an order of its own: the labels come along
+    return describe(torch.from_numpy(found.predictions).softmax(1), torch.from_numpy(found.label_ids))
 
 
 def main() -> None:

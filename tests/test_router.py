@@ -29,13 +29,13 @@ TOPICS = ("alpha", "beta", "gamma", "delta")
 
 
 def topic_data(topic: int, seed: int = 0, rows: int = 64) -> Dataset:
-    """Sequences whose tokens come from a range of their own, so that they can be routed."""
+    """Sequences that begin alike, and whose other tokens come from a range of their own, so that they can be routed."""
     data = make_data(seed, rows)
     low = 6 + 27 * topic
 
     def move(row: dict) -> dict:
         ids = [
-            0 if not m else low + (i % 27) if place != 1 else i
+            0 if not m else 3 if place == 0 else low + (i % 27) if place != 1 else i
             for place, (i, m) in enumerate(zip(row["input_ids"], row["attention_mask"], strict=True))
         ]
         return {"input_ids": ids}
@@ -95,7 +95,7 @@ def random_sums(
 
 def new_router(names: list[str], features: int = 12) -> Router:
     router = Router()
-    router.set_reference(torch.randn(500, features, generator=torch.Generator().manual_seed(0)))
+    router.set_reference(torch.randn(500, 2, features // 2, generator=torch.Generator().manual_seed(0)))
     for name in names:
         router.put(name, random_sums(sum(map(ord, name)))[0])
     return router
@@ -216,18 +216,36 @@ def test_features_are_whole_numbers_and_keep_their_dtype(routed: EideticModel) -
     assert model.router.reference.need("scale").dtype == torch.float32
     for name, tensor in model.router.sums.state_dict().items():
         assert torch.equal(tensor, routed.router.sums.state_dict()[name])
-    features = model.router.features(torch.randn(4, 64) * 100)
+    features = model.router.features(torch.randn(4, 2, 32) * 100)
     assert torch.equal(features, features.round())
     assert float(features.abs().max()) <= 127
 
 
-def test_wide_features_are_projected_and_sums_take_less_than_a_megabyte() -> None:
+@pytest.mark.parametrize(("parts", "hidden"), [(2, 384), (2, 768), (1, 768), (2, 320), (1, 32)])
+def test_wide_features_are_thinned_evenly_and_sums_take_less_than_a_megabyte(parts: int, hidden: int) -> None:
     router = Router()
-    router.set_reference(torch.randn(300, 768))
-    assert router.n_features == 640
-    router.put("task", RouterSums.zeros(14, 640))
+    router.set_reference(torch.randn(300, parts, hidden))
+    columns = router.reference.need("columns")
+    assert router.n_features == len(columns.unique()) == min(parts * hidden, 640)
+    assert int(columns.max()) < parts * hidden
+    for part in range(parts):
+        mine = columns[columns // hidden == part]
+        assert set(mine.diff().tolist()) <= {-(-hidden // len(mine)), hidden // len(mine)}
+    router.put("task", RouterSums.zeros(14, router.n_features))
     size = sum(t.numel() * t.element_size() for t in router.sums.state_dict().values())
     assert size <= 0.01 * 90.9e6
+
+
+@pytest.mark.parametrize("edge", ["first", "last"])
+def test_pooled_states_are_the_mean_and_the_edge_of_the_real_tokens(edge: str) -> None:
+    state, mask = torch.randn(3, 6, 4), torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1], [1] * 6])
+    mean, end = trunk.pool_states({0: torch.zeros(3, 6, 4), 1: state}, mask, edge)
+    places = {"first": [0, 2, 0], "last": [2, 5, 5]}[edge]
+    for row, (real, place) in enumerate(zip(mask.bool(), places, strict=True)):
+        torch.testing.assert_close(mean[row], state[row, real].mean(0))
+        assert torch.equal(end[row], state[row, place])
+    assert len(trunk.pool_states({0: state}, mask, edge)) == 1
+    assert torch.equal(trunk.pool_states({1: state}, None, edge)[1], state[:, {"first": 0, "last": 5}[edge]])
 
 
 # -- learning and keeping ---------------------------------------------------------------------------------------------
@@ -363,6 +381,7 @@ def test_strange_sequences_are_turned_away(routed: EideticModel) -> None:
     own = topic_batch([0, 1, 2, 3] * 16)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, VOCABULARY, own["input_ids"].shape, generator=generator)  # of all topics at once
+    ids[:, 0] = 3
     strange = {**own, "input_ids": ids * own["attention_mask"]}
     answers, outside = routed(**own, abstain=0.1), routed(**strange, abstain=0.1)
     assert answers.abstained.double().mean() < 0.2
