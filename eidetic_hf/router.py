@@ -1,11 +1,11 @@
 """The router: which task does a sequence belong to? In closed form, from sums that each task left behind.
 
-Features are taken from the last trunk layer: its mean over a sequence's real tokens, and its state of the token that has
-seen the whole sequence; of both together at most `MAX_FEATURES` numbers, evenly spread, each rounded to a whole number
-from -127 to 127. So all sums over them are whole numbers, too, and adding them up is exact: in any order of tasks, of
-batches or of processes the same bits come out, the same as from all data at once. A task leaves its count of sequences,
-the sum of its features per label, and half of its matrix of second moments; no text, no gradient. They lie in the task's
-own shard, so removing a task removes its sums.
+Features are taken from the last trunk layer: its mean over a sequence's real tokens, and its state of the token that
+has seen the whole sequence; of both together at most `MAX_FEATURES` numbers, evenly spread, each rounded to a whole
+number from -127 to 127. So all sums over them are whole numbers, too, and adding them up is exact: in any order of
+tasks, of batches or of processes the same bits come out, the same as from all data at once. A task leaves its count of
+sequences, the sum of its features per label, and half of its matrix of second moments; no text, no gradient. They lie
+in the task's own shard, so removing a task removes its sums.
 
 Everything else is computed from the sums when it is first needed, with the tasks in the order of their names.
 """

@@ -7,8 +7,8 @@ its task given; a mixed batch of 64 sequences over five tasks against the five s
 batch against PEFT's mixed batch of five LoRA adapters (`adapter_names`, r=8, all linear layers) on the plain backbone;
 the router's sums of 2000 sequences; and a router over 1,000 tasks: reading its sums from 1,000 files, solving, routing
 a batch of 32. Every pair of times is measured in turn, A B A B ..., and the median of the ratios is printed. The third
-comparison needs `pip install peft` and is left out without it. Takes about five minutes on two cores; leave the machine
-alone meanwhile.
+comparison needs `pip install peft` and is left out without it. Takes about five minutes on two cores; leave the
+machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ def routed_model(backbone: str, trunk_layers: int | None) -> EideticModel:
     for task in range(TASKS):
         model.add_task(f"task-{task}", labels=LABELS)
         model.begin_task(f"task-{task}", PruningConfig(keep=0.3, importance="l2"))
-        model.commit_task(
-            router_sums=model.router_sums(labelled_batches(model.backbone.config.vocab_size, task, 256))
-        )
+        model.commit_task(router_sums=model.router_sums(labelled_batches(model.backbone.config.vocab_size, task, 256)))
     return model.eval()
 
 

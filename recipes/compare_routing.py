@@ -5,12 +5,14 @@
 FOLDER holds {task}/{train,test}.jsonl with lines {"text", "text_pair" (if pairs), "label"}, and clinc150 with a
 "domain" in every line and oos.jsonl. Two sequences of tasks: ten corpora (pairs as one text, no words that name the
 task), and clinc150's ten domains, each a task. For every number of trunk layers, each task leaves its sums and nothing
-else, as at its commit; the subnetworks do not matter here and are not trained. The joint classifier sees all the
-training texts at once, which a learner of one task after another can not: it is the ceiling.
+else, as at its commit; the subnetworks do not matter here and are not trained. On the same features stand other closed
+forms: a linear discriminant over labels with one covariance, ridge regression on the features and on 2000 random ReLU
+features of them, and the two halves of the router alone. The joint classifier sees all training texts at once, which a
+learner of one task after another can not: it is the ceiling.
 
-Printed: share of test texts sent to their own task; negative log likelihood of the own task (nats); area under the
-ROC curve of the outlier score, clinc150's test texts against its out-of-scope ones; and the share of either that
-`abstain=True` turns away. Takes about half an hour on two cores, nearly all of it for the joint classifier.
+Printed: share of test texts sent to their own task; negative log likelihood of the own task (nats); area under the ROC
+curve of the outlier score, clinc150's test texts against its out-of-scope ones; and the share of either that
+`abstain=True` turns away. Takes about 50 minutes on two cores, nearly all of it for the joint classifier.
 """
 
 from __future__ import annotations
@@ -24,8 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
@@ -45,6 +51,7 @@ CORPORA = ["agnews", "amazon", "dbpedia", "yahoo", "yelp", "sst2", "imdb", "qqp"
 DOMAINS = "clinc150"
 OUT_OF_SCOPE = "oos"
 MAX_LENGTH, BATCH = 64, 64
+RANDOM_FEATURES = 2000
 
 Split = dict[str, datasets.Dataset]  # by task
 
@@ -111,35 +118,71 @@ def describe(posteriors: torch.Tensor, own: torch.Tensor) -> dict[str, float]:
     }
 
 
+def features_of(model: EideticModel, split: Split, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The router's features of all texts, `(texts, features)`, and the number of each one's task and label."""
+    features, tasks, labels = [], [], []
+    for number, task in enumerate(model.tasks):
+        for batch in batches(split[task], tokenizer):
+            labels.append(batch.pop("labels"))
+            features.append(model.router.features(model._pooled_trunk(batch)))
+            tasks.append(torch.full_like(labels[-1], number))
+    return torch.cat(features), torch.cat(tasks), torch.cat(labels)
+
+
+def other_classifiers(train: tuple[torch.Tensor, ...], test: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Scores of the tasks, `(texts, tasks)`, by other closed forms on the same features."""
+    x, tasks, labels = (part.numpy() for part in train)
+    groups = tasks * 1000 + labels
+    owner = torch.from_numpy(np.unique(groups) // 1000)
+    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x, groups)
+    by_group = torch.from_numpy(discriminant.predict_proba(test.numpy()))
+    found = {"linear discriminant over labels": torch.zeros(len(test), len(np.unique(tasks)), dtype=torch.float64)}
+    found["linear discriminant over labels"].index_add_(1, owner, by_group)
+    scale = StandardScaler().fit(x)
+    x, y = (torch.from_numpy(scale.transform(part)).float() for part in (x, test.numpy()))
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(x.shape[1], RANDOM_FEATURES, generator=generator) / x.shape[1] ** 0.5
+    offset = torch.randn(RANDOM_FEATURES, generator=generator)
+    for name, left, right in (
+        ("ridge", x, y),
+        (f"ridge on {RANDOM_FEATURES} random features", (x @ weight + offset).relu(), (y @ weight + offset).relu()),
+    ):
+        ridge = RidgeClassifier(alpha=0.01 * len(left)).fit(left.numpy(), tasks)
+        found[name] = torch.from_numpy(ridge.decision_function(right.numpy()))
+    return found
+
+
 def measure_router(
     backbone: str, trunk_layers: int, splits: dict[str, Split], strange: datasets.Dataset | None, tokenizer: Any
 ) -> dict[str, float]:
-    """What the router makes of the test texts, and of texts that belong to no task."""
+    """What the router, and other closed forms, make of the test texts, and of texts that belong to no task."""
     model, seconds = model_with_sums(backbone, trunk_layers, splits["train"], tokenizer)
     start = time.perf_counter()
-    model.router.discriminant(model.tasks)
+    discriminant = model.router.discriminant(model.tasks)
     found = {"seconds for a task's sums": seconds, "seconds to solve": time.perf_counter() - start}
-    scores, own, outliers = [], [], []
-    for number, task in enumerate(model.tasks):
-        for batch in batches(splits["test"][task], tokenizer):
-            batch.pop("labels")
-            routed = model.route(**batch, abstain=True)
-            scores.append(routed.router_scores)
-            outliers.append(routed.outlier_scores)
-            own += [number] * len(routed.tasks)
-    found |= describe(torch.cat(scores), torch.tensor(own))
+    train, (x, own, _) = (features_of(model, splits[split], tokenizer) for split in ("train", "test"))
+    found |= describe(discriminant.log_posteriors(x, model.tasks).exp(), own)
+    columns = [discriminant.names.index(task) for task in model.tasks]
+    alone = {
+        "one Gaussian a task alone": discriminant.by_task.log_densities(x.double())[:, columns],
+        "one Gaussian a label alone": discriminant.by_label.log_densities(x.double())[:, columns],
+    }
+    for name, scores in (alone | other_classifiers(train, x)).items():
+        found[name] = describe(scores.softmax(1), own)["accuracy"]
     if strange is not None:
-        inside = torch.cat(outliers)
-        routed = [
-            model.route(**{k: v for k, v in b.items() if k != "labels"}, abstain=True)
-            for b in batches(strange, tokenizer)
-        ]
-        outside = torch.cat([output.outlier_scores for output in routed])
+        likeliest = [model.tasks[number] for number in discriminant.log_posteriors(x, model.tasks).argmax(1).tolist()]
+        inside = model.router.outlier_scores(x, likeliest, model.tasks)
+        outside = torch.cat(
+            [
+                model.route(**{k: v for k, v in batch.items() if k != "labels"}, abstain=True).outlier_scores
+                for batch in batches(strange, tokenizer)
+            ]
+        )
         is_strange = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))])
         found["auroc"] = float(roc_auc_score(is_strange, torch.cat([inside, outside])))
-        found["turned away, out of scope"] = float(torch.cat([output.abstained for output in routed]).double().mean())
         threshold = torch.distributions.Normal(0, 1).icdf(torch.tensor(0.95))
-        found["turned away, own texts"] = float((inside > threshold).double().mean())
+        for name, values in (("out of scope", outside), ("own texts", inside)):
+            found[f"turned away, {name}"] = float((values > threshold).double().mean())
     return found
 
 

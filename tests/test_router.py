@@ -29,7 +29,7 @@ TOPICS = ("alpha", "beta", "gamma", "delta")
 
 
 def topic_data(topic: int, seed: int = 0, rows: int = 64) -> Dataset:
-    """Sequences that begin alike, and whose other tokens come from a range of their own, so that they can be routed."""
+    """Sequences that begin alike, and whose other tokens come from a range of their own: they can be routed."""
     data = make_data(seed, rows)
     low = 6 + 27 * topic
 
