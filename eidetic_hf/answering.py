@@ -25,6 +25,11 @@ ABSTAIN_SHARE = 0.05  # of a task's own sequences that abstain=True may turn awa
 # Products over fewer tokens than this round differently than over more: such small groups run the trunk themselves.
 _SMALL_PRODUCT = 64
 
+# Arguments that make sense for the subnetwork of one task only.
+OF_ONE_TASK = (
+    "output_hidden_states", "output_attentions", "encoder_outputs", "past_key_values", "cache", "logits_to_keep",
+)  # fmt: skip
+
 
 @dataclass
 class RoutedOutput(ModelOutput):
@@ -93,6 +98,10 @@ class AnsweringNetwork(LearningNetwork):
         task: str | Sequence[str] | None = None,
         abstain: bool | float = False,
         return_dict: bool | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> ModelOutput | tuple[Any, ...]:
         """Run one task's subnetwork, or several, each on its own sequences.
@@ -121,6 +130,12 @@ class AnsweringNetwork(LearningNetwork):
             abstain: whether the router may answer that a sequence belongs to no task. A number is the share of a
                 task's own sequences that may be turned away, `True` stands for 0.05.
             return_dict: `False` for a tuple; as the configuration says by default.
+            encoder_outputs: what an encoder-decoder's encoder put out for the same task, in place of `input_ids`.
+            past_key_values: cache of the tokens before these, by the same task; newer versions of transformers call
+                it `cache`, which is taken, too.
+            use_cache: whether to return the cache; as `past_key_values` was given by default.
+            logits_to_keep: for how many tokens at the end of each sequence a language model scores the vocabulary, or
+                their places; 0 means all.
             kwargs: further arguments for the backbone, such as `output_hidden_states`.
 
         Returns:
@@ -134,6 +149,10 @@ class AnsweringNetwork(LearningNetwork):
                 token.
         """
         view = kwargs.pop("view", None)
+        state = {"encoder_outputs": encoder_outputs, "past_key_values": past_key_values, "use_cache": use_cache}
+        kwargs.update((key, value) for key, value in state.items() if value is not None)
+        if isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            kwargs["logits_to_keep"] = logits_to_keep
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -286,10 +305,10 @@ class AnsweringNetwork(LearningNetwork):
         self, tasks: Sequence[str] | None, abstain: bool | float, inputs: Mapping[str, Tensor | None], **kwargs: Any
     ) -> RoutedOutput:
         """Run each sequence's task on it, the one given or the one that the router chooses; the trunk runs once."""
-        wanted = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
+        wanted = [name for name in OF_ONE_TASK if kwargs.get(name) is not None and kwargs[name] is not False]
         if wanted:
             raise ValueError(
-                f"{wanted[0]}=True with several tasks in a batch: their subnetworks have different shapes. Pass "
+                f"{wanted[0]} with several tasks in a batch: their subnetworks have different shapes. Pass "
                 "task='<name>' for one of them."
             )
         given = {name: value for name, value in inputs.items() if value is not None}

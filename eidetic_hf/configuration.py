@@ -17,6 +17,13 @@ TASK_TYPES = (
     SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION, "question-answering", "multiple-choice", "causal-lm", "seq2seq-lm",
     "masked-lm", "feature-extraction",
 )  # fmt: skip
+# What code outside of the package asks a model's configuration for, and the backbone's knows.
+ANSWERED_BY_BACKBONE = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
+)  # fmt: skip
+# The kinds whose tasks write texts.
+WRITING = ("causal-lm", "seq2seq-lm")
 # The kinds whose tasks have a list of labels of their own.
 LABELLED = (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION)
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -59,6 +66,8 @@ class TaskRecord:
         head: what a language model's head is made of, see `language_heads.py`.
         temperature: of the contrastive loss of sentence embeddings.
         normalize: whether sentence embeddings are scaled to length 1.
+        special_tokens: ids of the special tokens that a task that writes texts was committed with, by their names in
+            `GenerationConfig`: what it writes must not change with the tokenizer of a later task.
         units: units owned, per unit group (`{"layers.2.neurons": 460, ...}`). Empty before the commit.
         metrics: figures that the trainer measured at commit, for the model card.
         certificate: digests and environment, written at commit (see `certificate.py`).
@@ -75,6 +84,7 @@ class TaskRecord:
     head: dict[str, Any] = field(default_factory=dict)
     temperature: float = 0.05
     normalize: bool = True
+    special_tokens: dict[str, Any] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)
@@ -203,8 +213,26 @@ class EideticConfig(PreTrainedConfig):
         self.language_head = language_head
         self.output_embeddings = None if output_embeddings is None else list(output_embeddings)
         self.format_version = format_version
+        if base_config is not None and base_config.is_encoder_decoder:
+            kwargs["is_encoder_decoder"] = True
         super().__init__(**kwargs)
         self.set_labels()
+
+    def __getattr__(self, name: str) -> Any:
+        base = self.__dict__.get("base_config")
+        if name in ANSWERED_BY_BACKBONE and base is not None:
+            return getattr(base, name)
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The backbone's configuration of its decoder or encoder if one is asked for, else this one.
+
+        What a cache has to look like is asked of the decoder's. The `Trainer` writes its tokenizer's special tokens
+        to the one that nobody specified: the backbone's must never change.
+        """
+        if decoder == encoder or self.base_config is None:
+            return self
+        return self.base_config.get_text_config(decoder=decoder, encoder=encoder)
 
     def set_labels(self, task_type: str | None = None) -> None:
         """Bring `id2label` and `label2id` up to date: one flat space of labels over the served tasks of one kind.

@@ -22,12 +22,12 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
 
-from .answering import AnsweringNetwork
 from .architectures import (
     ENCODER,
     Architecture,
@@ -39,10 +39,20 @@ from .architectures import (
     layers_of,
     leftovers,
 )
-from .checkpoint import TRUNK, CheckpointError, owner_of, read_config, read_tensors, write_checkpoint
+from .checkpoint import (
+    TRUNK,
+    CheckpointError,
+    owner_of,
+    read_config,
+    read_generation_config,
+    read_tensors,
+    write_checkpoint,
+)
 from .configuration import EideticConfig, TaskError, TaskRecord
+from .generation import GeneratingNetwork
 from .heads import LanguageModelHead
-from .language_heads import LanguageHead, base_model, hidden_size, load_with_head, read_language_head
+from .language_heads import ENCODER as ENCODER_FAMILY
+from .language_heads import LanguageHead, base_model, family_of, hidden_size, load_with_head, read_language_head
 from .layers import LEARNING, POOL, Segment, Slots, TaskNorm, UnitGroup, View, freeze, task_key, use_view
 from .learning import check_transfer
 from .network import WITHOUT_ROOM
@@ -63,7 +73,7 @@ _FACTORY_ARGUMENTS = (
 )  # fmt: skip
 
 
-class EideticModel(AnsweringNetwork):
+class EideticModel(GeneratingNetwork):
     """One backbone, many tasks.
 
     Invariant: after `commit_task(t)`, nothing changes a tensor that task t's output reads.
@@ -98,6 +108,8 @@ class EideticModel(AnsweringNetwork):
         language_head: LanguageHead | None = None,
     ) -> None:
         super().__init__(config)
+        own = None if language_head is None else language_head.generation_config
+        self.generation_config = own or GenerationConfig.from_model_config(config.base_config)
         architecture = architecture_of(config.base_config)
         if backbone is None:
             backbone = AutoModel.from_config(config.base_config)
@@ -256,6 +268,9 @@ class EideticModel(AnsweringNetwork):
                 tensors.result()  # Damage in the files is the better explanation.
                 raise
         model._fill(tensors.result())
+        if family_of(own_config.base_config) != ENCODER_FAMILY:
+            stored = read_generation_config(pretrained_model_name_or_path, hub)
+            model.generation_config = stored or model.generation_config
         model.config.name_or_path = str(pretrained_model_name_or_path)
         if dtype is not None and dtype != "auto":
             cast(nn.Module, model).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
@@ -489,7 +504,11 @@ class EideticModel(AnsweringNetwork):
         config.learning = self.learning
         config.pool = self.config.pool and include_pool
         resumable = self.learner is not None
-        written = write_checkpoint(folder, state_dict or self.state_dict(), config, config.pool, resumable)
+        writes = family_of(config.base_config) != ENCODER_FAMILY
+        generation_config = self.generation_config if writes else None
+        written = write_checkpoint(
+            folder, state_dict or self.state_dict(), config, config.pool, resumable, generation_config
+        )
         if not resumable and include_pool:
             self.config.files = written.files
         if push_to_hub:

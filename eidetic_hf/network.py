@@ -209,8 +209,12 @@ class TaskNetwork(PreTrainedModel):
         prepared = kind.prepare(inputs)
         if view.probe is not None:
             view = replace(view, token_mask=prepared.get("attention_mask"))
+        kept = kwargs.pop("logits_to_keep", 0)
         output = self._run(view, prepared, **kwargs)
-        return self._head(name, view, output.last_hidden_state, inputs), output
+        hidden = output.last_hidden_state
+        if kind.reads_vocabulary:  # scoring every token of a prompt is most of the work
+            hidden = hidden[:, kept if isinstance(kept, Tensor) else slice(-kept if kept else None, None)]
+        return self._head(name, view, hidden, inputs), output
 
     def _head(self, name: str, view: View, hidden: Tensor, inputs: Mapping[str, Any]) -> Answer:
         """What a task's head makes of hidden states, `(sequences, tokens, hidden)`."""
