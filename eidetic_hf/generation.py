@@ -15,7 +15,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
@@ -364,6 +371,11 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
         key = current_view().key
         inputs["task"] = self.learning if key == LEARNING else next(n for n in self.tasks if task_key(n) == key)
         return inputs
+
+    def create_masks_for_generate(self, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        """The masks that go with a static cache: those of the backbone, whose layers may look back less far."""
+        create = getattr(self.backbone, "create_masks_for_generate", create_masks_for_generate)
+        return create(config=self.backbone.config, **kwargs)
 
     def _get_static_cache_init_shape(self) -> None:
         """Unknown: the number of heads differs from task to task. A static cache then takes it from the first keys."""
