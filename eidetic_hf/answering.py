@@ -326,7 +326,7 @@ class AnsweringNetwork(LearningNetwork):
         trunk = TrunkPass()
         if batch:
             with record() as trunk:
-                self._run(View(task_key(among[0])), kind.prepare(given), **kwargs)
+                self._run(View(task_key(among[0])), kind.prepare(given, self.backbone.config), **kwargs)
         if tasks is None:
             result = self._route(trunk, given, abstain, among)
             tasks = _most_likely(cast(Tensor, result.router_scores), among)
@@ -361,7 +361,7 @@ class AnsweringNetwork(LearningNetwork):
 
     def _answer_nothing(self, name: str, inputs: Mapping[str, Tensor]) -> Answer:
         """The answer to an empty batch."""
-        prepared = kind_of(self.record(name)).prepare(inputs)
+        prepared = kind_of(self.record(name)).prepare(inputs, self.backbone.config)
         names = ("decoder_input_ids", "input_ids", "inputs_embeds")
         tokens = next(prepared[name] for name in names if name in prepared)
         hidden = self._vocabulary().new_zeros(0, tokens.shape[1], hidden_size(self.backbone.config))

@@ -81,9 +81,24 @@ class Kind:
         """The inputs, with what follows from the targets."""
         return inputs
 
-    def prepare(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the backbone is given for a batch: sequences in two dimensions."""
-        return {name: value for name, value in inputs.items() if value is not None}
+    def prepare(self, inputs: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
+        """What the backbone is given for a batch: sequences in two dimensions, and what its decoder reads."""
+        prepared = self.lay_out({name: value for name, value in inputs.items() if value is not None})
+        if config.is_encoder_decoder and "decoder_input_ids" not in prepared:
+            if "input_ids" not in prepared:
+                raise ValueError(
+                    f"A '{config.model_type}' backbone got inputs_embeds and nothing for its decoder to read. Pass "
+                    "decoder_input_ids, too."
+                )
+            # As in transformers' own classifiers: the decoder reads the text, too, and looks at what was encoded.
+            prepared["decoder_input_ids"] = shift_right(prepared["input_ids"], config)
+            if "attention_mask" in prepared:
+                prepared.setdefault("decoder_attention_mask", prepared["attention_mask"])
+        return prepared
+
+    def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs with one sequence per row, `(sequences, tokens)`."""
+        return inputs
 
     def rows(self, rows: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Numbers of the sequences, as `prepare` lays them out, of some rows of a batch."""
@@ -201,6 +216,15 @@ class Kind:
 
 def _with_article(family: str) -> str:
     return f"{'a' if family == DECODER else 'an'} {family}"
+
+
+def shift_right(ids: Tensor, config: PreTrainedConfig) -> Tensor:
+    """What a decoder reads to write `ids`, `(batch, sequence)`: its start token, then all but the last."""
+    pad = config.pad_token_id if config.pad_token_id is not None else 0
+    start = getattr(config, "decoder_start_token_id", None)
+    first = ids.new_full((len(ids), 1), pad if start is None else start)
+    shifted = torch.cat([first, ids[:, :-1]], 1)
+    return shifted.masked_fill(shifted == IGNORED, pad)
 
 
 def divergence(logits: Tensor, target: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:

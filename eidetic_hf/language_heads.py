@@ -200,7 +200,8 @@ def _agrees(found: LanguageHead, model: PreTrainedModel, base: PreTrainedModel) 
     model.eval()
     base.eval()
     try:
-        expected = model(**inputs, return_dict=True).logits
+        output = model(**inputs, return_dict=True)
+        expected = output.prediction_logits if "prediction_logits" in output else output.logits
         hidden = base(**inputs, return_dict=True).last_hidden_state
     finally:
         model.train(training)

@@ -206,7 +206,7 @@ class TaskNetwork(PreTrainedModel):
             The answer by name, and the backbone's output.
         """
         kind = kind_of(self.record(name))
-        prepared = kind.prepare(inputs)
+        prepared = kind.prepare(inputs, self.backbone.config)
         if view.probe is not None:
             view = replace(view, token_mask=prepared.get("attention_mask"))
         kept = kwargs.pop("logits_to_keep", 0)
