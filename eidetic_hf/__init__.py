@@ -1,7 +1,7 @@
 """Eidetic Learning for pretrained language models: one model, many text tasks, none ever lost."""
 
 from .answering import RoutedOutput
-from .architectures import Architecture, ArchitectureError, UnitPaths, register_architecture
+from .architectures import Architecture, ArchitectureError, BiasTable, Fused, Stack, UnitPaths, register_architecture
 from .certificate import TaskVerification, VerificationReport
 from .checkpoint import CheckpointError
 from .configuration import EideticConfig, TaskError, TaskRecord
@@ -16,17 +16,20 @@ __all__ = [
     "KINDS",
     "Architecture",
     "ArchitectureError",
+    "BiasTable",
     "CheckpointError",
     "EideticCallback",
     "EideticConfig",
     "EideticForTokenClassification",
     "EideticModel",
     "EideticTrainer",
+    "Fused",
     "Kind",
     "PruningConfig",
     "RoutedOutput",
     "Router",
     "RouterSums",
+    "Stack",
     "TaskError",
     "TaskRecord",
     "TaskVerification",
