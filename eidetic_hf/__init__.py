@@ -5,21 +5,37 @@ from .architectures import Architecture, ArchitectureError, BiasTable, Fused, St
 from .certificate import TaskVerification, VerificationReport
 from .checkpoint import CheckpointError
 from .configuration import EideticConfig, TaskError, TaskRecord
-from .kinds import KINDS, Kind
-from .model import EideticForTokenClassification, EideticModel
+from .kind import Kind
+from .kinds import TASK_KINDS
+from .model import (
+    EideticForCausalLM,
+    EideticForFeatureExtraction,
+    EideticForMaskedLM,
+    EideticForMultipleChoice,
+    EideticForQuestionAnswering,
+    EideticForSeq2SeqLM,
+    EideticForTokenClassification,
+    EideticModel,
+)
 from .pruning import PruningConfig
 from .router import Router, RouterSums
 from .trainer import EideticCallback, EideticTrainer
 from .version import __version__
 
 __all__ = [
-    "KINDS",
+    "TASK_KINDS",
     "Architecture",
     "ArchitectureError",
     "BiasTable",
     "CheckpointError",
     "EideticCallback",
     "EideticConfig",
+    "EideticForCausalLM",
+    "EideticForFeatureExtraction",
+    "EideticForMaskedLM",
+    "EideticForMultipleChoice",
+    "EideticForQuestionAnswering",
+    "EideticForSeq2SeqLM",
     "EideticForTokenClassification",
     "EideticModel",
     "EideticTrainer",

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from .configuration import TaskError
-from .kinds import TARGETS, Answer, Kind, kind_of
+from .kind import TARGETS, Answer, Kind
+from .kinds import kind_of
 from .language_heads import hidden_size
 from .layers import LEARNING, View, task_key
 from .learning import LearningNetwork
@@ -302,6 +303,7 @@ class AnsweringNetwork(LearningNetwork):
         if not among:
             raise self._nothing_to_answer()
         kind = kind_of(self.record(among[0]))
+        given = kind.complete_inputs(self.record(among[0]), given, {}, self.backbone.config)
         trunk = TrunkPass()
         if batch:
             with record() as trunk:
@@ -340,8 +342,7 @@ class AnsweringNetwork(LearningNetwork):
 
     def _answer_nothing(self, name: str, inputs: Mapping[str, Tensor]) -> Answer:
         """The answer to an empty batch."""
-        kind = kind_of(self.record(name))
-        prepared = kind.prepare(inputs, self.backbone.config)
+        prepared = kind_of(self.record(name)).prepare(inputs, self.backbone.config)
         names = ("decoder_input_ids", "input_ids", "inputs_embeds")
         tokens = next(prepared[name] for name in names if name in prepared)
         hidden = self._vocabulary().new_zeros(0, tokens.shape[1], hidden_size(self.backbone.config))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -23,6 +24,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 
 from .heads import LanguageModelHead
 
@@ -46,7 +48,7 @@ def family_of(config: PreTrainedConfig) -> str:
 
 
 def hidden_size(config: PreTrainedConfig) -> int:
-    """Width of a backbone's last hidden states."""
+    """Width of a backbone's last hidden states (OPT projects them to another one)."""
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 
@@ -121,20 +123,16 @@ def load_with_head(
 
 
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The base model inside a model with a head, its modules taken over."""
+    """The backbone in a model with a head; its modules, in a shell of its own where the model is none (T5)."""
     base = cast(PreTrainedModel, model.base_model)
-    if base is model and type(model).__name__ in _names_of_head_classes(model.config):
-        with torch.device("meta"):  # T5's class with a head is no wrapper: the base model's modules are its own
-            base = AutoModel.from_config(model.config)
-        for name, _ in list(base.named_children()):
-            setattr(base, name, getattr(model, name))
-        base.train(model.training)
-    return base
-
-
-def _names_of_head_classes(config: PreTrainedConfig) -> set[str]:
-    mapping = cast(Any, _AUTO_CLASSES[family_of(config)]._model_mapping)
-    return {mapping[type(config)].__name__} if type(config) in mapping else set()
+    expected: Any = MODEL_MAPPING.get(type(model.config), None)
+    if base is not model or expected is None or isinstance(base, expected):
+        return base
+    with no_init_weights(), torch.device("meta"):
+        shell = AutoModel.from_config(model.config)
+    for name, _ in list(shell.named_children()):
+        setattr(shell, name, getattr(base, name))
+    return shell.train(model.training)
 
 
 def _head_tensors(model: PreTrainedModel, base: PreTrainedModel) -> dict[str, Tensor]:
@@ -196,7 +194,8 @@ def _agrees(found: LanguageHead, model: PreTrainedModel, base: PreTrainedModel) 
     model.eval()
     base.eval()
     try:
-        expected = model(**inputs, return_dict=True).logits
+        output = model(**inputs, return_dict=True)
+        expected = output.prediction_logits if "prediction_logits" in output else output.logits
         hidden = base(**inputs, return_dict=True).last_hidden_state
     finally:
         model.train(training)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .checkpoint import TRUNK, owner_of
 from .configuration import TaskError, TaskRecord, check_task_name
-from .kinds import kind_of
+from .kinds import check_kind, kind_of
 from .language_heads import DECODER, family_of
 from .layers import LEARNING, POOL, UnitGroup, freeze, task_key, thaw
 from .network import MODEL_INPUTS
@@ -87,7 +87,7 @@ class LearningNetwork(CertifiedNetwork):
             temperature=temperature,
             normalize=normalize,
         )
-        kind_of(record).check_backbone(record, self.config)
+        check_kind(record, self.config)
         self._pending[name] = record
         self._transfer[name] = transfer
         return record
@@ -110,7 +110,7 @@ class LearningNetwork(CertifiedNetwork):
                 f"'{self.learner.name}' is being learned. Finish it, or drop it with model.abandon_task(), before "
                 f"'{name}' begins."
             )
-        kind_of(record).check_backbone(record, self.config)
+        check_kind(record, self.config)
         exhausted = [group for group in self._groups() if group.count(POOL) == 0]
         if exhausted and pruning.on_exhausted == "error":
             raise TaskError(
@@ -138,7 +138,7 @@ class LearningNetwork(CertifiedNetwork):
                 group.begin(ancestors)
             for norm in self._norms():
                 norm.begin()
-            kind_of(record).complete(record, self.config, len(self._vocabulary()))
+            kind_of(record).complete(record, self.config, self._vocabulary())
             self.heads[LEARNING] = self._start_head(record)
         except BaseException:
             self.abandon_task()

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedConfig,
@@ -523,7 +528,54 @@ class EideticForTokenClassification(EideticModel):
     answers = "token-classification"
 
 
+class EideticForQuestionAnswering(EideticModel):
+    """An `EideticModel` that, where no task is named, routes among the tasks that answer questions."""
+
+    answers = "question-answering"
+
+
+class EideticForMultipleChoice(EideticModel):
+    """An `EideticModel` that, where no task is named, routes among the tasks of multiple choice."""
+
+    answers = "multiple-choice"
+
+
+class EideticForCausalLM(EideticModel):
+    """An `EideticModel` that, where no task is named, routes among the tasks that continue texts."""
+
+    answers = "causal-lm"
+
+
+class EideticForSeq2SeqLM(EideticModel):
+    """An `EideticModel` that, where no task is named, routes among the tasks that write texts from texts."""
+
+    answers = "seq2seq-lm"
+
+
+class EideticForMaskedLM(EideticModel):
+    """An `EideticModel` that, where no task is named, routes among the tasks that fill gaps."""
+
+    answers = "masked-lm"
+
+
+class EideticForFeatureExtraction(EideticModel):
+    """An `EideticModel` that, where no task is named, routes among the tasks that embed texts.
+
+    `AutoModel` loads an `EideticModel`; this class is for those who want embeddings of a model that has other tasks.
+    """
+
+    answers = "feature-extraction"
+
+
 AutoConfig.register(EideticConfig.model_type, EideticConfig, exist_ok=True)
-AutoModel.register(EideticConfig, EideticModel, exist_ok=True)
-AutoModelForSequenceClassification.register(EideticConfig, EideticModel, exist_ok=True)
-AutoModelForTokenClassification.register(EideticConfig, EideticForTokenClassification, exist_ok=True)
+for _auto_class, _model_class in (
+    (AutoModel, EideticModel),
+    (AutoModelForSequenceClassification, EideticModel),
+    (AutoModelForTokenClassification, EideticForTokenClassification),
+    (AutoModelForQuestionAnswering, EideticForQuestionAnswering),
+    (AutoModelForMultipleChoice, EideticForMultipleChoice),
+    (AutoModelForCausalLM, EideticForCausalLM),
+    (AutoModelForSeq2SeqLM, EideticForSeq2SeqLM),
+    (AutoModelForMaskedLM, EideticForMaskedLM),
+):
+    _auto_class.register(EideticConfig, _model_class, exist_ok=True)

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from .checkpoint import TRUNK, owner_of
 from .configuration import EideticConfig, TaskError, TaskRecord
-from .kinds import Answer, kind_of
+from .kind import Answer
+from .kinds import kind_of
 from .layers import POOL, Slots, TaskLinear, TaskNorm, UnitGroup, View, current_view, task_key, use_view
 from .pruning import KINDS, Learner
 from .router import Router

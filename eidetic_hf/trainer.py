@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import datasets
-import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .configuration import TaskError, TaskRecord
+from .kinds import kind_of
 from .model import EideticModel
 from .pruning import PruningConfig
 from .router import RouterSums
@@ -199,31 +198,16 @@ class EideticProgressCallback(ProgressCallback):
 
 
 def task_metrics(record: TaskRecord, prediction: EvalPrediction) -> dict[str, float]:
-    """Metrics of a task from its logits: accuracy and F1; per-label F1 if multi-label; correlations if regression.
+    """Metrics of a task from its answers, as its kind defines them (see docs/kinds.md).
 
     Args:
         record: the task.
-        prediction: logits `(examples, labels)` and labels as `EideticModel.forward` takes them.
+        prediction: what an evaluation collected of the answers, and the labels as `EideticModel.forward` takes them.
     """
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    labels = prediction.label_ids
-    if record.problem_type == "regression":
-        flat, target = np.asarray(logits).reshape(-1), np.asarray(labels).reshape(-1)
-        scores = {"mse": mean_squared_error(target, flat)}
-        if len(target) > 1:
-            scores["pearson"], scores["spearman"] = pearsonr(flat, target)[0], spearmanr(flat, target)[0]
-        return {name: float(score) for name, score in scores.items()}
-    if record.problem_type == "multi_label_classification":
-        chosen = np.asarray(logits) > 0
-        return {
-            "accuracy": float(accuracy_score(np.asarray(labels) > 0.5, chosen)),
-            "f1": float(f1_score(np.asarray(labels) > 0.5, chosen, average="micro", zero_division=0)),
-        }
-    best = np.asarray(logits).argmax(-1)
-    return {
-        "accuracy": float(accuracy_score(labels, best)),
-        "f1": float(f1_score(labels, best, average="macro", zero_division=0)),
-    }
+    kind, predictions = kind_of(record), prediction.predictions
+    if isinstance(predictions, tuple) and len(kind.answers) == 1:
+        predictions = predictions[0]
+    return kind.metrics(record, predictions, prediction.label_ids)
 
 
 class EideticTrainer(Trainer):
@@ -237,11 +221,13 @@ class EideticTrainer(Trainer):
         task: name of a task that was added with `model.add_task`.
         args: as for the `Trainer`.
         pruning: how to cut out the task's subnetwork.
-        kwargs: as for the `Trainer`. `compute_metrics` is accuracy and F1 (correlations for regression) by default.
+        kwargs: as for the `Trainer`. The kind of task gives `data_collator`, `compute_metrics` and, together with
+            that, `preprocess_logits_for_metrics`, where they are not given (see docs/kinds.md).
 
     Raises:
         TaskError: if there is no such task.
-        ValueError: if a data set is empty, or has labels outside the task's list.
+        ValueError: if a data set is empty, or has labels that do not fit the task; if `label_smoothing_factor` is set
+            for a kind of task that the `Trainer` would smooth wrongly.
     """
 
     model: EideticModel
@@ -264,8 +250,22 @@ class EideticTrainer(Trainer):
             parts = kwargs.get(name)
             for part in parts.values() if isinstance(parts, dict) else [parts]:
                 _check_dataset(record, name, part)
-        kwargs.setdefault("compute_metrics", functools.partial(task_metrics, record))
+        self.kind = kind_of(record)
+        if "compute_metrics" not in kwargs:
+            kwargs["compute_metrics"] = functools.partial(task_metrics, record)
+            kwargs.setdefault("preprocess_logits_for_metrics", functools.partial(self.kind.reduce, record))
+        if kwargs.get("data_collator") is None:
+            tokenizer = kwargs.get("processing_class")
+            is_tokenizer = isinstance(tokenizer, PreTrainedTokenizerBase)
+            kwargs["data_collator"] = self.kind.collator(tokenizer if is_tokenizer else None)
         super().__init__(model=model, args=args, **kwargs)
+        if self.label_smoother is not None and not self.kind.can_smooth(record):
+            raise ValueError(
+                f"label_smoothing_factor={self.args.label_smoothing_factor}: the Trainer would smooth the labels of "
+                f"{self.kind.name} wrongly, as it does not know what they stand for. Leave it out."
+            )
+        if self.args.label_names is None:
+            self.label_names = list(self.kind.targets)
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"{self.args.n_gpu} GPUs are visible to one process, which the Trainer would use through "
@@ -324,6 +324,22 @@ class EideticTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {**super()._prepare_inputs(inputs), "task": self.task}
 
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """Answer a batch in an evaluation (see `Trainer.prediction_step`), and collect what the kind measures."""
+        if self.kind.optional_targets and self.args.label_names is None:
+            self.label_names = [name for name in self.kind.targets if inputs.get(name) is not None]
+            self.can_return_loss = any(name.startswith("pair_") for name in inputs)
+        if ignore_keys is None:
+            outputs = {field.name for field in dataclasses.fields(cast(Any, self.kind.output_class))}
+            ignore_keys = sorted(outputs - set(self.kind.measured or self.kind.answers) - {"loss"})
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
 
 class _PhaseCallback(EideticCallback):
     """The callback of an `EideticTrainer`, which begins the task in `train()`."""
@@ -335,39 +351,10 @@ class _PhaseCallback(EideticCallback):
 
 
 def _check_dataset(record: TaskRecord, name: str, data: Any) -> None:
-    """Raise if a data set can not teach a task: no rows, or labels outside of the task's list."""
+    """Raise if a data set can not teach a task: no rows, or labels that do not fit it."""
     if data is None or not hasattr(data, "__len__"):
         return
     if len(data) == 0:
         raise ValueError(f"Task '{record.name}': the {name} is empty.")
-    if not isinstance(data, datasets.Dataset):
-        return
-    column = next((column for column in ("labels", "label") if column in data.column_names), None)
-    if column is None:
-        raise ValueError(
-            f"Task '{record.name}': the {name} has no column 'labels' or 'label'; it has {data.column_names}."
-        )
-    first = data[0][column]
-    is_single = record.problem_type == "single_label_classification"
-    if (isinstance(first, list) and is_single) or (isinstance(first, str) and not is_single):
-        kind = "lists" if isinstance(first, list) else "strings"
-        raise ValueError(
-            f"Task '{record.name}' ({record.problem_type}): the column '{column}' of the {name} holds {kind}, such as "
-            f"{first!r}; expected numbers as labels."
-        )
-    if not is_single:
-        return
-    values = set(data.unique(column))
-    wrong = sorted(
-        (v for v in values if not isinstance(v, int) or not (0 <= v < len(record.labels) or v == -100)), key=str
-    )
-    if wrong:
-        hint = (
-            " Map the names to their numbers first, as TaskRecord.labels lists them."
-            if isinstance(wrong[0], str)
-            else ""
-        )
-        raise ValueError(
-            f"Task '{record.name}': the {name} has the label {wrong[0]!r}, outside of 0 to {len(record.labels) - 1} "
-            f"({record.labels}).{hint}"
-        )
+    if isinstance(data, datasets.Dataset):
+        kind_of(record).check_dataset(record, name, data)
