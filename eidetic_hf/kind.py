@@ -52,11 +52,17 @@ class Kind:
     answers: tuple[str, ...] = ("logits",)
     measured: tuple[str, ...] = ()
     output_class: type[ModelOutput]
+    _output_names: frozenset[str]
     optional_targets = False
     makes_labels = False
     reads_vocabulary = False
     auto_class: str
     pipeline: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "output_class" in vars(cls):  # now, since torch.compile does not look into a dataclass's fields
+            cls._output_names = frozenset(field.name for field in fields(cast(Any, cls.output_class)))
 
     # -- what a task needs ----------------------------------------------------------------------------------------
 
@@ -144,7 +150,7 @@ class Kind:
         self, loss: Tensor | None, answer: Answer, targets: Mapping[str, Tensor], backbone: ModelOutput
     ) -> ModelOutput:
         """What `forward` returns: loss and answer, and what the backbone was asked to put out beside."""
-        names = {field.name for field in fields(cast(Any, self.output_class))} - set(answer) - {"last_hidden_state"}
+        names = self._output_names - set(answer) - {"last_hidden_state"}
         beside = {name: getattr(backbone, name, None) for name in names}
         return self.output_class(**{**beside, **answer, "loss": loss})
 
