@@ -36,6 +36,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from eidetic_hf import Architecture, ArchitectureError, EideticModel, Fused, UnitPaths, architectures
 from eidetic_hf import register_architecture as register
 from eidetic_hf.layers import LEARNING, View, task_key, use_view
+from eidetic_hf.report import _layer_label, units_picture
 from eidetic_hf.wiring import Adapted, TiedWeight
 
 TASKS = ("first", "second", "third")
@@ -552,6 +553,12 @@ def test_the_backbone_is_taken_out_of_a_model_with_a_head(architecture: str, cla
         model.begin_task("all")
         actual = model.eval()._run(View(LEARNING), inputs).last_hidden_state
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_picture_of_units_has_a_panel_per_kind_and_keeps_the_decoders_layers_apart() -> None:
+    assert str(units_picture([], model_of("t5").capacity())).count('id="axes_') == 3
+    assert str(units_picture([], model_of("bert").capacity())).count('id="axes_') == 2
+    assert [_layer_label(name) for name in ("layers.11.heads", "decoder_layers.11.heads")] == ["11", "d11"]
 
 
 def test_casting_a_model_leaves_its_rotary_frequencies_in_float32() -> None:
