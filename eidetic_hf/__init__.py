@@ -1,7 +1,7 @@
 """Eidetic Learning for pretrained language models: one model, many text tasks, none ever lost."""
 
 from .answering import RoutedOutput
-from .architectures import Architecture, ArchitectureError, UnitPaths, register_architecture
+from .architectures import Architecture, ArchitectureError, BiasTable, Fused, Stack, UnitPaths, register_architecture
 from .certificate import TaskVerification, VerificationReport
 from .checkpoint import CheckpointError
 from .configuration import EideticConfig, TaskError, TaskRecord
@@ -26,6 +26,7 @@ __all__ = [
     "TASK_KINDS",
     "Architecture",
     "ArchitectureError",
+    "BiasTable",
     "CheckpointError",
     "EideticCallback",
     "EideticConfig",
@@ -38,11 +39,13 @@ __all__ = [
     "EideticForTokenClassification",
     "EideticModel",
     "EideticTrainer",
+    "Fused",
     "Kind",
     "PruningConfig",
     "RoutedOutput",
     "Router",
     "RouterSums",
+    "Stack",
     "TaskError",
     "TaskRecord",
     "TaskVerification",

@@ -19,11 +19,17 @@ from .layers import LEARNING, View, task_key
 from .learning import LearningNetwork
 from .network import MODEL_INPUTS, is_nested, pooled_states
 from .trunk import TrunkPass, record, replay
+from .vocabulary import highest_tokens
 
 ABSTAIN_SHARE = 0.05  # of a task's own sequences that abstain=True may turn away
 
 # Products over fewer tokens than this round differently than over more: such small groups run the trunk themselves.
 _SMALL_PRODUCT = 64
+
+# Arguments that make sense for the subnetwork of one task only.
+OF_ONE_TASK = (
+    "output_hidden_states", "output_attentions", "encoder_outputs", "past_key_values", "cache", "logits_to_keep",
+)  # fmt: skip
 
 
 @dataclass
@@ -93,6 +99,10 @@ class AnsweringNetwork(LearningNetwork):
         task: str | Sequence[str] | None = None,
         abstain: bool | float = False,
         return_dict: bool | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> ModelOutput | tuple[Any, ...]:
         """Run one task's subnetwork, or several, each on its own sequences.
@@ -121,6 +131,12 @@ class AnsweringNetwork(LearningNetwork):
             abstain: whether the router may answer that a sequence belongs to no task. A number is the share of a
                 task's own sequences that may be turned away, `True` stands for 0.05.
             return_dict: `False` for a tuple; as the configuration says by default.
+            encoder_outputs: what an encoder-decoder's encoder put out for the same task, in place of `input_ids`.
+            past_key_values: cache of the tokens before these, by the same task; newer versions of transformers call
+                it `cache`, which is taken, too.
+            use_cache: whether to return the cache; as `past_key_values` was given by default.
+            logits_to_keep: for how many tokens at the end of each sequence a language model scores the vocabulary, or
+                their places; 0 means all.
             kwargs: further arguments for the backbone, such as `output_hidden_states`.
 
         Returns:
@@ -134,6 +150,10 @@ class AnsweringNetwork(LearningNetwork):
                 token.
         """
         view = kwargs.pop("view", None)
+        state = {"encoder_outputs": encoder_outputs, "past_key_values": past_key_values, "use_cache": use_cache}
+        kwargs.update((key, value) for key, value in state.items() if value is not None)
+        if isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            kwargs["logits_to_keep"] = logits_to_keep
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -263,7 +283,9 @@ class AnsweringNetwork(LearningNetwork):
         names = [self._check_listed(name) for name in tasks]
         if len(names) != batch:
             raise TaskError(f"task= has {len(names)} names for a batch of {batch} sequences; expected one for each.")
-        first = {self.record(name).task_type: name for name in reversed(names)}
+        first: dict[str, str] = {}
+        for name in names:
+            first.setdefault(self.record(name).task_type, name)
         if len(first) > 1:
             (one, a), (other, b) = list(first.items())[:2]
             raise TaskError(
@@ -286,10 +308,10 @@ class AnsweringNetwork(LearningNetwork):
         self, tasks: Sequence[str] | None, abstain: bool | float, inputs: Mapping[str, Tensor | None], **kwargs: Any
     ) -> RoutedOutput:
         """Run each sequence's task on it, the one given or the one that the router chooses; the trunk runs once."""
-        wanted = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
+        wanted = [name for name in OF_ONE_TASK if kwargs.get(name) is not None and kwargs[name] is not False]
         if wanted:
             raise ValueError(
-                f"{wanted[0]}=True with several tasks in a batch: their subnetworks have different shapes. Pass "
+                f"{wanted[0]} with several tasks in a batch: their subnetworks have different shapes. Pass "
                 "task='<name>' for one of them."
             )
         given = {name: value for name, value in inputs.items() if value is not None}
@@ -307,7 +329,7 @@ class AnsweringNetwork(LearningNetwork):
         trunk = TrunkPass()
         if batch:
             with record() as trunk:
-                self._run(View(task_key(among[0])), kind.prepare(given), **kwargs)
+                self._run(_of_router(among[0]), kind.prepare(given, self.backbone.config), **kwargs)
         if tasks is None:
             result = self._route(trunk, given, abstain, among)
             tasks = _most_likely(cast(Tensor, result.router_scores), among)
@@ -342,7 +364,7 @@ class AnsweringNetwork(LearningNetwork):
 
     def _answer_nothing(self, name: str, inputs: Mapping[str, Tensor]) -> Answer:
         """The answer to an empty batch."""
-        prepared = kind_of(self.record(name)).prepare(inputs)
+        prepared = kind_of(self.record(name)).prepare(inputs, self.backbone.config)
         names = ("decoder_input_ids", "input_ids", "inputs_embeds")
         tokens = next(prepared[name] for name in names if name in prepared)
         hidden = self._vocabulary().new_zeros(0, tokens.shape[1], hidden_size(self.backbone.config))
@@ -389,7 +411,7 @@ class AnsweringNetwork(LearningNetwork):
         if _batch_size(given):
             flat = {name: value.flatten(0, 1) if is_nested(given) else value for name, value in given.items()}
             with record() as trunk:
-                self._run(View(task_key(self.tasks[0])), flat)
+                self._run(_of_router(self.tasks[0]), flat)
         return self._route(trunk, given, abstain, self.tasks)
 
     @torch.no_grad()
@@ -410,7 +432,7 @@ class AnsweringNetwork(LearningNetwork):
         if empty:
             raise ValueError(f"The sequences {empty} have no token (attention_mask is 0): nothing to route.")
         features = self.router.features(pooled_states(trunk, inputs, self.backbone.config))
-        scores = discriminant.log_posteriors(features, among).exp()
+        scores = self._known(discriminant.log_posteriors(features, among), inputs, among).exp()
         best = _most_likely(scores, among)
         if not abstain:
             return RoutedOutput(tasks=list(best), router_scores=scores)
@@ -422,6 +444,28 @@ class AnsweringNetwork(LearningNetwork):
             abstained=abstained,
             outlier_scores=outliers,
         )
+
+    def _known(self, scores: Tensor, inputs: Mapping[str, Tensor], among: list[str]) -> Tensor:
+        """Log posteriors `(batch, tasks)` without the tasks that do not know a token of the sequence."""
+        highest = highest_tokens(inputs) if self.input_rows.has_grown else None
+        if highest is None:
+            return scores
+        sizes = [self.input_rows.size(View(task_key(name))) for name in among]
+        unknown = (highest.unsqueeze(1) >= torch.tensor(sizes, device=highest.device)).to(scores.device)
+        nobodys = unknown.all(1).nonzero().flatten().tolist()
+        if nobodys:
+            row = nobodys[0]
+            raise ValueError(
+                f"The sequence {row} holds the token {int(highest[row])}, which no task knows: {among} know "
+                f"{max(sizes)} tokens, 0 to {max(sizes) - 1}. Learn a task with it, or leave it out."
+            )
+        left = scores.masked_fill(unknown, -torch.inf).log_softmax(1)
+        return torch.where(unknown.any(1, keepdim=True), left, scores)
+
+
+def _of_router(name: str) -> View:
+    """The view that the trunk is run with for all tasks; none of the one named is read."""
+    return View(task_key(name), whole_vocabulary=True)
 
 
 class _Room:

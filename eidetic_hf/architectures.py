@@ -362,8 +362,9 @@ def _derived(config: PreTrainedConfig) -> Architecture:
 
 def _not_declared(config: PreTrainedConfig, why: str) -> ArchitectureError:
     return ArchitectureError(
-        f"The architecture '{config.model_type}' is not declared, and {why}. Declared are {sorted(_ARCHITECTURES)}. "
-        "Say where its units are, with paths relative to one layer (docs/architectures.md):\n\n"
+        f"The architecture '{config.model_type}' is not declared; declared are {sorted(_ARCHITECTURES)}. It can not "
+        f"be derived, either: {why}. Use a backbone of one of these, or say where its units are with "
+        "eidetic_hf.register_architecture, in paths relative to one layer (docs/architectures.md):\n\n"
         "    from eidetic_hf import Architecture, UnitPaths, register_architecture\n\n"
         "    register_architecture(Architecture(\n"
         f'        model_type={config.model_type!r}, layers="layers",\n'

@@ -5,6 +5,7 @@
     eidetic-trunk.safetensors           written once
     eidetic-task-<name>.safetensors     written once, at the task's commit
     eidetic-pool.safetensors            what is still free; absent in an inference-only release
+    generation_config.json              how texts are written, in a model that can
     eidetic-learning.safetensors        only in a Trainer checkpoint in the middle of a task
 
 A save prepares every file in `.eidetic-save/` and then renames that folder to `.eidetic-commit/`. This one rename is
@@ -30,7 +31,8 @@ from huggingface_hub import ModelCardData
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from .configuration import FORMAT_VERSION, EideticConfig
 from .layers import LEARNING, POOL, task_key
@@ -193,7 +195,12 @@ def _check_same_tasks(folder: Path, old: EideticConfig, new: EideticConfig) -> N
 
 
 def write_checkpoint(
-    folder: Path, tensors: Mapping[str, Tensor], config: EideticConfig, with_pool: bool, resumable: bool = False
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: EideticConfig,
+    with_pool: bool,
+    resumable: bool = False,
+    generation_config: GenerationConfig | None = None,
 ) -> EideticConfig:
     """Write a checkpoint folder, or leave it as it was.
 
@@ -205,6 +212,7 @@ def write_checkpoint(
         config: configuration of the model; `files` is filled in on a copy.
         with_pool: whether to write what is still free.
         resumable: whether to write the state of the task being learned, for a Trainer checkpoint.
+        generation_config: how texts are written, if the model can.
 
     Returns:
         The configuration as written.
@@ -239,6 +247,8 @@ def write_checkpoint(
         shutil.rmtree(staging, ignore_errors=True)
         try:
             staging.mkdir()
+            if generation_config is not None:
+                (staging / GENERATION_CONFIG_NAME).write_text(generation_config.to_json_string(), encoding="utf-8")
             config = _write_files(folder, staging, shards, config, old)
             os.replace(staging, folder / COMMITTED)
         except (OSError, SafetensorError) as error:
@@ -275,7 +285,6 @@ def _write_files(
         # Exactly one metadata key: the order of several is not deterministic.
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in content.items()},
                   path, metadata={"format": "pt"})  # fmt: skip
-        _sync(path)
         config.files[file_name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
     index = {
         "metadata": {"format_version": FORMAT_VERSION, "total_size": sum(f["bytes"] for f in config.files.values())},
@@ -285,9 +294,8 @@ def _write_files(
     config.to_json_file(staging / CONFIG_FILE, use_diff=False)
     card = _card(folder / CARD_FILE, config)
     (staging / CARD_FILE).write_text(card, encoding="utf-8", errors="surrogateescape")
-    for name in (SAFE_WEIGHTS_INDEX_NAME, CONFIG_FILE, CARD_FILE):
-        _sync(staging / name)
     for path in staging.iterdir():  # safetensors makes files that only their owner may read
+        _sync(path)
         shutil.copymode(staging / CONFIG_FILE, path)
     return config
 
@@ -391,6 +399,22 @@ def read_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> EideticCon
             f"{sorted(needed ^ set(config.files))}. It was edited; copy the whole folder again."
         )
     return config
+
+
+def read_generation_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> GenerationConfig | None:
+    """How a checkpoint's model writes texts; `None` if it does not say.
+
+    Raises:
+        CheckpointError: if the file is no JSON object.
+    """
+    path: Path | str | None
+    if Path(source).is_dir():
+        folder = Path(source)
+        places = (folder / COMMITTED / GENERATION_CONFIG_NAME, folder / GENERATION_CONFIG_NAME)
+        path = next((place for place in places if place.exists()), None)
+    else:
+        path = cached_file(str(source), GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+    return None if path is None else GenerationConfig.from_dict(_config_values(Path(path)))
 
 
 def read_tensors(source: str | os.PathLike, config: EideticConfig, hub: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -362,16 +362,10 @@ class MultipleChoice(Kind):
         std = getattr(config, "initializer_range", 0.02)
         return SequenceClassificationHead(hidden_size(config), 1, record.pooling, record.head_dropout, std)
 
-    def prepare(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """All choices as sequences of one batch, those of an example one after another."""
-        prepared = super().prepare(inputs)
-        for name, dims in (("input_ids", 3), ("inputs_embeds", 4)):
-            if name in prepared and prepared[name].dim() != dims:
-                raise ValueError(
-                    f"{self.name} got {name} of shape {tuple(prepared[name].shape)}; expected "
-                    f"(batch, choices, sequence{', hidden' if dims == 4 else ''}): one sequence for each choice."
-                )
-        return {name: value.flatten(0, 1) for name, value in prepared.items()}
+        self._check_dimensions(inputs, 3, "(batch, choices, sequence")
+        return {name: value.flatten(0, 1) for name, value in inputs.items()}
 
     def rows(self, rows: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """The choices of these examples."""

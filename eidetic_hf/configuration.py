@@ -17,6 +17,14 @@ TASK_TYPES = (
     SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION, "question-answering", "multiple-choice", "causal-lm", "seq2seq-lm",
     "masked-lm", "feature-extraction",
 )  # fmt: skip
+# What code outside of the package asks a model's configuration for, and the backbone's knows.
+ANSWERED_BY_BACKBONE = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
+)  # fmt: skip
+# The kinds whose tasks write texts; and these and the one whose tasks fill gaps: all of them score tokens.
+WRITING = ("causal-lm", "seq2seq-lm")
+LANGUAGE_MODELS = (*WRITING, "masked-lm")
 # The kinds whose tasks have a list of labels of their own.
 LABELLED = (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION)
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -55,10 +63,13 @@ class TaskRecord:
         pooling: how a head that reads whole sequences does it: mean over real tokens, the first token, or the last
             real one.
         head_dropout: dropout probability before the classifier, while the task is being learned.
-        vocab_size: tokens that a language model scores: those there were when it began to be learned.
+        vocab_size: tokens that the task knows, and scores if it is a language model: those there were at its time;
+            `None` stands for those that the backbone came with.
         head: what a language model's head is made of, see `language_heads.py`.
         temperature: of the contrastive loss of sentence embeddings.
         normalize: whether sentence embeddings are scaled to length 1.
+        special_tokens: ids of the special tokens that a task that writes texts was committed with, by their names in
+            `GenerationConfig`: what it writes must not change with the tokenizer of a later task.
         units: units owned, per unit group (`{"layers.2.neurons": 460, ...}`). Empty before the commit.
         metrics: figures that the trainer measured at commit, for the model card.
         certificate: digests and environment, written at commit (see `certificate.py`).
@@ -75,6 +86,7 @@ class TaskRecord:
     head: dict[str, Any] = field(default_factory=dict)
     temperature: float = 0.05
     normalize: bool = True
+    special_tokens: dict[str, Any] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)
@@ -162,6 +174,7 @@ class EideticConfig(PreTrainedConfig):
             the pretrained model had none.
         output_embeddings: shape of the output embeddings, `(tokens, embedding)`, of a backbone whose output embeddings
             are not its input embeddings.
+        vocab_size: tokens of a vocabulary that has grown; there is none if it is the backbone's.
     """
 
     model_type = "eidetic"
@@ -183,6 +196,7 @@ class EideticConfig(PreTrainedConfig):
         learning: str | None = None,
         language_head: dict[str, Any] | None = None,
         output_embeddings: list[int] | None = None,
+        vocab_size: int | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
@@ -203,8 +217,28 @@ class EideticConfig(PreTrainedConfig):
         self.language_head = language_head
         self.output_embeddings = None if output_embeddings is None else list(output_embeddings)
         self.format_version = format_version
+        if vocab_size is not None:
+            self.vocab_size = vocab_size
+        if base_config is not None and base_config.is_encoder_decoder:
+            kwargs["is_encoder_decoder"] = True
         super().__init__(**kwargs)
         self.set_labels()
+
+    def __getattr__(self, name: str) -> Any:
+        base = self.__dict__.get("base_config")
+        if name in ANSWERED_BY_BACKBONE and base is not None:
+            return getattr(base, name)
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """The backbone's configuration of its decoder or encoder if one is asked for, else this one.
+
+        What a cache has to look like is asked of the decoder's. The `Trainer` writes its tokenizer's special tokens
+        to the one that nobody specified: the backbone's must never change.
+        """
+        if decoder == encoder or self.base_config is None:
+            return self
+        return self.base_config.get_text_config(decoder=decoder, encoder=encoder)
 
     def set_labels(self, task_type: str | None = None) -> None:
         """Bring `id2label` and `label2id` up to date: one flat space of labels over the served tasks of one kind.
@@ -234,6 +268,27 @@ class EideticConfig(PreTrainedConfig):
                 start, stop = stop, stop + len(task.labels)
                 spans[task.name] = slice(start, stop)
         return spans
+
+    def owners_of_tokens(self, reader: TaskRecord) -> list[str]:
+        """Names of the tasks that own tokens which this one reads or scores: in each table those that added to it."""
+        tables = [self.tasks]
+        if self.output_embeddings is not None and reader.task_type in LANGUAGE_MODELS:
+            tables.append([task for task in self.tasks if task.task_type in LANGUAGE_MODELS])
+        base, owners = self.base_config.vocab_size, []
+        for table in tables:
+            total = base
+            for task in table:
+                if total < (task.vocab_size or base):
+                    owners += [task.name] if total < (reader.vocab_size or base) else []
+                    total = task.vocab_size
+        return owners
+
+    def forget_free_tokens(self) -> None:
+        """Let the vocabulary end with the last token that a task knows: what comes after is in the pool."""
+        sizes = [task.vocab_size for task in self.tasks if task.vocab_size is not None]
+        self.__dict__.pop("vocab_size", None)
+        if max(sizes, default=0) > self.base_config.vocab_size:
+            self.vocab_size = max(sizes)
 
     def serves(self, name: str) -> bool:
         """Whether the model answers for this committed task (not only reads its units as an ancestor's)."""

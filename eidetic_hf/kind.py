@@ -40,6 +40,7 @@ class Kind:
         measured: the outputs that an evaluation collects; the answers, if not given.
         output_class: what `forward` returns.
         optional_targets: whether there is a loss without them.
+        makes_labels: whether the collator makes labels where rows have none.
         reads_vocabulary: whether the head reads the token embeddings.
         auto_class: the class of transformers that loads a checkpoint to answer this kind of task.
         pipeline: the pipeline of transformers for it, or `None` where there is none.
@@ -51,10 +52,17 @@ class Kind:
     answers: tuple[str, ...] = ("logits",)
     measured: tuple[str, ...] = ()
     output_class: type[ModelOutput]
+    _output_names: frozenset[str]
     optional_targets = False
+    makes_labels = False
     reads_vocabulary = False
     auto_class: str
     pipeline: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "output_class" in vars(cls):  # now, since torch.compile does not look into a dataclass's fields
+            cls._output_names = frozenset(field.name for field in fields(cast(Any, cls.output_class)))
 
     # -- what a task needs ----------------------------------------------------------------------------------------
 
@@ -81,9 +89,32 @@ class Kind:
         """The inputs, with what follows from the targets."""
         return inputs
 
-    def prepare(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the backbone is given for a batch: sequences in two dimensions."""
-        return {name: value for name, value in inputs.items() if value is not None}
+    def prepare(self, inputs: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
+        """What the backbone is given for a batch: sequences in two dimensions, and what its decoder reads."""
+        prepared = self.lay_out({name: value for name, value in inputs.items() if value is not None})
+        if config.is_encoder_decoder and "decoder_input_ids" not in prepared:
+            if "input_ids" not in prepared:
+                raise ValueError(
+                    f"A '{config.model_type}' backbone got inputs_embeds and nothing for its decoder to read. Pass "
+                    "decoder_input_ids, too."
+                )
+            # As in transformers' own classifiers: the decoder reads the text, too, and looks at what was encoded.
+            prepared["decoder_input_ids"] = shift_right(prepared["input_ids"], config)
+            if "attention_mask" in prepared:
+                prepared.setdefault("decoder_attention_mask", prepared["attention_mask"])
+        return prepared
+
+    def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs with one sequence per row, `(sequences, tokens)`."""
+        self._check_dimensions(inputs, 2, "(batch, sequence")
+        return inputs
+
+    def _check_dimensions(self, inputs: Mapping[str, Any], dims: int, expected: str) -> None:
+        for name, extra, end in (("input_ids", 0, ")"), ("inputs_embeds", 1, ", hidden)")):
+            if name in inputs and inputs[name].dim() != dims + extra:
+                raise ValueError(
+                    f"{self.name} got {name} of shape {tuple(inputs[name].shape)}; expected {expected}{end}."
+                )
 
     def rows(self, rows: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Numbers of the sequences, as `prepare` lays them out, of some rows of a batch."""
@@ -119,7 +150,7 @@ class Kind:
         self, loss: Tensor | None, answer: Answer, targets: Mapping[str, Tensor], backbone: ModelOutput
     ) -> ModelOutput:
         """What `forward` returns: loss and answer, and what the backbone was asked to put out beside."""
-        names = {field.name for field in fields(cast(Any, self.output_class))} - set(answer) - {"last_hidden_state"}
+        names = self._output_names - set(answer) - {"last_hidden_state"}
         beside = {name: getattr(backbone, name, None) for name in names}
         return self.output_class(**{**beside, **answer, "loss": loss})
 
@@ -201,6 +232,15 @@ class Kind:
 
 def _with_article(family: str) -> str:
     return f"{'a' if family == DECODER else 'an'} {family}"
+
+
+def shift_right(ids: Tensor, config: PreTrainedConfig) -> Tensor:
+    """What a decoder reads to write `ids`, `(batch, sequence)`: its start token, then all but the last."""
+    pad = config.pad_token_id if config.pad_token_id is not None else 0
+    start = getattr(config, "decoder_start_token_id", None)
+    first = ids.new_full((len(ids), 1), pad if start is None else start)
+    shifted = torch.cat([first, ids[:, :-1]], 1)
+    return shifted.masked_fill(shifted == IGNORED, pad)
 
 
 def divergence(logits: Tensor, target: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:

@@ -35,11 +35,15 @@ from .kind import (
     expect_shape,
     expect_some,
     expect_whole_numbers,
+    shift_right,
 )
 from .language_heads import DECODER, ENCODER, ENCODER_DECODER, head_parts, hidden_size
 from .metrics import language_scores
 
 PROBED_TOKENS = 64  # whose logits a certificate keeps, spread over the vocabulary; its digest is over all of them
+
+
+MASKING_TRIALS = 100  # until a batch of few tokens has a mask
 
 
 class LanguageModel(Kind):
@@ -170,6 +174,7 @@ class CausalLM(LanguageModel):
     output_class = CausalLMOutputWithPast
     auto_class = "AutoModelForCausalLM"
     pipeline = "text-generation"
+    makes_labels = True
     shift = 1
     hint = (
         "The first token of a text is never written, as nothing stands before it; and where a prompt was longer than "
@@ -199,6 +204,7 @@ class MaskedLM(LanguageModel):
     output_class = MaskedLMOutput
     auto_class = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
+    makes_labels = True
     hint = "Give the tokens behind the masks, and -100 elsewhere."
 
     def can_smooth(self, record: TaskRecord) -> bool:
@@ -220,12 +226,17 @@ class MaskingCollator:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.pads = DataCollatorForTokenClassification(tokenizer)
+        self.masks = DataCollatorForLanguageModeling(tokenizer, mlm=True)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows to a batch of `input_ids`, `attention_mask` and `labels`, all `(batch, sequence)`."""
         if any(name in features[0] for name in LABELS):
             return self.pads(features)
-        return DataCollatorForLanguageModeling(self.tokenizer, mlm=True)(features)
+        for _ in range(MASKING_TRIALS):
+            batch = self.masks(features)
+            if bool((batch["labels"] != IGNORED).any()):
+                break
+        return batch
 
 
 class Seq2SeqLM(LanguageModel):
@@ -262,12 +273,3 @@ class Seq2SeqLM(LanguageModel):
     def collator(self, tokenizer: PreTrainedTokenizerBase | None) -> Callable | None:
         """Pads texts, and labels to a length of their own."""
         return None if tokenizer is None else DataCollatorForSeq2Seq(tokenizer)
-
-
-def shift_right(ids: Tensor, config: PreTrainedConfig) -> Tensor:
-    """What a decoder reads to write `ids`, `(batch, sequence)`: its start token, then all but the last."""
-    pad = config.pad_token_id if config.pad_token_id is not None else 0
-    start = getattr(config, "decoder_start_token_id", None)
-    first = ids.new_full((len(ids), 1), pad if start is None else start)
-    shifted = torch.cat([first, ids[:, :-1]], 1)
-    return shifted.masked_fill(shifted == IGNORED, pad)

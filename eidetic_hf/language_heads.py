@@ -8,6 +8,7 @@ something else than the pretrained model does: `read_language_head` compares the
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -92,6 +94,7 @@ class LanguageHead:
         embeddings: the output embeddings, `(tokens, embedding)`, where they are not the input embeddings.
         owner: name of the class that it was read from.
         agrees: whether it gives the logits of the class that it was read from.
+        generation_config: how that class writes texts, if it does.
     """
 
     parts: dict[str, Any]
@@ -99,6 +102,7 @@ class LanguageHead:
     embeddings: Tensor | None
     owner: str
     agrees: bool
+    generation_config: GenerationConfig | None = None
 
 
 def load_with_head(
@@ -180,6 +184,8 @@ def read_language_head(model: PreTrainedModel, base: PreTrainedModel) -> Languag
     embeddings = output[0].detach().clone() if output else None
     found = LanguageHead(parts, head, embeddings, type(model).__name__, agrees=True)
     found.agrees = _agrees(found, model, base)
+    if model.can_generate():
+        found.generation_config = deepcopy(model.generation_config)
     return found
 
 
@@ -194,7 +200,8 @@ def _agrees(found: LanguageHead, model: PreTrainedModel, base: PreTrainedModel) 
     model.eval()
     base.eval()
     try:
-        expected = model(**inputs, return_dict=True).logits
+        output = model(**inputs, return_dict=True)
+        expected = output.prediction_logits if "prediction_logits" in output else output.logits
         hidden = base(**inputs, return_dict=True).last_hidden_state
     finally:
         model.train(training)

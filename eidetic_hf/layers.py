@@ -14,9 +14,9 @@ and cached. What a task does not see is never read, not even to be multiplied by
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -47,6 +47,7 @@ class View:
         token_mask: 1 for real tokens and 0 for padding, `(batch, sequence)`; `None` if all are real.
         decoder_token_mask: the same for what a decoder reads beside its encoder.
         batch: number of sequences, for code that flattens them into one list of tokens; known while probing.
+        whole_vocabulary: whether it knows every token, as the router does; else those that the task knows.
     """
 
     key: str
@@ -55,23 +56,40 @@ class View:
     token_mask: Tensor | None = None
     decoder_token_mask: Tensor | None = None
     batch: int = 0
+    whole_vocabulary: bool = False
 
     def in_decoder(self) -> View:
         """This view, as the units of a decoder beside an encoder need it."""
         return replace(self, token_mask=self.decoder_token_mask)
 
 
-_VIEW: ContextVar[View | None] = ContextVar("eidetic_hf_view", default=None)
+class _Running(threading.local):
+    """The view of the forward pass in progress, one per thread.
+
+    Not a `ContextVar`: `torch.compile` can not look into one, and would break the graph in every layer. A forward pass
+    never waits for anything, so coroutines in one thread do not meet in it, either.
+    """
+
+    view: View | None = None
+
+
+_RUNNING = _Running()
 
 
 @contextmanager
 def use_view(view: View) -> Iterator[None]:
-    """Run a forward pass on one task's subnetwork; each thread and each coroutine has its own."""
-    token = _VIEW.set(view)
+    """Run a forward pass on one task's subnetwork; each thread has its own."""
+    before = _RUNNING.view
+    _RUNNING.view = view
     try:
         yield
     finally:
-        _VIEW.reset(token)
+        _RUNNING.view = before
+
+
+def running_view() -> View | None:
+    """The view of the forward pass in progress; `None` outside of one."""
+    return _RUNNING.view
 
 
 def current_view() -> View:
@@ -80,7 +98,7 @@ def current_view() -> View:
     Raises:
         RuntimeError: outside of `EideticModel.forward`.
     """
-    view = _VIEW.get()
+    view = _RUNNING.view
     if view is None:
         raise RuntimeError(
             "A task layer was called outside of EideticModel.forward, so it does not know its task. "

@@ -12,9 +12,9 @@ its own `forward`), they are what enters the first layer.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,16 +63,23 @@ class TrunkPass:
         )
 
 
-_PASS: ContextVar[TrunkPass | None] = ContextVar("eidetic_hf_trunk_pass", default=None)
+class _Running(threading.local):
+    """The pass in progress, one per thread (see the layers' view for why it is no `ContextVar`)."""
+
+    trunk: TrunkPass | None = None
+
+
+_RUNNING = _Running()
 
 
 @contextmanager
 def _use(trunk: TrunkPass) -> Iterator[None]:
-    token = _PASS.set(trunk)
+    before = _RUNNING.trunk
+    _RUNNING.trunk = trunk
     try:
         yield
     finally:
-        _PASS.reset(token)
+        _RUNNING.trunk = before
 
 
 @contextmanager
@@ -106,7 +113,7 @@ class _Shared(Swapped):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own class does, unless a pass through the trunk is recorded or replayed."""
-        trunk, place = _PASS.get(), self._trunk_place
+        trunk, place = _RUNNING.trunk, self._trunk_place
         if trunk is None or (place == GATE and trunk.entered):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         if trunk.replaying and place != GATE:

@@ -157,10 +157,7 @@ class _Overlay:
         self._values = values
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        values = object.__getattribute__(self, "_values")
-        return values[name] if name in values else getattr(object.__getattribute__(self, "_inner"), name)
+        return self._values[name] if name in self._values else getattr(self._inner, name)
 
 
 class Adapted(Swapped):
