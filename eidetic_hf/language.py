@@ -174,6 +174,7 @@ class CausalLM(LanguageModel):
     output_class = CausalLMOutputWithPast
     auto_class = "AutoModelForCausalLM"
     pipeline = "text-generation"
+    makes_labels = True
     shift = 1
     hint = (
         "The first token of a text is never written, as nothing stands before it; and where a prompt was longer than "
@@ -203,6 +204,7 @@ class MaskedLM(LanguageModel):
     output_class = MaskedLMOutput
     auto_class = "AutoModelForMaskedLM"
     pipeline = "fill-mask"
+    makes_labels = True
     hint = "Give the tokens behind the masks, and -100 elsewhere."
 
     def can_smooth(self, record: TaskRecord) -> bool:
