@@ -48,14 +48,12 @@ class RoutedGeneration(ModelOutput):
     Attributes:
         sequences: token ids as `generate` returns them, `(batch * num_return_sequences, length)`; what a task wrote
             less of is filled up with its padding token.
-        sequences_scores: of beam search, `(batch * num_return_sequences,)`; else `None`.
         tasks: name of each prompt's task.
         router_scores: posterior of each task that the router chose among, in the order of `model.tasks`,
             `(batch, tasks)`; `None` if the tasks were given.
     """
 
     sequences: Tensor | None = None
-    sequences_scores: Tensor | None = None
     tasks: list[str] | None = None
     router_scores: Tensor | None = None
 
@@ -135,6 +133,7 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
         if prompts["attention_mask"] is None and not _is_continued(kwargs):
             prompts["attention_mask"] = self._mask_of_padding(prompts["input_ids"], generation_config, kwargs)
         self._check_prompts(prompts, continued=_is_continued(kwargs))
+        self._check_decoder_prompts(kwargs.get("decoder_input_ids"))
         names, scores = self._writers(task, prompts, kwargs)
         different = list(dict.fromkeys(names))
         if len(different) == 1:
@@ -252,6 +251,15 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
                 f"{context}. Shorten it, for example with tokenizer(..., truncation=True, max_length={context})."
             )
 
+    def _check_decoder_prompts(self, ids: Tensor | None) -> None:
+        """Raise a `ValueError` if the beginning of the texts, as a decoder beside an encoder reads it, is too long."""
+        context = self._context()
+        if ids is not None and context is not None and ids.shape[-1] >= context:
+            raise ValueError(
+                f"decoder_input_ids has {ids.shape[-1]} tokens, and the context of this "
+                f"'{self.backbone.config.model_type}' is {context}, which leaves no room to write."
+            )
+
     def _context(self) -> int | None:
         """Tokens that the backbone has positions for; `None` if that has no limit."""
         return getattr(self.backbone.config, "max_position_embeddings", None)
@@ -308,7 +316,9 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
         rows = {name: [row for row, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
         for name, own in rows.items():
             written[name] = self._write(name, generation_config, _rows_of(kwargs, own, len(names)))
-        texts = {name: out.sequences if isinstance(out, ModelOutput) else out for name, out in written.items()}
+        texts = {
+            name: cast(Any, out).sequences if isinstance(out, ModelOutput) else out for name, out in written.items()
+        }
         length = max(text.shape[1] for text in texts.values())
         first = next(iter(texts.values()))
         per_prompt = len(first) // len(next(iter(rows.values())))
@@ -319,16 +329,9 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
                 text = torch.nn.functional.pad(text, (0, length - text.shape[1]), value=token)
             sequences[rows[name]] = text.unflatten(0, (-1, per_prompt))
         sequences = sequences.flatten(0, 1)
-        outputs = list(written.values())
-        if not isinstance(outputs[0], ModelOutput):
-            return sequences
-        result = RoutedGeneration(sequences=sequences, tasks=names, router_scores=scores)
-        if outputs[0].get("sequences_scores") is not None:
-            merged = outputs[0].sequences_scores.new_zeros(len(names), per_prompt)
-            for name, output in written.items():
-                merged[rows[name]] = output.sequences_scores.unflatten(0, (-1, per_prompt))
-            result["sequences_scores"] = merged.flatten()
-        return result
+        if isinstance(next(iter(written.values())), ModelOutput):
+            return RoutedGeneration(sequences=sequences, tasks=names, router_scores=scores)
+        return sequences
 
     def _check_several(self, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any]) -> None:
         """Raise a `ValueError` if something is asked for that only a batch of one task can give."""
