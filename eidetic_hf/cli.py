@@ -121,8 +121,9 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Folder of the results, instead of the recipe's.")] = None,
 ) -> None:
     """Learn the tasks of a recipe, one after another. Started again, continues with the first one not committed."""
-    from .recipe import MODEL_FOLDER, RESULTS_FILE, read_recipe, run_recipe
+    from .recipe_file import read_recipe
     from .report import REPORT_FILE, write_report
+    from .run import MODEL_FOLDER, RESULTS_FILE, run_recipe
 
     _quiet()
     plan = read_recipe(recipe, output)
@@ -228,7 +229,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Metrics of a model's tasks on the data of a recipe: with the task given, and with the router choosing it."""
-    from .recipe import evaluate_recipe, read_recipe
+    from .recipe_file import read_recipe
+    from .scoring import evaluate_recipe
 
     _quiet()
     plan = read_recipe(recipe)
@@ -386,8 +388,8 @@ def report(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Folder that `train` wrote to.")],
 ) -> None:
     """Write report.html and report.json again, from results.json."""
-    from .recipe import RESULTS_FILE
     from .report import REPORT_FILE, write_report
+    from .run import RESULTS_FILE
 
     path = output / RESULTS_FILE
     if not path.exists():

@@ -18,7 +18,8 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from .recipe import LOWER_IS_BETTER, write_json
+from .recipe import LOWER_IS_BETTER
+from .run import write_json
 
 REPORT_FILE, REPORT_DATA_FILE = "report.html", "report.json"
 
