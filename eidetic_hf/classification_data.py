@@ -241,7 +241,8 @@ def words_of_tokens(text: str, offsets: Sequence[Sequence[int]], spans: Sequence
         offsets: beginning and end of each token in it.
         spans: beginning and end of each word in it, in order.
     """
-    starts, before, found = [start for start, _ in spans], -1, []
+    starts, before = [start for start, _ in spans], -1
+    found: list[int | None] = []
     for start, end in offsets:
         while start < end and text[start].isspace():  # some tokenizers count the blank before a word as its own
             start += 1

@@ -149,7 +149,7 @@ def find_answers(
         inside[window, : len(starts)] = np.asarray(starts) != OUTSIDE
         real[window, : len(starts)] = True
     allowed = [np.where(inside, logits, -np.inf) for logits in ends]
-    spans = best_spans(*allowed, longest)
+    spans = best_spans(allowed[0], allowed[1], longest)
     rows = np.arange(len(spans))
     sums = allowed[0][rows, spans[:, 0]] + allowed[1][rows, spans[:, 1]]
     likely = [log_softmax(np.where(real, logits, -np.inf), axis=1) for logits in ends]

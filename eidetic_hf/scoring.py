@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import evaluate
@@ -239,8 +239,8 @@ def _count_routed(model: EideticModel, record: TaskRecord, batch: Mapping[str, t
     """Where the texts of a task's batch went, and how many were answered right."""
     model.eval()
     text = kind_of(record).texts(record, batch)[0]
-    inputs = {name: text[name] for name in MODEL_INPUTS if text.get(name) is not None}
-    chosen = model.route(**inputs).tasks
+    inputs: dict[str, Any] = {name: text[name] for name in MODEL_INPUTS if text.get(name) is not None}
+    chosen = cast(list[str], model.route(**inputs).tasks)
     if not _names_labels(record):
         return {"tasks": chosen}
     truth = _label_names(record, batch["labels"])

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .language_heads import ENCODER, ENCODER_DECODER, family_of
-from .recipe import Recipe, RecipeError
+from .recipe import SMALLEST_VOCABULARY, Recipe, RecipeError
 
 PACKAGE_PREFIX = "package:"
 END, PAD, CLS, SEP, MASK = "<|end|>", "<|pad|>", "<|cls|>", "<|sep|>", "<|mask|>"
@@ -91,7 +91,7 @@ def train_tokenizer(
     tokenizer: Any = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    size = vocab_size if algorithm == "bpe" else len(special) + len(alphabet)
+    size = (vocab_size or SMALLEST_VOCABULARY) if algorithm == "bpe" else len(special) + len(alphabet)
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
