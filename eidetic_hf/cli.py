@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,10 +23,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from .configuration import TaskRecord
     from .model import EideticModel
+    from .predicting import Query
 
-PREDICT_BATCH = 32
 DIGEST_SHOWN = 12
 CONFUSION_SHOWN = 12  # a matrix of more tasks is in the JSON and in the report
 
@@ -121,8 +119,9 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Folder of the results, instead of the recipe's.")] = None,
 ) -> None:
     """Learn the tasks of a recipe, one after another. Started again, continues with the first one not committed."""
-    from .recipe import MODEL_FOLDER, RESULTS_FILE, read_recipe, run_recipe
+    from .recipe_file import read_recipe
     from .report import REPORT_FILE, write_report
+    from .run import MODEL_FOLDER, RESULTS_FILE, run_recipe
 
     _quiet()
     plan = read_recipe(recipe, output)
@@ -228,7 +227,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Metrics of a model's tasks on the data of a recipe: with the task given, and with the router choosing it."""
-    from .recipe import evaluate_recipe, read_recipe
+    from .recipe_file import read_recipe
+    from .scoring import evaluate_recipe
 
     _quiet()
     plan = read_recipe(recipe)
@@ -259,8 +259,16 @@ def predict(
     task: Annotated[
         str | None, typer.Option(help="The task of all texts; left out, the router chooses one each.")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="A file with one text a line (- for stdin).")] = None,
-    text_pair: Annotated[list[str] | None, typer.Option(help="The second text of each pair, one per TEXT.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="A file with one text a line, or one JSON object if it is .jsonl (- for stdin)."),
+    ] = None,
+    text_pair: Annotated[
+        list[str] | None, typer.Option(help="The second text of each pair, or the context of each question.")
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="A text to choose from; give it twice or more. For every TEXT.")
+    ] = None,
     abstain: Annotated[
         float | None,
         typer.Option(
@@ -268,19 +276,33 @@ def predict(
             help="Turn away texts that belong to no task; SHARE of a task's own may be turned away, such as 0.05.",
         ),
     ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many tokens to name for each [MASK].")] = 5,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write, at most.")] = 64,
 ) -> None:
-    """Answer texts, as one JSON object a line. Without --task, each text goes to the task that it belongs to."""
+    """Answer texts, as one JSON object a line. Without --task, each text goes to the task that it belongs to.
+
+    Questions about a text: TEXT is the question, --text-pair the text. In JSON lines: {"text", "text_pair"},
+    {"question", "context"}, {"text", "choices"}, {"tokens"} or {"prompt"}.
+    """
     given = texts or []
     if given and file is not None:
         raise ValueError(f"Got {len(given)} texts and --file {file}. Give one or the other.")
     if text_pair is not None and len(text_pair) != len(given):
         raise ValueError(f"Got {len(text_pair)} --text-pair for {len(given)} texts. Give one for each TEXT, in order.")
+    if choice is not None and (len(choice) < 2 or not given):
+        raise ValueError(
+            f"Got {len(choice)} --choice for {len(given)} texts. Give two or more, and at least one TEXT."
+        )
     if abstain is not None and task is not None:
         raise ValueError(
             f"--abstain turns texts away that belong to no task, but --task {task} was given. Choose one."
         )
-    given = given or _read_lines(file)
-    if not given:
+    from .predicting import Predictor, Query
+
+    pairs: list[str | None] = list(text_pair or [None] * len(given))
+    choices = tuple(choice) if choice else None
+    queries = [Query(text, pair, choices) for text, pair in zip(given, pairs, strict=True)] or _read_queries(file)
+    if not queries:
         raise ValueError("No text to answer: every line is empty.")
     _quiet()
     loaded, tokenizer = _load(model), _load_tokenizer(model)
@@ -288,80 +310,35 @@ def predict(
         raise ValueError(f"There is no task '{task}'. The model has {loaded.tasks}.")
     if task is None and abstain is None and len(loaded.tasks) == 1:
         task = loaded.tasks[0]
-    for line in answers(loaded, tokenizer, task, given, text_pair, abstain or False):
+    loaded.to(_device())  # type: ignore[arg-type]
+    for line in Predictor(loaded, tokenizer, top_k, max_new_tokens).answers(queries, task, abstain or False):
         typer.echo(json.dumps(line, ensure_ascii=False))
 
 
-def _read_lines(file: Path | None) -> list[str]:
-    """The lines of a file or of stdin that are not empty."""
+def _read_queries(file: Path | None) -> list[Query]:
+    """What the lines of a file or of stdin ask that are not empty: texts, or JSON objects.
+
+    They are JSON if the file's name ends with .jsonl, or if each line of stdin is an object.
+    """
+    from .predicting import Query, read_query
+
     if file is None or str(file) == "-":
         if sys.stdin.isatty():
             raise ValueError("No text given. Give TEXT arguments, --file FILE, or pipe lines to stdin.")
         content = sys.stdin.read()
     else:
         content = file.read_text(encoding="utf-8")
-    return [line for line in content.splitlines() if line.strip()]
+    lines = [(number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
+    is_json = file is not None and file.suffix == ".jsonl"
+    if is_json or all(line.strip().startswith('{"') and line.strip().endswith("}") for _, line in lines):
+        return [read_query(line, number) for number, line in lines]
+    return [Query(line) for _, line in lines]
 
 
-def answers(
-    model: EideticModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: str | None,
-    texts: list[str],
-    pairs: list[str] | None = None,
-    abstain: float | bool = False,
-) -> Iterator[dict[str, Any]]:
-    """What a model answers to texts, in order, as JSON-ready values.
-
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        task: the task of all texts; `None` lets the router choose one for each.
-        texts: the texts.
-        pairs: the second text of each, for tasks on pairs.
-        abstain: as `EideticModel.forward` takes it.
-
-    Yields:
-        `text` and `task`, and `text_pair` if there is one. If the router chose: `task_score`, how likely that task is,
-        and `task_scores` of all. Then `label`, its `score` and all `scores`; `labels` and `scores` if a text may have
-        several; `value` (or `values` by target) for regression. With `abstain` also `outlier_score`, and a text that
-        was turned away has the task `None` and no answer.
-    """
+def _device() -> torch.device:
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).eval()  # type: ignore[arg-type]
-    spans = model.config.label_spans()
-    for start in range(0, len(texts), PREDICT_BATCH):
-        some = texts[start : start + PREDICT_BATCH]
-        others = pairs[start : start + PREDICT_BATCH] if pairs else None
-        batch = tokenizer(some, others, truncation=True, padding=True, return_tensors="pt").to(device)
-        with torch.inference_mode():
-            output = model(**batch, task=task) if task is not None else model(**batch, abstain=abstain)
-        logits = output.logits.float().cpu()
-        for i, text in enumerate(some):
-            pair = {"text_pair": others[i]} if others else {}
-            if task is not None:
-                yield {"text": text, **pair, "task": task, **_answer(model.record(task), logits[i])}
-                continue
-            name, scores = output.tasks[i], dict(zip(model.tasks, output.router_scores[i].tolist(), strict=True))
-            line = {"text": text, **pair, "task": name, "task_score": max(scores.values()), "task_scores": scores}
-            if output.outlier_scores is not None:
-                line["outlier_score"] = output.outlier_scores[i].item()
-            yield {**line, **(_answer(model.record(name), logits[i, spans[name]]) if name is not None else {})}
-
-
-def _answer(record: TaskRecord, logits: torch.Tensor) -> dict[str, Any]:
-    """The answer in the logits of one text, `(labels,)`."""
-    if record.problem_type == "regression":
-        values = dict(zip(record.labels, logits.tolist(), strict=True))
-        return {"value": logits.item()} if len(values) == 1 else {"values": values}
-    if record.problem_type == "multi_label_classification":
-        scores = dict(zip(record.labels, logits.sigmoid().tolist(), strict=True))
-        return {"labels": [label for label, score in scores.items() if score > 0.5], "scores": scores}
-    scores = dict(zip(record.labels, logits.softmax(-1).tolist(), strict=True))
-    best = max(scores, key=lambda label: scores[label])
-    return {"label": best, "score": scores[best], "scores": scores}
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # -- verify, report ---------------------------------------------------------------------------------------------------
@@ -386,8 +363,8 @@ def report(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Folder that `train` wrote to.")],
 ) -> None:
     """Write report.html and report.json again, from results.json."""
-    from .recipe import RESULTS_FILE
     from .report import REPORT_FILE, write_report
+    from .run import RESULTS_FILE
 
     path = output / RESULTS_FILE
     if not path.exists():

@@ -70,6 +70,8 @@ class TaskRecord:
         normalize: whether sentence embeddings are scaled to length 1.
         special_tokens: ids of the special tokens that a task that writes texts was committed with, by their names in
             `GenerationConfig`: what it writes must not change with the tokenizer of a later task.
+        preparation: how a recipe prepares the task's texts (`max_length`, `stride`, `template`, ...), so that
+            `eidetic-hf predict` prepares what it is asked alike; empty if no recipe did.
         units: units owned, per unit group (`{"layers.2.neurons": 460, ...}`). Empty before the commit.
         metrics: figures that the trainer measured at commit, for the model card.
         certificate: digests and environment, written at commit (see `certificate.py`).
@@ -87,6 +89,7 @@ class TaskRecord:
     temperature: float = 0.05
     normalize: bool = True
     special_tokens: dict[str, Any] = field(default_factory=dict)
+    preparation: dict[str, Any] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)

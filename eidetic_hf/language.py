@@ -217,16 +217,17 @@ class MaskedLM(LanguageModel):
 
 
 class MaskingCollator:
-    """Masks 15 % of the tokens at random; rows that have labels already are only padded.
+    """Masks tokens at random; rows that have labels already are only padded.
 
     Args:
         tokenizer: with a mask token.
+        probability: share of the tokens that are masked.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float = 0.15) -> None:
         self.tokenizer = tokenizer
         self.pads = DataCollatorForTokenClassification(tokenizer)
-        self.masks = DataCollatorForLanguageModeling(tokenizer, mlm=True)
+        self.masks = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=probability)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Rows to a batch of `input_ids`, `attention_mask` and `labels`, all `(batch, sequence)`."""

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from .architectures import DECODER
 from .pruning import KINDS
-from .recipe import LOWER_IS_BETTER, write_json
+from .recipe import LOWER_IS_BETTER
+from .run import write_json
 
 REPORT_FILE, REPORT_DATA_FILE = "report.html", "report.json"
 

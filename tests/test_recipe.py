@@ -24,13 +24,11 @@ from transformers import AutoTokenizer
 
 from eidetic_hf import EideticModel, EideticTrainer
 from eidetic_hf.checkpoint import sha256_of
-from eidetic_hf.recipe import (
-    RecipeError,
-    continual_metrics,
-    read_recipe,
-    resolve_backbone,
-    run_recipe,
-)
+from eidetic_hf.recipe import RecipeError
+from eidetic_hf.recipe_file import read_recipe
+from eidetic_hf.run import run_recipe
+from eidetic_hf.scoring import continual_metrics
+from eidetic_hf.starting_point import resolve_backbone
 
 
 def run(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -358,7 +356,7 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None
         ({"trunk_layers": 9}, ["trunk_layers=9", "3 layers"]),
         ({"max_length": 0}, ["`max_length: 0`", ">= 3"]),
         ({"max_length": 1000}, ["`max_length: 1000`", "reads up to 66 tokens"]),
-        ({"pooling": "max"}, ["`pooling: 'max'`", "['mean', 'first']"]),
+        ({"pooling": "max"}, ["`pooling: 'max'`", "['mean', 'first', 'last']"]),
         ({"forward_transfer": ["third"]}, ["names 'third'", "['first', 'second']"]),
         ({"training": {"learning_rat": 1}}, ["'learning_rat' in `training:` of the recipe", "'learning_rate'"]),
         ({"training": {"learning_rate": "fast"}}, ["`learning_rate: 'fast'`", "expected a number"]),
@@ -398,7 +396,7 @@ def test_a_wrong_value_in_the_recipe_is_named(tmp_path: Path, values: dict[str, 
         ({"labels": [True, False]}, ["`labels: [True, False]`", "quotes"]),
         ({"labels": ["red", "red"]}, ["every label may be given once"]),
         ({"labels": ["red", "green"]}, ["has the label 'blue'", "['red', 'green']"]),
-        ({"metric": "pearson"}, ["`metric: pearson`", "['accuracy', 'f1']"]),
+        ({"metric": "pearson"}, ["`metric: pearson`", "['accuracy', 'f1', 'loss']"]),
         ({"metric": "no_such_metric"}, ["`metric: no_such_metric`", "could not be loaded", "accuracy, f1"]),
         ({"problem_type": "regression"}, ["the label ", "regression expects 1 finite number"]),
         ({"problem_type": "multi_label_classification"}, ["expected lists of label names"]),
