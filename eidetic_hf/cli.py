@@ -131,9 +131,8 @@ def train(
         out.print()
         out.print(table)
     out.print()
-    for name in ("average_accuracy", "backward_transfer", "forgetting"):
-        if results[name] is not None:
-            out.print(f"{name.replace('_', ' ')}: {results[name]:.4f}")
+    for line in _continual_lines(results):
+        out.print(line)
     if results["routing"]:
         out.print(_routing_line(results["routing"]))
     _print_verdict(results["verify"]["text"], results["verify"]["ok"])
@@ -141,6 +140,20 @@ def train(
         out.print(f"{what}: {plan.output / place}", markup=False, soft_wrap=True)
     if not results["verify"]["ok"]:
         raise typer.Exit(1)
+
+
+def _continual_lines(results: dict[str, Any]) -> list[str]:
+    """Averages and forgetting: of shares together, of each metric of which less is better alone."""
+    from .recipe import LOWER_IS_BETTER
+
+    names = ("average_accuracy", "backward_transfer", "forgetting")
+    lines = [f"{name.replace('_', ' ')}: {results[name]:.4f}" for name in names if results[name] is not None]
+    for metric, found in results["by_metric"].items():
+        if metric in LOWER_IS_BETTER:
+            lines.append(f"average {metric} (less is better): {found['average']:.4f}")
+            if found["forgetting"] is not None:
+                lines.append(f"{metric} lost to later tasks: {found['forgetting']:.4f}")
+    return lines
 
 
 def _matrix_table(results: dict[str, Any]) -> Table:
@@ -299,9 +312,12 @@ def predict(
         )
     from .predicting import Predictor, Query
 
-    pairs: list[str | None] = list(text_pair or [None] * len(given))
+    pairs: list[str | None] = [None] * len(given)
+    if text_pair is not None:
+        pairs = list(text_pair)
     choices = tuple(choice) if choice else None
-    queries = [Query(text, pair, choices) for text, pair in zip(given, pairs, strict=True)] or _read_queries(file)
+    asked = [Query(text, pair, choices) for text, pair in zip(given, pairs, strict=True)]
+    queries = asked or _read_queries(file)
     if not queries:
         raise ValueError("No text to answer: every line is empty.")
     _quiet()

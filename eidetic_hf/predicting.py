@@ -25,6 +25,7 @@ from .question_data import QuestionTooLong, find_answers, make_windows
 
 PREDICT_BATCH = 32
 TOP_K, MAX_NEW_TOKENS, MAX_ANSWER_LENGTH = 5, 64, 30
+SINGLE_TEXTS = ("token-classification", "causal-lm", "seq2seq-lm", "masked-lm")  # kinds whose tasks read no pairs
 MASK = "[MASK]"  # stands for a gap, whatever the tokenizer calls it
 
 
@@ -230,6 +231,10 @@ class Predictor:
     def _check(self, record: TaskRecord, query: Query) -> None:
         """Raise `Unanswerable` if a task can not answer a query."""
         name, kind = record.name, record.task_type
+        if query.choices is not None and kind != "multiple-choice":
+            raise Unanswerable(f"'{name}' ({kind}) does not choose among texts. Leave the choices out.")
+        if query.text_pair is not None and kind in SINGLE_TEXTS:
+            raise Unanswerable(f"'{name}' ({kind}) reads one text, and there are two. Leave the second one out.")
         if kind == "question-answering":
             if query.text_pair is None:
                 raise Unanswerable(f"'{name}' finds answers in a context, and there is none. Give it as text_pair.")
@@ -382,7 +387,7 @@ class Predictor:
 
     def _generate(self, record: TaskRecord, batch: Mapping[str, Any]) -> Tensor:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        options = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
         return cast(Tensor, self.model.generate(**inputs, task=record.name, **options))
 
     def _decode(self, ids: Tensor) -> list[str]:

@@ -6,9 +6,10 @@ Nothing in it is loaded from elsewhere: the style is inline, the pictures are in
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
     try:
         content = report_content(results)
         pictures = {
-            "matrix": matrix_picture(content["tasks"], content["matrix"]),
+            "matrix": matrix_picture(content["tasks"], content["matrix"], results["metrics"]),
             "units": units_picture(content["tasks"], content["capacity"]),
             "shards": shards_picture(content["shards"]),
         }
@@ -85,6 +86,9 @@ def report_content(results: Mapping[str, Any]) -> dict[str, Any]:
         "forgetting": results["forgetting"],
         "averaged_tasks": results["averaged_tasks"],
         "lower_is_better": list(LOWER_IS_BETTER),
+        "errors": {
+            metric: found for metric, found in results.get("by_metric", {}).items() if metric in LOWER_IS_BETTER
+        },
         "routing": results.get("routing"),  # results of the first versions have none
         "verify": results["verify"],
         "capacity": steps[-1]["capacity"],
@@ -98,11 +102,13 @@ def report_content(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _task_row(task: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table of tasks shows of one."""
     final = results["matrix"][-1]["scores"]
     at_commit = [row["scores"][task["name"]] for row in results["matrix"] if row["task"] == task["name"]]
     kept = ("name", "problem_type", "labels", "metric", "examples", "ancestors", "units", "seconds", "shard", "sha256")
     return {
         **{key: task[key] for key in (*kept, "bytes")},
+        "type": task.get("type", "sequence-classification"),  # results of the first versions have no other
         "score": final[task["name"]],
         "score_at_commit": at_commit[0] if at_commit else None,
     }
@@ -160,17 +166,40 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     return figure, axes
 
 
-def _heat_map(columns: list[str], rows: list[str], values: list[list[float | None]], digits: int) -> Figure:
-    """Numbers from 0 to 1 as colored cells, `None` as an empty one; the label of each axis is the caller's."""
+def _shade(value: float | None, column: Sequence[float | None], metric: str) -> float | None:
+    """What a score is colored by: itself, or where less is better the best of its column divided by it."""
+    if value is None or metric not in LOWER_IS_BETTER:
+        return value
+    best = min(other for other in column if other is not None)
+    return best / value if value and math.isfinite(value) else float(value == best)
+
+
+def _heat_map(
+    columns: list[str],
+    rows: list[str],
+    values: list[list[float | None]],
+    digits: int,
+    shades: list[list[float | None]] | None = None,
+) -> Figure:
+    """Numbers as colored cells, `None` as an empty one; the label of each axis is the caller's.
+
+    Args:
+        columns: their names.
+        rows: their names.
+        values: the numbers.
+        digits: behind the point.
+        shades: what is colored, from 0 to 1; the numbers themselves by default.
+    """
+    shades = values if shades is None else shades
     figure, (ax,) = _figure(1.8 + 0.75 * len(columns), 1.1 + 0.5 * len(rows))
-    present = [value for row in values for value in row if value is not None]
+    present = [shade for row in shades for shade in row if shade is not None]
     span = matplotlib.colors.Normalize(min([0.0, *present]), max([1.0, *present]))
     colors = matplotlib.colormaps["viridis"]
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            if value is None:
+    for i, (row, tints) in enumerate(zip(values, shades, strict=True)):
+        for j, (value, tint) in enumerate(zip(row, tints, strict=True)):
+            if value is None or tint is None:
                 continue
-            color = colors(span(value))
+            color = colors(span(tint))
             ax.add_patch(matplotlib.patches.Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=color, edgecolor="none"))
             is_light = sum(weight * part for weight, part in zip((0.3, 0.6, 0.1), color, strict=False)) > 0.5
             ink = "black" if is_light else "white"
@@ -182,10 +211,26 @@ def _heat_map(columns: list[str], rows: list[str], values: list[list[float | Non
     return figure
 
 
-def matrix_picture(tasks: list[str], matrix: list[dict[str, Any]]) -> Markup:
-    """The accuracy matrix as a heat map: rows are what was learned, columns the tasks; the upper triangle is empty."""
+def matrix_picture(tasks: list[str], matrix: list[dict[str, Any]], metrics: Mapping[str, str] | None = None) -> Markup:
+    """The accuracy matrix as a heat map: rows are what was learned, columns the tasks; the upper triangle is empty.
+
+    Numbers that are no shares, such as perplexities, are colored by what they are of the column's best: 1 is the best.
+
+    Args:
+        tasks: names of the columns.
+        matrix: a row per task learned, `{"task": name, "scores": {task: score}}`.
+        metrics: name of each task's metric.
+    """
     values = [[row["scores"].get(task) for task in tasks] for row in matrix]
-    figure = _heat_map(tasks, [row["task"] for row in matrix], values, digits=3)
+    shades = [
+        [
+            _shade(value, column, (metrics or {}).get(task, ""))
+            for value, column, task in zip(row, zip(*values, strict=True), tasks, strict=True)
+        ]
+        for row in values
+    ]
+    labels = tasks if metrics is None else [f"{task}\n({metrics[task]})" for task in tasks]
+    figure = _heat_map(labels, [row["task"] for row in matrix], values, digits=3, shades=shades)
     figure.axes[0].set(xlabel="score on", ylabel="after learning")
     return _svg(figure)
 
