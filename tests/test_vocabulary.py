@@ -256,11 +256,11 @@ def test_a_dropped_task_and_a_failed_commit_leave_the_tokens_in_the_pool(monkeyp
         model.commit_task()
     assert unchanged()
     monkeypatch.undo()
-    learn_to_write_begun(model)
+    learn_added(model)
     assert model.record("new").vocab_size == GROWN
 
 
-def learn_to_write_begun(model: EideticModel) -> None:
+def learn_added(model: EideticModel) -> None:
     model.begin_task("new")
     model.commit_task()
     assert model.verify().ok
