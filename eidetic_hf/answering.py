@@ -263,7 +263,9 @@ class AnsweringNetwork(LearningNetwork):
         names = [self._check_listed(name) for name in tasks]
         if len(names) != batch:
             raise TaskError(f"task= has {len(names)} names for a batch of {batch} sequences; expected one for each.")
-        first = {self.record(name).task_type: name for name in reversed(names)}
+        first: dict[str, str] = {}
+        for name in names:
+            first.setdefault(self.record(name).task_type, name)
         if len(first) > 1:
             (one, a), (other, b) = list(first.items())[:2]
             raise TaskError(

@@ -364,12 +364,7 @@ class MultipleChoice(Kind):
 
     def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """All choices as sequences of one batch, those of an example one after another."""
-        for name, dims in (("input_ids", 3), ("inputs_embeds", 4)):
-            if name in inputs and inputs[name].dim() != dims:
-                raise ValueError(
-                    f"{self.name} got {name} of shape {tuple(inputs[name].shape)}; expected "
-                    f"(batch, choices, sequence{', hidden' if dims == 4 else ''}): one sequence for each choice."
-                )
+        self._check_dimensions(inputs, 3, "(batch, choices, sequence")
         return {name: value.flatten(0, 1) for name, value in inputs.items()}
 
     def rows(self, rows: Tensor, inputs: Mapping[str, Any]) -> Tensor:

@@ -44,6 +44,12 @@ class TextCollator:
         length = batch["input_ids"].shape[1]
         padded = torch.full((len(labels), length), IGNORED)
         for row, values in enumerate(labels):
+            tokens = len(rest[row]["input_ids"])
+            if len(values) != tokens:
+                raise ValueError(
+                    f"row {row} of a batch has {len(values)} labels for {tokens} tokens; expected a label for each "
+                    f"token, {IGNORED} for those that are not to be written."
+                )
             place = (
                 slice(0, len(values)) if self.tokenizer.padding_side == "right" else slice(length - len(values), None)
             )

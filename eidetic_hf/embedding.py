@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import ModelOutput
 
 from .collators import PairCollator
 from .configuration import TaskRecord
@@ -24,18 +24,24 @@ PAIR = "pair_"
 
 
 @dataclass
-class EmbeddingOutput(BaseModelOutputWithPooling):
-    """What feature extraction answers.
+class EmbeddingOutput(ModelOutput):
+    """What feature extraction answers: a `BaseModelOutputWithPooling` with a loss.
 
     Attributes:
         loss: contrastive, or of the similarity, if pairs were given.
         last_hidden_state: `(batch, sequence, hidden)`.
         pooler_output: the embeddings, `(batch, hidden)`.
         similarity: cosine of each pair's embeddings, `(batch,)`, if pairs were given.
+        hidden_states: of each layer, if asked for.
+        attentions: of each layer, if asked for.
     """
 
-    similarity: Tensor | None = None
     loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    similarity: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class FeatureExtraction(Kind):

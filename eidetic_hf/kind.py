@@ -40,6 +40,7 @@ class Kind:
         measured: the outputs that an evaluation collects; the answers, if not given.
         output_class: what `forward` returns.
         optional_targets: whether there is a loss without them.
+        makes_labels: whether the collator makes labels where rows have none.
         reads_vocabulary: whether the head reads the token embeddings.
         auto_class: the class of transformers that loads a checkpoint to answer this kind of task.
         pipeline: the pipeline of transformers for it, or `None` where there is none.
@@ -53,6 +54,7 @@ class Kind:
     output_class: type[ModelOutput]
     _output_names: frozenset[str]
     optional_targets = False
+    makes_labels = False
     reads_vocabulary = False
     auto_class: str
     pipeline: str | None = None
@@ -104,7 +106,15 @@ class Kind:
 
     def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Inputs with one sequence per row, `(sequences, tokens)`."""
+        self._check_dimensions(inputs, 2, "(batch, sequence")
         return inputs
+
+    def _check_dimensions(self, inputs: Mapping[str, Any], dims: int, expected: str) -> None:
+        for name, extra, end in (("input_ids", 0, ")"), ("inputs_embeds", 1, ", hidden)")):
+            if name in inputs and inputs[name].dim() != dims + extra:
+                raise ValueError(
+                    f"{self.name} got {name} of shape {tuple(inputs[name].shape)}; expected {expected}{end}."
+                )
 
     def rows(self, rows: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Numbers of the sequences, as `prepare` lays them out, of some rows of a batch."""

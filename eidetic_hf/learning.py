@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import TRUNK, owner_of
-from .configuration import TaskError, TaskRecord, check_task_name
+from .configuration import SEQUENCE_CLASSIFICATION, TaskError, TaskRecord, check_task_name
 from .kinds import check_kind, kind_of
 from .language_heads import DECODER, family_of
 from .layers import LEARNING, POOL, UnitGroup, freeze, task_key, thaw
@@ -68,7 +68,7 @@ class LearningNetwork(CertifiedNetwork):
                 "This model has no pool: it was released for inference only, or loaded with tasks=[...]. Load the "
                 "whole checkpoint to learn a new task."
             )
-        if problem_type == "regression" and not labels:
+        if problem_type == "regression" and task_type == SEQUENCE_CLASSIFICATION and not labels:
             labels = ["score"]
         transfer = self.config.forward_transfer if forward_transfer is None else forward_transfer
         check_transfer(transfer)
@@ -88,6 +88,7 @@ class LearningNetwork(CertifiedNetwork):
             normalize=normalize,
         )
         check_kind(record, self.config)
+        kind_of(record).complete(record, self.config, self._vocabulary())
         self._pending[name] = record
         self._transfer[name] = transfer
         return record

@@ -16,6 +16,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerControl, Trai
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from .collators import LABELS
 from .configuration import TaskError, TaskRecord
 from .kinds import kind_of
 from .model import EideticModel
@@ -251,13 +252,15 @@ class EideticTrainer(Trainer):
             for part in parts.values() if isinstance(parts, dict) else [parts]:
                 _check_dataset(record, name, part)
         self.kind = kind_of(record)
+        if kwargs.get("data_collator") is None:
+            tokenizer = kwargs.get("processing_class")
+            if not isinstance(tokenizer, PreTrainedTokenizerBase):
+                tokenizer = None
+                _check_labels_are_given(record, kwargs.get("train_dataset"))
+            kwargs["data_collator"] = self.kind.collator(tokenizer)
         if "compute_metrics" not in kwargs:
             kwargs["compute_metrics"] = functools.partial(task_metrics, record)
             kwargs.setdefault("preprocess_logits_for_metrics", functools.partial(self.kind.reduce, record))
-        if kwargs.get("data_collator") is None:
-            tokenizer = kwargs.get("processing_class")
-            is_tokenizer = isinstance(tokenizer, PreTrainedTokenizerBase)
-            kwargs["data_collator"] = self.kind.collator(tokenizer if is_tokenizer else None)
         super().__init__(model=model, args=args, **kwargs)
         if self.label_smoother is not None and not self.kind.can_smooth(record):
             raise ValueError(
@@ -358,3 +361,16 @@ def _check_dataset(record: TaskRecord, name: str, data: Any) -> None:
         raise ValueError(f"Task '{record.name}': the {name} is empty.")
     if isinstance(data, datasets.Dataset):
         kind_of(record).check_dataset(record, name, data)
+
+
+def _check_labels_are_given(record: TaskRecord, data: Any) -> None:
+    """Raise if labels are to be made of the tokens, and nobody is there to do it."""
+    if (
+        kind_of(record).makes_labels
+        and isinstance(data, datasets.Dataset)
+        and not set(LABELS) & set(data.column_names)
+    ):
+        raise ValueError(
+            f"Task '{record.name}' ({record.task_type}): the train_dataset has no labels, and no tokenizer to make "
+            "them with. Pass processing_class=tokenizer, or a column 'labels'."
+        )
