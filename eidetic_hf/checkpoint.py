@@ -310,14 +310,14 @@ CARD_BEGIN, CARD_END = "<!-- eidetic_hf: begin -->", "<!-- eidetic_hf: end -->"
 
 def _card(existing: Path, config: EideticConfig) -> str:
     """The model card: a table of tasks. What a person wrote around it stays."""
-    rows = ["| task | labels | metrics | units owned | shard | sha256 |", "|---|---|---|---|---|---|"]
+    rows = ["| task | kind | labels | metrics | units owned | shard | sha256 |", "|---|---|---|---|---|---|---|"]
     for task in config.tasks:
         file = shard_file(task_key(task.name))
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in task.metrics.items()) or "-"
         owned = f"{sum(task.units.values())}"
-        rows.append(
-            f"| {task.name} | {len(task.labels)} | {metrics} | {owned} | `{file}` | `{config.files[file]['sha256']}` |"
-        )
+        labels = len(task.labels) or "-"
+        sha256 = config.files[file]["sha256"]
+        rows.append(f"| {task.name} | {task.task_type} | {labels} | {metrics} | {owned} | `{file}` | `{sha256}` |")
     table = "\n".join(rows) if config.tasks else "No task has been committed yet."
     pool = (
         "is included: new tasks can be learned"

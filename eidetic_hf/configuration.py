@@ -26,6 +26,8 @@ ANSWERED_BY_BACKBONE = (
 WRITING = ("causal-lm", "seq2seq-lm")
 # The kinds whose tasks have a list of labels of their own.
 LABELLED = (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION)
+# The kinds whose tasks score the tokens of the vocabulary.
+LANGUAGE_MODELS = ("causal-lm", "seq2seq-lm", "masked-lm")
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 POOLINGS = ("mean", "first", "last")
 

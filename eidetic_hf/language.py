@@ -23,7 +23,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, Seq2SeqLMOutput
 
 from .collators import LABELS, TextCollator
-from .configuration import EideticConfig, TaskRecord
+from .configuration import LANGUAGE_MODELS, EideticConfig, TaskRecord
 from .heads import LanguageModelHead
 from .kind import (
     IGNORED,
@@ -62,14 +62,14 @@ class LanguageModel(Kind):
         unreadable = (config.language_head or {}).get("unreadable")
         if unreadable:
             return f"the head of {unreadable} has parts that eidetic_hf does not know, and would answer something else"
-        is_tied = base.tie_word_embeddings
-        if config.trunk_pretrained and not is_tied and config.output_embeddings is None:
+        is_known = base.tie_word_embeddings or config.output_embeddings is not None or config.language_head is not None
+        if config.trunk_pretrained and not is_known:
             return (
                 f"the output embeddings of this '{base.model_type}' are not its input embeddings, and were not given. "
                 "Start from a checkpoint or a model with a language-model head"
             )
         first = config.tasks[0] if config.tasks else None
-        learned = first is None or "-lm" in first.task_type
+        learned = first is None or first.task_type in LANGUAGE_MODELS
         if not config.trunk_pretrained and config.output_embeddings is not None and not learned:
             return (
                 "the output embeddings of this random backbone are not its input embeddings, and its first task, "

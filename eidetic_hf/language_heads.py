@@ -171,9 +171,11 @@ def read_language_head(model: PreTrainedModel, base: PreTrainedModel) -> Languag
     if len(dense) == len(norms) == 1:
         parts["transform"] = _transform_parts(config, dense[0].bias is not None, norms[0].bias is not None)
         parts["transform"]["eps"] = norms[0].eps
-    biases = [tensor for tensor in tensors.values() if tensor.numel() == vocab_size and tensor.shape[-1] == vocab_size]
+    used = {id(tensor) for module in (*dense, *norms) for tensor in module.parameters()}
+    rest = [tensor for tensor in tensors.values() if id(tensor) not in used]
+    biases = [tensor for tensor in rest if tensor.numel() == vocab_size == tensor.shape[-1]]
     parts["bias"] = bool(biases)
-    output = [t for t in tensors.values() if t.dim() == 2 and t.shape[0] == vocab_size and t.shape[0] != t.numel()]
+    output = [tensor for tensor in rest if tensor.dim() == 2 and len(tensor) == vocab_size != tensor.numel()]
     head = LanguageModelHead(width, embedding_size, vocab_size, parts, std=0.02).to(base.device, base.dtype)
     with torch.no_grad():
         if head.transform is not None:

@@ -134,6 +134,18 @@ def test_nothing_but_the_closed_set_is_read(place: tuple[Learned, KindCase, str]
         assert torch.equal(answer_of(model, case, name), learned.answers[name])
 
 
+def test_heads_and_embeddings_of_the_closed_set_are_read(place: tuple[Learned, KindCase, str]) -> None:
+    learned, case, _ = place
+    model, name = copy.deepcopy(learned.model), f"{case.kind}-two"
+    for read, tensor in model.task_tensors(name).items():
+        if not read.startswith("heads.") and "embed" not in read:
+            continue
+        before = tensor.clone()
+        tensor.fill_(torch.nan)
+        assert torch.isnan(answer_of(model, case, name)).any(), read
+        tensor.copy_(before)
+
+
 def test_each_kind_is_loaded_as_it_was_saved(place: tuple[Learned, KindCase, str], folders: dict[str, Path]) -> None:
     learned, case, architecture = place
     model = EideticModel.from_pretrained(folders[architecture])
