@@ -18,7 +18,7 @@ quickstart: $(VENV)/installed  ## learn three tasks one after another, on data i
 	$(BIN)/eidetic-hf train recipes/quickstart.yaml
 
 test: $(VENV)/installed  ## the whole test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/installed  ## format, lint and type checks
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"

@@ -19,6 +19,7 @@ from .layers import LEARNING, View, task_key
 from .learning import LearningNetwork
 from .network import MODEL_INPUTS, is_nested, pooled_states
 from .trunk import TrunkPass, record, replay
+from .vocabulary import highest_tokens
 
 ABSTAIN_SHARE = 0.05  # of a task's own sequences that abstain=True may turn away
 
@@ -328,7 +329,7 @@ class AnsweringNetwork(LearningNetwork):
         trunk = TrunkPass()
         if batch:
             with record() as trunk:
-                self._run(View(task_key(among[0])), kind.prepare(given, self.backbone.config), **kwargs)
+                self._run(_of_router(among[0]), kind.prepare(given, self.backbone.config), **kwargs)
         if tasks is None:
             result = self._route(trunk, given, abstain, among)
             tasks = _most_likely(cast(Tensor, result.router_scores), among)
@@ -410,7 +411,7 @@ class AnsweringNetwork(LearningNetwork):
         if _batch_size(given):
             flat = {name: value.flatten(0, 1) if is_nested(given) else value for name, value in given.items()}
             with record() as trunk:
-                self._run(View(task_key(self.tasks[0])), flat)
+                self._run(_of_router(self.tasks[0]), flat)
         return self._route(trunk, given, abstain, self.tasks)
 
     @torch.no_grad()
@@ -431,7 +432,7 @@ class AnsweringNetwork(LearningNetwork):
         if empty:
             raise ValueError(f"The sequences {empty} have no token (attention_mask is 0): nothing to route.")
         features = self.router.features(pooled_states(trunk, inputs))
-        scores = discriminant.log_posteriors(features, among).exp()
+        scores = self._known(discriminant.log_posteriors(features, among), inputs, among).exp()
         best = _most_likely(scores, among)
         if not abstain:
             return RoutedOutput(tasks=list(best), router_scores=scores)
@@ -443,6 +444,28 @@ class AnsweringNetwork(LearningNetwork):
             abstained=abstained,
             outlier_scores=outliers,
         )
+
+    def _known(self, scores: Tensor, inputs: Mapping[str, Tensor], among: list[str]) -> Tensor:
+        """Log posteriors `(batch, tasks)` without the tasks that do not know a token of the sequence."""
+        highest = highest_tokens(inputs) if self.input_rows.has_grown else None
+        if highest is None:
+            return scores
+        sizes = [self.input_rows.size(View(task_key(name))) for name in among]
+        unknown = (highest.unsqueeze(1) >= torch.tensor(sizes, device=highest.device)).to(scores.device)
+        nobodys = unknown.all(1).nonzero().flatten().tolist()
+        if nobodys:
+            row = nobodys[0]
+            raise ValueError(
+                f"The sequence {row} holds the token {int(highest[row])}, which no task knows: {among} know "
+                f"{max(sizes)} tokens, 0 to {max(sizes) - 1}. Learn a task with it, or leave it out."
+            )
+        left = scores.masked_fill(unknown, -torch.inf).log_softmax(1)
+        return torch.where(unknown.any(1, keepdim=True), left, scores)
+
+
+def _of_router(name: str) -> View:
+    """The view that the trunk is run with for all tasks; none of the one named is read."""
+    return View(task_key(name), whole_vocabulary=True)
 
 
 class _Room:

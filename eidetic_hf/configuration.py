@@ -22,8 +22,9 @@ ANSWERED_BY_BACKBONE = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
 )  # fmt: skip
-# The kinds whose tasks write texts.
+# The kinds whose tasks write texts; and these and the one whose tasks fill gaps: all of them score tokens.
 WRITING = ("causal-lm", "seq2seq-lm")
+LANGUAGE_MODELS = (*WRITING, "masked-lm")
 # The kinds whose tasks have a list of labels of their own.
 LABELLED = (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION)
 # The kinds whose tasks score the tokens of the vocabulary.
@@ -64,7 +65,8 @@ class TaskRecord:
         pooling: how a head that reads whole sequences does it: mean over real tokens, the first token, or the last
             real one.
         head_dropout: dropout probability before the classifier, while the task is being learned.
-        vocab_size: tokens that a language model scores: those there were when it began to be learned.
+        vocab_size: tokens that the task knows, and scores if it is a language model: those there were at its time;
+            `None` stands for those that the backbone came with.
         head: what a language model's head is made of, see `language_heads.py`.
         temperature: of the contrastive loss of sentence embeddings.
         normalize: whether sentence embeddings are scaled to length 1.
@@ -177,6 +179,7 @@ class EideticConfig(PreTrainedConfig):
             the pretrained model had none.
         output_embeddings: shape of the output embeddings, `(tokens, embedding)`, of a backbone whose output embeddings
             are not its input embeddings.
+        vocab_size: tokens of a vocabulary that has grown; there is none if it is the backbone's.
     """
 
     model_type = "eidetic"
@@ -198,6 +201,7 @@ class EideticConfig(PreTrainedConfig):
         learning: str | None = None,
         language_head: dict[str, Any] | None = None,
         output_embeddings: list[int] | None = None,
+        vocab_size: int | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
@@ -218,6 +222,8 @@ class EideticConfig(PreTrainedConfig):
         self.language_head = language_head
         self.output_embeddings = None if output_embeddings is None else list(output_embeddings)
         self.format_version = format_version
+        if vocab_size is not None:
+            self.vocab_size = vocab_size
         if base_config is not None and base_config.is_encoder_decoder:
             kwargs["is_encoder_decoder"] = True
         super().__init__(**kwargs)
@@ -267,6 +273,27 @@ class EideticConfig(PreTrainedConfig):
                 start, stop = stop, stop + len(task.labels)
                 spans[task.name] = slice(start, stop)
         return spans
+
+    def owners_of_tokens(self, reader: TaskRecord) -> list[str]:
+        """Names of the tasks that own tokens which this one reads or scores: in each table those that added to it."""
+        tables = [self.tasks]
+        if self.output_embeddings is not None and reader.task_type in LANGUAGE_MODELS:
+            tables.append([task for task in self.tasks if task.task_type in LANGUAGE_MODELS])
+        base, owners = self.base_config.vocab_size, []
+        for table in tables:
+            total = base
+            for task in table:
+                if total < (task.vocab_size or base):
+                    owners += [task.name] if total < (reader.vocab_size or base) else []
+                    total = task.vocab_size
+        return owners
+
+    def forget_free_tokens(self) -> None:
+        """Let the vocabulary end with the last token that a task knows: what comes after is in the pool."""
+        sizes = [task.vocab_size for task in self.tasks if task.vocab_size is not None]
+        self.__dict__.pop("vocab_size", None)
+        if max(sizes, default=0) > self.base_config.vocab_size:
+            self.vocab_size = max(sizes)
 
     def serves(self, name: str) -> bool:
         """Whether the model answers for this committed task (not only reads its units as an ancestor's)."""

@@ -29,7 +29,7 @@ from transformers.utils import logging
 from .answering import OF_ONE_TASK, AnsweringNetwork
 from .configuration import WRITING, TaskError, TaskRecord
 from .language_heads import DECODER, family_of
-from .layers import LEARNING, current_view, task_key, use_view
+from .layers import View, current_view, task_key, use_view
 from .router import RouterSums
 from .trunk import record
 
@@ -192,7 +192,7 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
         if "attention_mask" in given and family_of(self.backbone.config) == DECODER:
             given["position_ids"] = (given["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
         with self._in_evaluation(), record() as trunk:
-            self._run(self._view(among[0]), given)
+            self._run(View(task_key(among[0]), whole_vocabulary=True), given)
         routed = self._route(trunk, given, False, among)
         return cast(list[str], routed.tasks), cast(Tensor, routed.router_scores)
 
@@ -275,7 +275,13 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
             padding = 0 if mask is None else mask.shape[1] - int(mask.sum(1).max())
             criteria = [*(kwargs.get("stopping_criteria") or []), ContextEnd(context + padding)]
             kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList(criteria)}
-        with self._in_evaluation(), use_view(self._view(name)):
+        view = self._view(name)
+        if self.input_rows.has_grown:
+            known = {key: kwargs.get(key) for key in ("input_ids", "attention_mask", "decoder_input_ids")}
+            known = self.input_rows.readable(known, view, f"the task '{name}'")
+            if self.config.is_encoder_decoder and known["input_ids"] is not None:
+                kwargs = {**kwargs, "input_ids": known["input_ids"]}
+        with self._in_evaluation(), use_view(view):
             return super().generate(generation_config=generation_config, **kwargs)
 
     def _with_special_tokens(
@@ -371,8 +377,12 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What `forward` is given for the next token: the task, too, which is that of the current view."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        key = current_view().key
-        inputs["task"] = self.learning if key == LEARNING else next(n for n in self.tasks if task_key(n) == key)
+        view = current_view()
+        inputs["task"] = self.task_of(view)
+        if self.input_rows.has_grown:  # a text that has ended goes on with padding, which the task may not know
+            name = "decoder_input_ids" if self.config.is_encoder_decoder else "input_ids"
+            ids = inputs.get(name)
+            inputs[name] = None if ids is None else ids.masked_fill(ids >= self.input_rows.size(view), 0)
         return inputs
 
     def create_masks_for_generate(self, config: PreTrainedConfig, **kwargs: Any) -> Any:

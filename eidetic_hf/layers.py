@@ -47,6 +47,7 @@ class View:
         token_mask: 1 for real tokens and 0 for padding, `(batch, sequence)`; `None` if all are real.
         decoder_token_mask: the same for what a decoder reads beside its encoder.
         batch: number of sequences, for code that flattens them into one list of tokens; known while probing.
+        whole_vocabulary: whether it knows every token, as the router does; else those that the task knows.
     """
 
     key: str
@@ -55,6 +56,7 @@ class View:
     token_mask: Tensor | None = None
     decoder_token_mask: Tensor | None = None
     batch: int = 0
+    whole_vocabulary: bool = False
 
     def in_decoder(self) -> View:
         """This view, as the units of a decoder beside an encoder need it."""
@@ -83,6 +85,11 @@ def use_view(view: View) -> Iterator[None]:
         yield
     finally:
         _RUNNING.view = before
+
+
+def running_view() -> View | None:
+    """The view of the forward pass in progress; `None` outside of one."""
+    return _RUNNING.view
 
 
 def current_view() -> View:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .checkpoint import TRUNK, owner_of
 from .configuration import SEQUENCE_CLASSIFICATION, TaskError, TaskRecord, check_task_name
 from .kinds import check_kind, kind_of
 from .language_heads import DECODER, family_of
-from .layers import LEARNING, POOL, UnitGroup, freeze, task_key, thaw
+from .layers import LEARNING, POOL, UnitGroup, View, freeze, task_key, thaw
 from .network import MODEL_INPUTS
 from .pruning import Learner, PruningConfig
 from .router import REFERENCE_SEED, REFERENCE_SHAPE, RouterSums
 from .trunk import join_states
 from .verification import CertifiedNetwork
+from .vocabulary import LateRows, read_by_view, table_of
 
 
 class LearningNetwork(CertifiedNetwork):
@@ -139,7 +142,10 @@ class LearningNetwork(CertifiedNetwork):
                 group.begin(ancestors)
             for norm in self._norms():
                 norm.begin()
-            kind_of(record).complete(record, self.config, self._vocabulary())
+            self.input_rows.begin()
+            if kind_of(record).reads_vocabulary:
+                self.output_rows.begin()
+            kind_of(record).complete(record, self.config, self._vocabulary(View(LEARNING)))
             self.heads[LEARNING] = self._start_head(record)
         except BaseException:
             self.abandon_task()
@@ -150,7 +156,10 @@ class LearningNetwork(CertifiedNetwork):
         """A head to learn: the pretrained one, if this kind of task has one and it was in the checkpoint."""
         head = self._new_head(record)
         if kind_of(record).reads_vocabulary and POOL in self.language_head:
-            head.load_state_dict(self.language_head[POOL].state_dict())
+            state = self.language_head[POOL].state_dict()
+            if "bias" in state and record.vocab_size is not None:  # tokens that came later start without one
+                state["bias"] = functional.pad(state["bias"], (0, record.vocab_size - len(state["bias"])))
+            head.load_state_dict(state)
         return head
 
     def _trunk_modules(self, reads_vocabulary: bool) -> Iterator[nn.Module]:
@@ -205,6 +214,8 @@ class LearningNetwork(CertifiedNetwork):
             group.end()
         for norm in self._norms():
             norm.end()
+        for rows in (self.input_rows, self.output_rows):
+            rows.end()
         if LEARNING in self.heads:
             del self.heads[LEARNING]
         self.learner = None
@@ -230,7 +241,8 @@ class LearningNetwork(CertifiedNetwork):
         recycle_std = None
         if self.learner.config.recycle == "random":
             recycle_std = getattr(self.backbone.config, "initializer_range", 0.02)
-        undo: list[tuple[UnitGroup, Any]] = []
+        undo: list[tuple[UnitGroup | LateRows, Any]] = []
+        vocab_size = record.vocab_size
         trunk_before = self._thawed
         try:
             for group in self._groups():
@@ -240,6 +252,7 @@ class LearningNetwork(CertifiedNetwork):
                 norm.commit(key)
             self.heads[key] = freeze(deepcopy(self.heads[LEARNING]))
             self._freeze_trunk(restore=False)
+            self._commit_vocabulary(record, undo)
             record.units = {group.name: group.count(key) for group in self._groups()}
             record.metrics = dict(metrics or {})
             self.config.tasks.append(record)
@@ -247,8 +260,9 @@ class LearningNetwork(CertifiedNetwork):
                 self.router.put(record.name, router_sums)
             self._certify(record)
         except BaseException:
-            for group, state in undo:
-                group.undo_commit(key, state)
+            for books, state in undo:
+                books.undo_commit(key, state)
+            record.vocab_size = vocab_size
             for norm in self._norms():
                 norm.tasks.pop(key) if key in norm.tasks else None
             for modules in (self.heads, self.probes):
@@ -266,6 +280,17 @@ class LearningNetwork(CertifiedNetwork):
         self._end_learning()
         self._set_labels()
         return record
+
+    def _commit_vocabulary(self, record: TaskRecord, undo: list[tuple[UnitGroup | LateRows, Any]]) -> None:
+        """Give the task the tokens of the pool, if it has read any of them or scores them all."""
+        scores = kind_of(record).reads_vocabulary
+        read = self.input_rows.get("progress")
+        reads = scores or (read is not None and bool(reduce(read.float(), "sum")))
+        for rows, takes in zip(self._tables(), (reads, scores), strict=False):
+            undo.append((rows, rows.snapshot()))
+            rows.commit(task_key(record.name), takes)
+        if self.input_rows.has_grown:
+            record.vocab_size = self.input_rows.owned
 
     @torch.no_grad()
     def router_sums(self, batches: Iterable[Mapping[str, Any]]) -> RouterSums:
@@ -319,6 +344,76 @@ class LearningNetwork(CertifiedNetwork):
         for name, tensor in before.items():
             module_name, _, leaf = name.rpartition(".")
             modules[module_name]._buffers[leaf] = tensor
+
+    @torch.no_grad()
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Add tokens to the vocabulary, for tasks to come. No committed task sees them: it keeps its vocabulary.
+
+        The next task that reads one of the new tokens, or scores them as a language model, trains the rows of all of
+        them, and takes them with it at its commit; later tasks read them there.
+
+        Args:
+            new_num_tokens: size of the whole vocabulary, such as `len(tokenizer)`; as it is, if not given.
+            pad_to_multiple_of: round it up to a multiple of this.
+            mean_resizing: start new rows at the mean of the backbone's own rows; else draw them from a normal
+                distribution.
+
+        Returns:
+            The input embeddings.
+
+        Raises:
+            TaskError: while a task is being learned, or if the model has no pool.
+            ValueError: if the vocabulary would shrink.
+        """
+        total = self.input_rows.total
+        size = total if new_num_tokens is None else new_num_tokens
+        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        for name, value in (("new_num_tokens", size), ("pad_to_multiple_of", multiple)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number above 0.")
+        size = -(-size // multiple) * multiple
+        embeddings = cast(nn.Embedding, self.get_input_embeddings())
+        if size < total:
+            raise ValueError(
+                f"new_num_tokens={size}: the vocabulary has {total} tokens, and it can only grow, since committed "
+                "tasks and the trunk read them. Leave it as it is: tokens that a tokenizer does not have do no harm."
+            )
+        if size == total:
+            return embeddings
+        if self.learner is not None:
+            raise TaskError(f"'{self.learner.name}' is being learned; grow the vocabulary before a task begins.")
+        if not self.config.pool:
+            raise TaskError(
+                "This model has no pool, so new tokens would belong to nobody: it was released for inference only, or "
+                "loaded with tasks=[...]. Load the whole checkpoint to grow its vocabulary."
+            )
+        std = None if mean_resizing else getattr(self.backbone.config, "initializer_range", 0.02)
+        if not self.config.trunk_pretrained and not self.config.tasks:
+            self._grow_trunk(size, std)
+        else:
+            for rows in self._tables():
+                rows.grow(size - rows.total, std)
+            read_by_view(self.input_rows)
+            self.config.vocab_size = size
+        for task in self._pending.values():
+            task.vocab_size = None
+        return embeddings
+
+    def _grow_trunk(self, size: int, std: float | None) -> None:
+        """Add tokens to the trunk of a random backbone itself, which the first task is going to train."""
+        for rows in self._tables():
+            rows.grow(size - rows.total, std)
+            rows.join()
+        embedding = cast(nn.Embedding, table_of(self.get_input_embeddings()))
+        embedding.num_embeddings = size
+        self.config.base_config.vocab_size = self.backbone.config.vocab_size = size
+        if self.config.output_embeddings is not None:
+            self.config.output_embeddings[0] = size
 
     def expand(self, units: float | int, groups: list[str] | None = None) -> dict[str, int]:
         """Add free units. Their out-projections start at zero; no committed task reads them.

@@ -51,6 +51,7 @@ from .checkpoint import (
 from .configuration import EideticConfig, TaskError, TaskRecord
 from .generation import GeneratingNetwork
 from .heads import LanguageModelHead
+from .kinds import kind_of
 from .language_heads import ENCODER as ENCODER_FAMILY
 from .language_heads import LanguageHead, base_model, family_of, hidden_size, load_with_head, read_language_head
 from .layers import LEARNING, POOL, Segment, Slots, TaskNorm, UnitGroup, View, freeze, task_key, use_view
@@ -59,6 +60,7 @@ from .network import WITHOUT_ROOM
 from .pruning import KINDS
 from .router import Router
 from .trunk import TrunkPass, record, share_trunk
+from .vocabulary import LateRows, read_by_view, table_of
 from .wiring import cut_error, join_tied, refresh_buffers, replace_module, wire_stack
 
 # Arguments of `from_pretrained` that say where a repository's files are.
@@ -121,6 +123,8 @@ class EideticModel(GeneratingNetwork):
         self.heads = nn.ModuleDict()
         self.language_head = nn.ModuleDict()
         self.output_embeddings = Slots()
+        self.input_rows = LateRows(table_of(backbone.get_input_embeddings()))
+        self.output_rows = LateRows(self.output_embeddings)
         self.probes = nn.ModuleDict()
         self.router = Router()
         self.learner = None
@@ -136,6 +140,8 @@ class EideticModel(GeneratingNetwork):
         for task in config.tasks:
             self._rebuild(task, norms)
         self._resize_pool()
+        if self.input_rows.has_grown:
+            read_by_view(self.input_rows)
         if not empty:
             self.pack()
         self.post_init()
@@ -371,12 +377,22 @@ class EideticModel(GeneratingNetwork):
             group.rebuild(key, ancestors, task.units[group.name])
         for norm in norms:
             norm.rebuild(key)
+        self._rebuild_vocabulary(task)
         self.heads[key] = freeze(self._new_head(task))
         self.probes[key] = Slots()
         self.router.make_room(task.name)
 
+    def _rebuild_vocabulary(self, task: TaskRecord) -> None:
+        """Make room for the tokens that a committed task took."""
+        for rows in self._tables():
+            if rows is self.input_rows or kind_of(task).reads_vocabulary:
+                rows.rebuild(task_key(task.name), task.vocab_size or len(rows.own))
+
     def _resize_pool(self) -> None:
-        """Take the units that tasks own out of the pool's place, before a checkpoint fills both."""
+        """Take what tasks own out of the pool's place, before a checkpoint fills both."""
+        if self.config.pool:
+            for rows in self._tables():
+                rows.rebuild_pool(self.config.vocab_size)
         for group in self._groups():
             owned = sum(group.count(key) for key in group.order)
             if owned or not self.config.pool:
@@ -427,11 +443,19 @@ class EideticModel(GeneratingNetwork):
             given["cache" if "cache" in accepted else "past_key_values"] = past
         if "use_cache" in accepted:
             given.setdefault("use_cache", past is not None)
+        if self.input_rows.has_grown:
+            given = self.input_rows.readable(given, view, self._reader(view))
         if view.probe is not None:
             tokens = given["input_ids"] if "input_ids" in given else given["inputs_embeds"]
             view = replace(view, decoder_token_mask=given.get("decoder_attention_mask"), batch=len(tokens))
         with use_view(view):
             return self.backbone(**given, return_dict=True)
+
+    def _reader(self, view: View) -> str:
+        """What an error calls the reader of a batch."""
+        if view.whole_vocabulary:
+            return "the model"
+        return f"the task '{self.task_of(view)}'"
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -503,6 +527,8 @@ class EideticModel(GeneratingNetwork):
         config.dtype = str(self.dtype).removeprefix("torch.")
         config.learning = self.learning
         config.pool = self.config.pool and include_pool
+        if not config.pool:
+            config.forget_free_tokens()
         resumable = self.learner is not None
         writes = family_of(config.base_config) != ENCODER_FAMILY
         generation_config = self.generation_config if writes else None
@@ -525,7 +551,7 @@ def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restrict(config: EideticConfig, names: list[str]) -> None:
-    """Keep the named tasks, and the tasks whose units they read; and no pool, since the rest is unknown."""
+    """Keep the named tasks, and the tasks whose units or tokens they read; and no pool, since the rest is unknown."""
     known = {task.name: task for task in config.tasks}
     unknown = [name for name in names if name not in known]
     if unknown or not names:
@@ -534,10 +560,12 @@ def _restrict(config: EideticConfig, names: list[str]) -> None:
     while todo:
         name = todo.pop()
         needed.add(name)
-        todo.extend(ancestor for ancestor in known[name].ancestors if ancestor not in needed)
+        read = [*known[name].ancestors, *config.owners_of_tokens(known[name])]
+        todo.extend(other for other in read if other not in needed)
     config.tasks = [task for task in config.tasks if task.name in needed]
     config.served = [name for name in names if name in known]
     config.pool = False
+    config.forget_free_tokens()
     config.set_labels()
 
 

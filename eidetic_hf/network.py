@@ -16,10 +16,11 @@ from .checkpoint import TRUNK, owner_of
 from .configuration import EideticConfig, TaskError, TaskRecord
 from .kind import Answer
 from .kinds import kind_of
-from .layers import POOL, Slots, TaskLinear, TaskNorm, UnitGroup, View, current_view, task_key, use_view
+from .layers import LEARNING, POOL, Slots, TaskLinear, TaskNorm, UnitGroup, View, current_view, task_key, use_view
 from .pruning import KINDS, Learner
 from .router import Router
 from .trunk import TrunkPass, mean_pool
+from .vocabulary import LateRows
 from .wiring import fixed_buffers
 
 # Modules whose tensors a checkpoint brings along, in shapes of their own.
@@ -69,6 +70,8 @@ class TaskNetwork(PreTrainedModel):
         heads: one per task, and one of the task being learned.
         language_head: the pretrained language-model head, from which those of tasks start, if there was one.
         output_embeddings: the `weight` that scores tokens, where it is not the input embeddings'.
+        input_rows: rows of the input embeddings that the vocabulary has grown by.
+        output_rows: the same for `output_embeddings`.
         probes: what each task's certificate compares with.
         router: says which task a sequence belongs to.
         learner: state of the task being learned.
@@ -80,6 +83,8 @@ class TaskNetwork(PreTrainedModel):
     heads: nn.ModuleDict
     language_head: nn.ModuleDict
     output_embeddings: Slots
+    input_rows: LateRows
+    output_rows: LateRows
     probes: nn.ModuleDict
     router: Router
     learner: Learner | None
@@ -125,6 +130,15 @@ class TaskNetwork(PreTrainedModel):
         """Whether a task has been learned."""
         return any(task.name == name for task in self.config.tasks)
 
+    def task_of(self, view: View) -> str:
+        """Name of the task that a view is of.
+
+        Raises:
+            KeyError: if it is of none, such as the whole model's before a task begins.
+        """
+        names = {task_key(task.name): task.name for task in self.config.tasks}
+        return names[view.key] if self.learning is None or view.key != LEARNING else self.learning
+
     def _groups(self) -> list[UnitGroup]:
         return cast(list[UnitGroup], list(self.groups.values()))
 
@@ -134,7 +148,7 @@ class TaskNetwork(PreTrainedModel):
     def pack(self) -> None:
         """Lay every projection's segments into one aligned tensor each."""
         for module in self.modules():
-            if isinstance(module, TaskLinear):
+            if isinstance(module, (TaskLinear, LateRows)):
                 module.pack()
 
     def capacity(self) -> dict[str, Any]:
@@ -180,12 +194,20 @@ class TaskNetwork(PreTrainedModel):
             raise TaskError(f"The task '{name}' is not committed yet: its tensors still change.")
         own, reads_vocabulary = task_key(name), kind_of(record).reads_vocabulary
         inherited = {task_key(ancestor) for ancestor in record.ancestors}
+        tokens = record.vocab_size or 0
+        late = {"input_rows": set(self.input_rows.owners(tokens)), "output_rows": set()}
+        if reads_vocabulary:
+            late["output_rows"] = set(self.output_rows.owners(tokens))
         tensors = {}
         for tensor_name, tensor in self.state_dict(keep_vars=True).items():
             owner = owner_of(tensor_name)
             if tensor_name.startswith(WITHOUT_ROOM) or ".units." in tensor_name:
                 continue
             if tensor_name.startswith("output_embeddings.") and not reads_vocabulary:
+                continue
+            if tensor_name.partition(".")[0] in late:
+                if owner in late[tensor_name.partition(".")[0]]:
+                    tensors[tensor_name] = tensor
                 continue
             if owner in (TRUNK, own) or (owner in inherited and ".segments." in tensor_name):
                 tensors[tensor_name] = tensor
@@ -218,7 +240,9 @@ class TaskNetwork(PreTrainedModel):
 
     def _head(self, name: str, view: View, hidden: Tensor, inputs: Mapping[str, Any]) -> Answer:
         """What a task's head makes of hidden states, `(sequences, tokens, hidden)`."""
-        return kind_of(self.record(name)).answer(self.heads[view.key], hidden, inputs, self._vocabulary())
+        kind = kind_of(self.record(name))
+        vocabulary = self._vocabulary(view if kind.reads_vocabulary else None)
+        return kind.answer(self.heads[view.key], hidden, inputs, vocabulary)
 
     @torch.no_grad()
     def _pooled_trunk(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -230,10 +254,16 @@ class TaskNetwork(PreTrainedModel):
         """A head with initial weights."""
         return kind_of(task).make_head(self.backbone.config, task).to(device=self.device, dtype=self.dtype)
 
-    def _vocabulary(self) -> Tensor:
-        """The output embeddings, `(tokens, embedding)`: the input embeddings, unless the backbone has others."""
-        output = self.output_embeddings.get("weight")
-        return cast(Tensor, self.get_input_embeddings().weight) if output is None else output
+    def _tables(self) -> list[LateRows]:
+        """The tables of embeddings that grow with the vocabulary."""
+        return [self.input_rows, *([] if self.output_embeddings.get("weight") is None else [self.output_rows])]
+
+    def _vocabulary(self, view: View | None = None) -> Tensor:
+        """The output embeddings, `(tokens, embedding)`: the input embeddings, unless the backbone has others.
+
+        Those that a view knows, if one is given.
+        """
+        return self._tables()[-1].seen(view)
 
     # -- what a PreTrainedModel derives from Parameters -------------------------------------------------------------
 
@@ -258,6 +288,9 @@ class TaskNetwork(PreTrainedModel):
         super()._apply(fn, recurse)
         for module, name, buffer in fixed:
             module._buffers[name] = buffer.to(cast(Tensor, module._buffers[name]).device)
+        for rows in (self.input_rows, self.output_rows):
+            if not rows.is_packed():  # moved to another device or dtype, piece by piece
+                rows.pack()
         return self
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:

@@ -19,6 +19,8 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from .architectures import DECODER
+from .pruning import KINDS
 from .recipe import LOWER_IS_BETTER
 from .run import write_json
 
@@ -27,7 +29,6 @@ REPORT_FILE, REPORT_DATA_FILE = "report.html", "report.json"
 # Text and lines are drawn in this color, which then becomes the page's: dark on light, or light on dark.
 _INK = "#010203"
 _FREE = "#9a9a9a"
-_KINDS = ("heads", "neurons")
 
 
 def write_report(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
@@ -244,18 +245,19 @@ def confusion_picture(routing: Mapping[str, Any]) -> Markup:
 
 
 def units_picture(tasks: list[str], capacity: Mapping[str, Any]) -> Markup:
-    """Units owned per layer and task as stacked bars, heads and neurons apart, free units in grey."""
-    figure, axes = _figure(8, 3.2, len(_KINDS))
+    """Units owned per layer (`d0`: in the decoder) and task as stacked bars, each kind apart, free units in grey."""
+    kinds = [kind for kind in KINDS if any(name.endswith(f".{kind}") for name in capacity["groups"])]
+    figure, axes = _figure(8, 3.2, len(kinds))
     colors = matplotlib.colormaps["tab10" if len(tasks) <= 10 else "turbo"]
     shades = {task: colors(i if len(tasks) <= 10 else i / max(len(tasks) - 1, 1)) for i, task in enumerate(tasks)}
-    for ax, kind in zip(axes, _KINDS, strict=True):
-        groups = {name.split(".")[1]: units for name, units in capacity["groups"].items() if name.endswith(f".{kind}")}
+    for ax, kind in zip(axes, kinds, strict=True):
+        groups = {_layer_label(name): units for name, units in capacity["groups"].items() if name.endswith(f".{kind}")}
         bottom = [0] * len(groups)
         for owner in [*tasks, "free"]:
             heights = [units.get(owner, 0) for units in groups.values()]
             ax.bar(list(groups), heights, 0.8, bottom, color=shades.get(owner, _FREE), label=owner)
             bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-        ax.set(title=kind, xlabel="layer", ylabel="units")
+        ax.set(title=kind.replace("_", " "), xlabel="layer", ylabel="units")
     handles, labels = axes[0].get_legend_handles_labels()
     legend = figure.legend(
         handles, labels, loc="outside lower center", ncols=min(len(labels), 6), fontsize=8, frameon=False
@@ -263,6 +265,12 @@ def units_picture(tasks: list[str], capacity: Mapping[str, Any]) -> Markup:
     for text in legend.get_texts():
         text.set_color(_INK)
     return _svg(figure)
+
+
+def _layer_label(group: str) -> str:
+    """A unit group's layer: its number, after a `d` in the decoder beside an encoder."""
+    stack, number, _ = group.split(".")
+    return f"d{number}" if stack == DECODER else number
 
 
 def shards_picture(shards: Mapping[str, Mapping[str, Any]]) -> Markup:

@@ -229,6 +229,14 @@ def logits_of(model: EideticModel, name: str, batch: dict[str, torch.Tensor] | N
     return model(**(batch or make_batch()), task=name).logits
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one worker, as their fixtures are; but those of one architecture by themselves."""
+    for item in items:
+        if not any(item.iter_markers("xdist_group")):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Let PyTorch use two threads per product, as on a machine with two cores."""

@@ -190,7 +190,7 @@ def reading(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: Non
     folder = tmp_path_factory.mktemp("reading")
     color = {split: color_rows(seed, n) for seed, (split, n) in enumerate(SPLIT_SIZES.items())}
     tasks = [
-        write_task(folder, "color", color, training={"max_steps": 60}),
+        write_task(folder, "color", color),
         write_task(folder, "names", splits_of(tag_rows), type="token-classification"),
         write_task(
             folder,
@@ -199,7 +199,6 @@ def reading(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: Non
             type="question-answering",
             max_length=16,
             stride=3,
-            training={"max_steps": 60},
         ),
         write_task(folder, "which", splits_of(choice_rows), type="multiple-choice"),
         write_task(folder, "gaps", splits_of(verse_rows, "red w1 w2 w3"), type="masked-lm", mlm_probability=0.3),
@@ -212,7 +211,8 @@ def reading(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: Non
             max_score=5,
         ),
     ]
-    run_recipe(read_recipe(write_recipe(folder, tasks, max_length=24)), lambda line: None)
+    path = write_recipe(folder, tasks, max_length=24, training={**TRAINING, "max_steps": 72})
+    run_recipe(read_recipe(path), lambda line: None)
     return folder
 
 

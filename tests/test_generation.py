@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,13 @@ def learn_to_write(
 ) -> None:
     """Add a task that writes, and learn it from random texts, or from these."""
     model.add_task(name, task_type=kind_of_writing(model))
+    learn_added(model, name, seed, steps, keep, texts)
+
+
+def learn_added(
+    model: EideticModel, name: str, seed: int = 0, steps: int = 3, keep: float = 0.4, texts: Tensor | None = None
+) -> None:
+    """Learn a task that was added."""
     model.begin_task(name, PruningConfig(keep=keep))
     torch.manual_seed(seed)
     batch = (
@@ -504,6 +512,19 @@ def test_the_pipeline_continues_texts(stylist: EideticModel, tmp_path: Path, cap
     with pytest.raises(ValueError, match="There is no prompt, so there is nothing to route"):
         pipe("")
     assert pipe("", task="up", max_new_tokens=3)[0]["generated_text"]
+
+
+def test_the_snippets_of_the_documentation_run(stylist: EideticModel, tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "generation.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == 3
+    stylist.save_pretrained(tmp_path)
+    names = {"model": EideticModel.from_pretrained(tmp_path), "tokenizer": tokenizer(), "folder": tmp_path}
+    for snippet in snippets:
+        exec(snippet, names)
+    assert names["pipe"]("w10 w11 w12", max_new_tokens=5, task="up")[0]["generated_text"].startswith("w10 w11 w12")
+    learn_added(names["model"], "stories")
+    assert names["model"].record("stories").vocab_size == VOCABULARY + 2
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -44,9 +44,9 @@ def test_every_kind_that_an_encoder_has_is_learned_and_measured_by_its_own_metri
         "alike": "spearman",
     }
     scores = results["matrix"][-1]["scores"]
-    assert scores["color"] >= 0.9 and scores["names"] >= 0.8 and scores["where"] >= 0.8
-    assert scores["gaps"] < 30, "four words in a vocabulary of 120"
-    assert scores["which"] >= 0.2 and scores["alike"] >= 0.3
+    assert scores["color"] >= 0.9 and scores["where"] >= 0.8 and scores["alike"] >= 0.5
+    assert scores["names"] >= 0.3 and scores["which"] >= 0.4, "chance is 0.05 and 0.33"
+    assert scores["gaps"] < 90, "of 120 tokens"
     assert list(results["steps"][-1]["scores"]["where"]) == ["loss", "exact_match", "f1"]
     assert [task["type"] for task in results["tasks"]][1:3] == ["token-classification", "question-answering"]
     assert results["verify"]["ok"] is True
@@ -97,7 +97,7 @@ def test_routing_is_counted_for_all_kinds_and_answers_for_those_with_labels_of_t
     found = results_of(reading)["routing"]
     assert found["tasks"] == ["color", "names", "where", "which", "gaps", "alike"]
     assert all(sum(sent.values()) == SPLIT_SIZES["test"] for sent in found["confusion"].values()), "windows count once"
-    assert found["scores"]["where"]["routing_accuracy"] >= 0.8
+    assert found["scores"]["where"]["routing_accuracy"] >= 0.9
     assert found["scores"]["color"]["oracle_accuracy"] == results_of(reading)["matrix"][-1]["scores"]["color"]
     for name in found["tasks"][1:]:
         assert found["scores"][name]["routed_accuracy"] is None

@@ -61,3 +61,29 @@ def test_the_cost_of_inference_and_of_checkpoints_is_measured(tmp_path: Path) ->
     assert all(row["ratio"] == pytest.approx(row["ours"] / row["plain"], rel=0.5) for row in rows.values())
     names = " ".join(rows)
     assert "% of the units, 32 x 128 tokens" in names and "checkpoint of five tasks" in names
+
+
+def test_the_matrix_of_architectures_says_what_passed_and_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix, out = script("architecture_matrix"), tmp_path / "matrix.json"
+    chosen = ["--architectures", "bert", "gpt2", "--checks", "units", "cache"]
+    monkeypatch.setattr(sys, "argv", ["matrix", "--workers", "1", "--json", str(out), *chosen])
+    matrix.main()
+    expected = {"bert": {"units": "passed"}, "gpt2": {"units": "passed", "cache": "passed"}}
+    assert json.loads(out.read_text())["outcomes"] == expected
+    printed = capsys.readouterr().out
+    assert "3 of 3 checks passed" in printed
+    assert "gpt2 │   ✓   │   ✓" in printed and "bert │   ✓   │   -" in printed
+    assert list(matrix.checks())[:2] == ["exactness", "poison"]
+
+    case = '<testcase name="test_{}">{}</testcase>'
+    cases = [("units[t5-gated]", "<failure/>"), ("units[bert]@bert", ""), ("cut[bert]", "<error/>"), ("other", "")]
+    report = f'<r><testsuite time="2.5">{"".join(case.format(*each) for each in cases)}</testsuite></r>'
+    found = {"t5-gated": {"units": "failed"}, "bert": {"units": "passed", "cut": "failed"}}
+    assert matrix.read_report(report) == (found, 2.5)
+    monkeypatch.setattr(matrix, "run_checks", lambda *_: (found, 2.5, "what pytest said"))
+    with pytest.raises(SystemExit, match="1"):
+        matrix.main()
+    printed = capsys.readouterr().out
+    assert "1 of 3 checks passed" in printed and "✗" in printed and "what pytest said" in printed
