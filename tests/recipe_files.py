@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from eidetic_hf.recipe_file import read_recipe
 from eidetic_hf.run import run_recipe
 
 COLORS = ["blue", "green", "red"]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SPLIT_SIZES = {"train": 48, "validation": 12, "test": 20}
 TRAINING = {
     "max_steps": 24,
     "per_device_train_batch_size": 16,
@@ -66,6 +68,63 @@ def size_rows(seed: int, rows: int = 48) -> list[dict[str, Any]]:
         words = [f"w{source.randrange(86, 90)}" for _ in range(source.randrange(2, 6))]
         found.append({"text": " ".join([sizes[size], *words]), "label": size})
     return found
+
+
+def tag_rows(seed: int, rows: int = 48) -> list[dict[str, Any]]:
+    """Words of which one or two in a row are colors, an entity."""
+    source, found = random.Random(seed), []
+    for _ in range(rows):
+        words = [f"w{source.randrange(60)}" for _ in range(source.randrange(2, 6))]
+        place, length = source.randrange(len(words)), source.randrange(1, 3)
+        words[place:place] = source.choices(COLORS, k=length)
+        tags = ["O"] * len(words)
+        tags[place : place + length] = ["B-color", "I-color"][:length]
+        found.append({"tokens": words, "tags": tags})
+    return found
+
+
+def question_rows(seed: int, rows: int = 48) -> list[dict[str, Any]]:
+    """Contexts of words with one color in them, which is the answer; some are longer than a window."""
+    source, found = random.Random(seed), []
+    for _ in range(rows):
+        words = [f"w{source.randrange(60)}" for _ in range(source.randrange(6, 16))]
+        words[source.randrange(len(words))] = color = source.choice(COLORS)
+        context = " ".join(words)
+        answers = {"text": [color], "answer_start": [context.index(color)]}
+        found.append({"question": f"w{source.randrange(86, 90)} same", "context": context, "answers": answers})
+    return found
+
+
+def choice_rows(seed: int, rows: int = 48) -> list[dict[str, Any]]:
+    """A text and three others, of which the one with the same color is right."""
+    source, found = random.Random(seed), []
+    for _ in range(rows):
+        colors = source.sample(COLORS, 3)
+        label = source.randrange(3)
+        choices = [f"{color} w{source.randrange(60)}" for color in colors]
+        found.append({"text": f"same {colors[label]}", "choices": choices, "label": label})
+    return found
+
+
+def pair_rows(seed: int, rows: int = 48) -> list[dict[str, Any]]:
+    """Pairs of texts, similar (5) if they have the same color, else not (0)."""
+    source, found = random.Random(seed), []
+    for _ in range(rows):
+        one, other = source.choices(COLORS, k=2)
+        texts = [f"{color} w{source.randrange(60)}" for color in (one, other)]
+        found.append({"text": texts[0], "text_pair": texts[1], "score": 5.0 * (one == other)})
+    return found
+
+
+def verse_rows(words: str, seed: int, rows: int = 48) -> list[dict[str, Any]]:
+    """Texts to be continued, of some words in a random order."""
+    source, known = random.Random(seed), words.split()
+    return [{"text": " ".join(source.choices(known, k=source.randrange(4, 9)))} for _ in range(rows)]
+
+
+def splits_of(make: Callable[..., list[dict[str, Any]]], *arguments: Any) -> dict[str, list[dict[str, Any]]]:
+    """Three splits of rows; `make` takes `arguments`, a seed and a number of rows."""
+    return {split: make(*arguments, seed, n) for seed, (split, n) in enumerate(SPLIT_SIZES.items())}
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -122,6 +181,73 @@ def unlike(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None
     rows = {split: size_rows(seed, n) for seed, (split, n) in enumerate({"train": 48, "test": 20}.items())}
     tasks = [write_task(folder, "color"), write_task(folder, "size", rows)]
     run_recipe(read_recipe(write_recipe(folder, tasks)), lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None) -> Path:
+    """As `finished`, with one task of each kind that an encoder has, in one model."""
+    folder = tmp_path_factory.mktemp("reading")
+    color = {split: color_rows(seed, n) for seed, (split, n) in enumerate(SPLIT_SIZES.items())}
+    tasks = [
+        write_task(folder, "color", color),
+        write_task(folder, "names", splits_of(tag_rows), type="token-classification"),
+        write_task(
+            folder,
+            "where",
+            splits_of(question_rows),
+            type="question-answering",
+            max_length=16,
+            stride=3,
+        ),
+        write_task(folder, "which", splits_of(choice_rows), type="multiple-choice"),
+        write_task(folder, "gaps", splits_of(verse_rows, "red w1 w2 w3"), type="masked-lm", mlm_probability=0.3),
+        write_task(
+            folder,
+            "alike",
+            splits_of(pair_rows),
+            type="feature-extraction",
+            columns={"score": "score"},
+            max_score=5,
+        ),
+    ]
+    path = write_recipe(folder, tasks, max_length=24, training={**TRAINING, "max_steps": 72})
+    run_recipe(read_recipe(path), lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None) -> Path:
+    """As `finished`, with two language models and answers to prompts, in a random Llama that reads bytes."""
+    folder = tmp_path_factory.mktemp("writing")
+    rows = {
+        s: [{"prompt": r["text"], "answer": r["label"]} for r in color_rows(i, n)]
+        for i, (s, n) in enumerate(SPLIT_SIZES.items())
+    }
+    tasks = [
+        write_task(folder, "low", splits_of(verse_rows, "ab ba abba"), type="causal-lm"),
+        write_task(folder, "high", splits_of(verse_rows, "XY YX XYYX"), type="causal-lm"),
+        write_task(
+            folder,
+            "answer",
+            rows,
+            type="causal-lm",
+            columns={"prompt": "prompt", "answer": "answer"},
+            template="{prompt} > ",
+        ),
+    ]
+    backbone = {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+    }
+    path = write_recipe(folder, tasks, backbone=backbone, tokenizer={"train": "byte"}, max_length=48, trunk_layers=1)
+    run_recipe(read_recipe(path), lambda line: None)
     return folder
 
 

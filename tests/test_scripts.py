@@ -19,6 +19,7 @@ def script(name: str) -> ModuleType:
     """A script of `recipes/` as a module."""
     spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their types
     spec.loader.exec_module(module)
     return module
 
