@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from .pruning import PruningConfig
@@ -279,6 +280,8 @@ class Recipe:
             "seed": self.seed,
         }
         values = {**defaults, **self.training, **task.training}
+        if (values.get("bf16") or values.get("fp16")) and not torch.accelerator.is_available():
+            values.setdefault("use_cpu", True)  # else transformers refuses reduced precision where there is no GPU
         if values.get("metric_for_best_model") is None:  # what a search for a budget and the best checkpoint go by
             values["metric_for_best_model"] = task.metric
             values["greater_is_better"] = task.metric not in LOWER_IS_BETTER
