@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     GenerationConfig,
     GenerationMixin,
@@ -117,14 +118,12 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
         Raises:
             TaskError: if a task is unknown, or does not write; if no task does; if the list has another length than
                 the batch.
+            NotImplementedError: for `cache_implementation="paged"`.
             ValueError: if there is no prompt, or an empty one, or one that fills the context; if something is asked
                 for that only one task can give, in a batch of several.
         """
         if kwargs.get("cache_implementation") == "paged":
-            raise ValueError(
-                "cache_implementation='paged' calls the model without saying for which task. Leave it out, or use "
-                "'static'."
-            )
+            self.init_continuous_batching()
         if inputs is not None:
             if kwargs.get("input_ids") is not None:
                 raise ValueError("The prompts were given twice, as inputs and as input_ids. Give one of them.")
@@ -332,7 +331,7 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
         for name, text in texts.items():
             if text.shape[1] < length:
                 token = self._padding_token(name, generation_config, kwargs)
-                text = torch.nn.functional.pad(text, (0, length - text.shape[1]), value=token)
+                text = functional.pad(text, (0, length - text.shape[1]), value=token)
             sequences[rows[name]] = text.unflatten(0, (-1, per_prompt))
         sequences = sequences.flatten(0, 1)
         if isinstance(next(iter(written.values())), ModelOutput):
@@ -384,6 +383,25 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
             ids = inputs.get(name)
             inputs[name] = None if ids is None else ids.masked_fill(ids >= self.input_rows.size(view), 0)
         return inputs
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: continuous batching calls the model without saying for which task."""
+        raise NotImplementedError(
+            "Continuous batching (generate_batch, cache_implementation='paged') calls the model without saying for "
+            "which task. Use generate(..., task=...), with a list of tasks for a batch of several."
+        )
+
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: tuple[Tensor, ...],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """As in transformers, where every step scores the whole vocabulary; a task may know less of one that grew."""
+        size = self.config.vocab_size
+        scores = tuple(functional.pad(step, (0, size - step.shape[-1]), value=-torch.inf) for step in scores)
+        return cast(Any, super()).compute_transition_scores(sequences, scores, beam_indices, normalize_logits)
 
     def create_masks_for_generate(self, config: PreTrainedConfig, **kwargs: Any) -> Any:
         """The masks that go with a static cache: those of the backbone, whose layers may look back less far."""

@@ -130,7 +130,7 @@ class EideticModel(GeneratingNetwork):
         self.learner = None
         self._pending, self._transfer, self._thawed = {}, {}, None
         self._backbone_arguments = set(inspect.signature(backbone.forward).parameters)
-        self._wire(architecture, layers)
+        self._wire(architecture, layers, empty)
         # Somebody may hold the Parameters of a backbone that was given, an optimizer for example: then copy them.
         freeze(self.backbone, copy=not empty)
         self._keep_language_head(language_head)
@@ -291,9 +291,9 @@ class EideticModel(GeneratingNetwork):
             return model, info  # type: ignore[return-value]
         return model
 
-    def _wire(self, architecture: Architecture, layers: nn.ModuleList) -> None:
+    def _wire(self, architecture: Architecture, layers: nn.ModuleList, empty: bool) -> None:
         """Put the task layers in place of the backbone's above the trunk."""
-        join_tied(self.backbone)
+        join_tied(self.backbone, empty)
         refresh_buffers(self.backbone)
         unowned: list[str] = []
         for prefix, stack in architecture.stacks.items():

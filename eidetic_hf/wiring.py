@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
+from operator import attrgetter
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -42,7 +44,7 @@ def _swapped_class(own: type, mixes: tuple[tuple[type[Swapped], tuple[Any, ...]]
     attributes: dict[str, Any] = {"__module__": own.__module__, "_own": own, "_mixes": mixes}
     for mixin, arguments in mixes:
         attributes.update(mixin.attributes(*arguments))
-    return type(own.__name__, (*(mixin for mixin, _ in mixes), own), attributes)
+    return type(own.__name__, (*dict.fromkeys(mixin for mixin, _ in mixes), own), attributes)
 
 
 def _make_swapped(own: type, mixes: tuple[tuple[type[Swapped], tuple[Any, ...]], ...]) -> nn.Module:
@@ -116,19 +118,25 @@ def refresh_buffers(backbone: PreTrainedModel) -> None:
         backbone._init_weights(module)
 
 
-def join_tied(backbone: PreTrainedModel) -> None:
+def join_tied(backbone: PreTrainedModel, empty: bool) -> None:
     """Leave one owner of each Parameter that several modules of the backbone share; the others read it there.
+
+    Args:
+        backbone: the backbone.
+        empty: whether its values mean nothing yet, as a checkpoint is about to fill it.
 
     Raises:
         ArchitectureError: if the configuration ties weights that differ in this backbone.
     """
-    backbone.tie_weights(recompute_mapping=False)  # not done yet in a backbone that a checkpoint is about to fill
-    untied = set(backbone.get_expanded_tied_weights_keys(all_submodels=True)) - set(backbone.all_tied_weights_keys)
-    if untied:
-        raise ArchitectureError(
-            f"The configuration of this backbone ({type(backbone).__name__}) ties {sorted(untied)} to other weights "
-            "(tie_word_embeddings), but they differ. A model saved so could not be loaded; make them equal."
-        )
+    for target, source in backbone.get_expanded_tied_weights_keys(all_submodels=True).items():
+        tensors = backbone.get_parameter(target), backbone.get_parameter(source)
+        if not empty and tensors[0] is not tensors[1] and not torch.equal(*tensors):
+            raise ArchitectureError(
+                f"The configuration of this backbone ({type(backbone).__name__}) ties {target} to {source} "
+                "(tie_word_embeddings), but they differ. A model saved so could not be loaded; make them equal."
+            )
+        path, _, leaf = target.rpartition(".")
+        setattr(backbone.get_submodule(path), leaf, tensors[1])
     owners: dict[int, str] = {}
     for name, parameter in list(backbone.named_parameters(remove_duplicate=False)):
         owner = owners.setdefault(id(parameter), name)
@@ -163,33 +171,31 @@ class _Overlay:
 class Adapted(Swapped):
     """A module whose code counts heads in attributes: they follow the number of heads that the current view sees."""
 
-    _units: list[UnitGroup]
-    _per_unit: dict[str, int]
+    _counted: dict[str, tuple[UnitGroup, int]]  # by count: whose units, and how much each of them counts for
     _ignored: tuple[str, ...]
 
     @classmethod
-    def attributes(cls, counts: tuple[str, ...], ignored: tuple[str, ...]) -> dict[str, Any]:
+    def attributes(cls, counts: tuple[str, ...]) -> dict[str, Any]:
         """A property in place of each count; a count inside of another object (`config.n`) overlays that object."""
-        own = [count for count in counts if "." not in count]
-        nested: dict[str, list[str]] = {}
-        for count in counts:
-            first, _, name = count.partition(".")
-            if name:
-                nested.setdefault(first, []).append(name)
+
+        def seen(self: Any, count: str) -> int:
+            group, per_unit = self._counted[count]
+            return group.seen() * per_unit
 
         def counted(count: str) -> property:
-            return property(lambda self: self._units[0].seen() * self._per_unit[count])
+            return property(lambda self: seen(self, count))
 
-        def overlaid(first: str, names: list[str]) -> property:
+        def overlaid(first: str) -> property:
             def get(self: Any) -> _Overlay:
-                seen = self._units[0].seen()
-                return _Overlay(self.__dict__[first], {n: seen * self._per_unit[f"{first}.{n}"] for n in names})
+                inside = [count for count in self._counted if count.startswith(f"{first}.")]
+                return _Overlay(self.__dict__[first], {count.partition(".")[2]: seen(self, count) for count in inside})
 
             return property(get)
 
-        properties: dict[str, Any] = {count: counted(count) for count in own}
-        properties.update({first: overlaid(first, names) for first, names in nested.items()})
-        return {**properties, "_ignored": ignored}
+        return {
+            count.partition(".")[0]: overlaid(count.partition(".")[0]) if "." in count else counted(count)
+            for count in counts
+        }
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's own class does, without the arguments that it must not take."""
@@ -200,24 +206,24 @@ class Adapted(Swapped):
 
 def _adapt(layer: nn.Module, paths: UnitPaths, group: UnitGroup) -> None:
     """Let the modules whose code counts this group's heads follow the current view."""
+    known = {name for name, _ in layer.named_modules()}
     modules: dict[str, tuple[list[str], list[str]]] = {}
     for number, listed in enumerate((paths.counts, paths.ignores)):
         for path in listed:
-            owner, name = path, ""
-            while owner and find(layer, owner) is None:  # the longest part of the path that is a module
-                owner, _, last = owner.rpartition(".")
-                name = f"{last}.{name}".rstrip(".")
-            modules.setdefault(owner, ([], []))[number].append(name)
+            names = path.split(".")
+            prefixes = (".".join(names[:length]) for length in reversed(range(len(names))))
+            owner = next(prefix for prefix in prefixes if prefix in known)  # the layer itself is known as ""
+            modules.setdefault(owner, ([], []))[number].append(path[len(owner) :].lstrip("."))
     for owner, (counts, ignored) in modules.items():
         module = layer.get_submodule(owner)
-        per_unit = {}
+        counted = {}
         for count in counts:
-            value: Any = module
-            for name in count.split("."):
-                value = getattr(value, name)
-            per_unit[count] = value // group.total
-        module._units, module._per_unit = [group], per_unit  # type: ignore[assignment]
-        swap_class(module, Adapted, tuple(counts), tuple(ignored))
+            first, _, name = count.partition(".")
+            value = vars(module)[first]  # its own one, even if another group's count is mixed in already
+            counted[count] = (group, (attrgetter(name)(value) if name else value) // group.total)
+        module._counted = {**module.__dict__.get("_counted", {}), **counted}  # type: ignore[assignment]
+        module._ignored = (*module.__dict__.get("_ignored", ()), *ignored)  # type: ignore[assignment]
+        swap_class(module, Adapted, tuple(counts))
 
 
 def replace_module(root: nn.Module, path: str, module: nn.Module | None) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,9 +36,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from eidetic_hf import Architecture, ArchitectureError, EideticModel, Fused, UnitPaths, architectures
 from eidetic_hf import register_architecture as register
-from eidetic_hf.layers import LEARNING, View, task_key, use_view
+from eidetic_hf.layers import LEARNING, UnitGroup, View, task_key, use_view
 from eidetic_hf.report import _layer_label, units_picture
-from eidetic_hf.wiring import Adapted, TiedWeight
+from eidetic_hf.wiring import Adapted, TiedWeight, _adapt
 
 TASKS = ("first", "second", "third")
 DECODERS = (
@@ -592,6 +593,36 @@ def test_attributes_that_count_heads_follow_the_view_and_nothing_else() -> None:
         with use_view(View(LEARNING, teacher=True)):
             assert above.config.num_attention_heads == 4
     assert model.backbone.config.num_attention_heads == trunk.config.num_attention_heads == 4
+
+
+def test_one_module_may_count_the_units_of_two_groups() -> None:
+    layer = nn.Module()
+    layer.config = SimpleNamespace(n=4, m=6, other="kept")
+    layer.width, layer.depth = 8, 12
+    groups = [UnitGroup("layers.0.heads", 4), UnitGroup("layers.0.cross_heads", 6)]
+    _adapt(layer, UnitPaths(counts=("config.n", "width")), groups[0])
+    _adapt(layer, UnitPaths(counts=("config.m", "depth")), groups[1])
+    for group in groups:
+        group.ancestors[LEARNING] = []
+        group.progress.put("kept", torch.tensor([True] + [False] * (group.total - 1)))
+        group.forget_views()
+    twin = copy.deepcopy(layer)
+    with use_view(View(LEARNING)):
+        for module in (layer, twin):
+            assert (module.config.n, module.config.m, module.config.other) == (1, 1, "kept")
+            assert (module.width, module.depth) == (2, 2)
+
+
+def test_embeddings_that_differ_though_the_configuration_ties_them_are_refused() -> None:
+    backbone = tiny_backbone("bart")
+    backbone.decoder.embed_tokens.weight = nn.Parameter(backbone.shared.weight.detach().clone())
+    copied = EideticModel.from_backbone(copy.deepcopy(backbone))
+    assert copied.backbone.decoder.embed_tokens.weight is copied.backbone.shared.weight
+    backbone.decoder.embed_tokens.weight.data += 1
+    with pytest.raises(
+        ArchitectureError, match=r"ties decoder.embed_tokens.weight to shared.weight .*but they differ"
+    ):
+        EideticModel.from_backbone(backbone)
 
 
 # -- unknown architectures --------------------------------------------------------------------------------------------

@@ -491,6 +491,7 @@ def test_the_pipeline_continues_texts(stylist: EideticModel, tmp_path: Path, cap
     stylist.save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer())
+    assert pipeline("text-generation", model=str(tmp_path), tokenizer=tokenizer()).model.tasks == ["up", "down"]
     assert "not supported" not in caplog.text
     texts = [text_of(styled(style, rows=1, seed=3)[0, :5]) for style in (0, 1)]
     for style, text in enumerate(texts):
@@ -581,7 +582,6 @@ WRONG: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         r"attention_mask has the shape \(2, 4\), expected that of the prompts, \(2, 3\)",
     ),
     "prompts twice": (lambda: {"inputs": torch.tensor([[5]])}, "given twice, as inputs and as input_ids"),
-    "paged attention": (lambda: {"cache_implementation": "paged"}, "without saying for which task"),
     "misspelled option": (lambda: {"max_new_token": 3}, "max_new_token"),
 }
 
@@ -597,6 +597,14 @@ def test_bad_calls_say_what_is_wrong_before_anything_runs(case: str, mixed_kinds
     finally:
         handle.remove()
     assert calls == []
+
+
+def test_continuous_batching_is_refused() -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    with pytest.raises(NotImplementedError, match="calls the model without saying for which task"):
+        writer().generate(ids, cache_implementation="paged")
+    with pytest.raises(NotImplementedError, match="calls the model without saying for which task"):
+        writer().generate_batch(ids.tolist())
 
 
 def test_a_model_without_a_task_that_writes_says_how_to_get_one(trained: EideticModel) -> None:

@@ -372,6 +372,19 @@ def test_a_token_that_a_task_does_not_know_is_an_error(both: EideticModel) -> No
         model.generate(NEW, task="old", **GREEDY)
 
 
+def test_scores_of_what_an_old_task_wrote_are_what_they_were() -> None:
+    model = language_model()
+    asked = {"return_dict_in_generate": True, "output_scores": True, "num_beams": 2, "max_new_tokens": 5}
+
+    def scores() -> Tensor:
+        out = model.generate(**prompts(model), task="old", **asked)
+        return model.compute_transition_scores(out.sequences, out.scores, out.beam_indices, normalize_logits=False)
+
+    before = scores()
+    model.resize_token_embeddings(GROWN)
+    assert torch.equal(scores(), before)
+
+
 def test_new_tokens_are_routed_to_a_task_that_knows_them(both: EideticModel) -> None:
     scores = both.route(**prompts(both)).router_scores
     known = both.route(NEW)
