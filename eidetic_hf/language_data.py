@@ -56,16 +56,15 @@ class RunningText(Preparation):
         """Blocks of `max_length` tokens; or prompts with their answers, and `labels` of -100 at the prompts."""
         if self.task.has_prompts:
             return self._encode_answers(data, split, tokenizer)
-        ids: list[int] = []
-        for text in encode_prompts(tokenizer, self.column(data, "text")):
+        texts, ids = self.column(data, "text"), []
+        for text in encode_prompts(tokenizer, texts):
             ids += [*text, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
         blocks = [ids[start : start + self.max_length] for start in range(0, len(ids), self.max_length)]
         if blocks and len(blocks[-1]) < 2:  # of a single token nothing can be learned
             blocks.pop()
-        if not blocks:
+        if not blocks or not any(text.strip() for text in texts):
             raise RecipeError(
-                f"Task '{self.task.name}': the texts of the {split} split have {len(ids)} tokens, of which nothing "
-                "can be learned. Give longer ones."
+                f"Task '{self.task.name}': the texts of the {split} split are empty, or too short to learn from."
             )
         masks = [[1] * len(block) for block in blocks]
         return datasets.Dataset.from_dict({"input_ids": blocks, "attention_mask": masks})

@@ -109,10 +109,12 @@ def train_tokenizer(
             pair=pair,
             special_tokens=[(token, tokenizer.token_to_id(token)) for token in (CLS, SEP, END)],
         )
+    inputs = ["input_ids", *(["token_type_ids"] if family == ENCODER else []), "attention_mask"]
     names = {"bos": END, "eos": END, "pad": PAD, "cls": CLS, "sep": SEP, "mask": MASK}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
+        model_input_names=inputs,
         **{f"{name}_token": token for name, token in names.items()},
     )
 
