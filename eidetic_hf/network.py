@@ -36,13 +36,19 @@ def is_nested(inputs: Mapping[str, Tensor]) -> bool:
 
 
 def pooled_states(trunk: TrunkPass, inputs: Mapping[str, Tensor], config: PreTrainedConfig) -> Tensor:
-    """What recorded trunk states say of each row of a batch, `(batch, parts, hidden)`; see `pool_states`."""
-    states, mask = trunk.states, inputs.get("attention_mask")
-    if is_nested(inputs):
-        batch = len(inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"])
-        states = {place: state.unflatten(0, (batch, -1)).flatten(1, 2) for place, state in states.items()}
-        mask = None if mask is None else mask.flatten(1)
-    return torch.stack(pool_states(states, mask, "first" if family_of(config) == ENCODER else "last"), 1)
+    """What recorded trunk states say of each row of a batch, `(batch, parts, hidden)`; see `pool_states`.
+
+    Of several sequences in a row each counts for as much as it has tokens, in whatever order they stand.
+    """
+    mask, is_several = inputs.get("attention_mask"), is_nested(inputs)
+    flat = mask.flatten(0, 1) if is_several and mask is not None else mask
+    pooled = torch.stack(pool_states(trunk.states, flat, "first" if family_of(config) == ENCODER else "last"), 1)
+    if not is_several:
+        return pooled
+    batch = len(inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"])
+    pooled = pooled.unflatten(0, (batch, -1))
+    weights = pooled.new_ones(pooled.shape[:2]) if mask is None else mask.sum(2).float()
+    return (pooled * weights[:, :, None, None]).sum(1) / weights.sum(1).clamp(min=1)[:, None, None]
 
 
 class CheckpointWithView:

@@ -32,12 +32,16 @@ def as_text(ids: list[int]) -> str:
 
 
 def counting(seed: int, rows: int, low: int = 10, high: int = 60) -> list[list[int]]:
-    """Sequences that count upwards in steps of three, from `high` on from `low`: a token follows from the last."""
+    """Sequences that begin with token 4, as texts with a special first token do, and then count upwards.
+
+    In steps of three, from `high` on from `low`: a token follows from the last.
+    """
     generator = torch.Generator().manual_seed(seed)
     span = high - low
     starts = torch.randint(0, span, (rows,), generator=generator).tolist()
     lengths = torch.randint(7, 12, (rows,), generator=generator).tolist()
-    return [[low + (start + 3 * i) % span for i in range(n)] for start, n in zip(starts, lengths, strict=True)]
+    rows_of = zip(starts, lengths, strict=True)
+    return [[4, *(low + (start + 3 * i) % span for i in range(1, n))] for start, n in rows_of]
 
 
 def token_data(seed: int = 0, rows: int = 64, low: int = 10, high: int = 60) -> Dataset:
@@ -76,14 +80,15 @@ def text_data(seed: int = 0, rows: int = 64, low: int = 10, high: int = 60) -> D
 
 
 def gap_data(seed: int = 0, rows: int = 64, low: int = 10, high: int = 60) -> Dataset:
-    """Sequences of one token, again and again."""
-    return Dataset.from_dict({"input_ids": [[row[0]] * len(row) for row in counting(seed, rows, low, high)]})
+    """Sequences of one of ten tokens, again and again, behind the first."""
+    ids = [[4, *[low + (row[1] - low) // 5 * 5] * (len(row) - 1)] for row in counting(seed, rows, low, high)]
+    return Dataset.from_dict({"input_ids": ids})
 
 
 def copy_data(seed: int = 0, rows: int = 64, low: int = 10, high: int = 60) -> Dataset:
     """The text to write counts on from where the text to read begins."""
     ids = counting(seed, rows, low, high)
-    labels = [[low + (row[0] - low + i) % (high - low) for i in range(5)] for row in ids]
+    labels = [[low + (row[1] - low + i) % (high - low) for i in range(5)] for row in ids]
     return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
 
@@ -92,7 +97,7 @@ def pair_data(seed: int = 0, rows: int = 64, low: int = 10, high: int = 60) -> D
     generator = torch.Generator().manual_seed(seed)
     topics = [int(torch.randint(0, (high - low) // 5, (1,), generator=generator)) for _ in range(rows)]
     sides = [
-        [(low + 5 * topic + torch.randint(0, 5, (n,), generator=generator)).tolist() for topic in topics]
+        [[4, *(low + 5 * topic + torch.randint(0, 5, (n,), generator=generator)).tolist()] for topic in topics]
         for n in (6, 9)
     ]
     return Dataset.from_dict({"input_ids": sides[0], "pair_input_ids": sides[1]})
@@ -104,7 +109,7 @@ def similarity_data(seed: int = 0, rows: int = 64, low: int = 10, high: int = 60
     partners = data["pair_input_ids"][:]
     whole = rows // 2
     partners[whole:] = partners[whole + 1 :] + partners[whole : whole + 1]
-    same = [float((a[0] - low) // 5 == (b[0] - low) // 5) for a, b in zip(data["input_ids"], partners, strict=True)]
+    same = [float((a[1] - low) // 5 == (b[1] - low) // 5) for a, b in zip(data["input_ids"], partners, strict=True)]
     return Dataset.from_dict({"input_ids": data["input_ids"][:], "pair_input_ids": partners, "labels": same})
 
 

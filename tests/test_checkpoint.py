@@ -823,7 +823,8 @@ def test_the_card_lists_every_task_with_its_sha256(grown_saved: Path, grown: Eid
     found = hashes(grown_saved)
     for name in grown.tasks:
         file, owned = f"eidetic-task-{name}.safetensors", grown.capacity()["owned"][name]
-        assert re.search(rf"^\| {name} \| 3 \| .* \| {owned} \| `{file}` \| `{found[file]}` \|$", text, re.MULTILINE)
+        row = rf"^\| {name} \| sequence-classification \| 3 \| .* \| {owned} \| `{file}` \| `{found[file]}` \|$"
+        assert re.search(row, text, re.MULTILINE)
     assert text.startswith("---\n") and "library_name: eidetic_hf" in text
     assert "new tasks can be learned" in text
 
