@@ -28,8 +28,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from eidetic_hf import EideticModel, PruningConfig
-from eidetic_hf.recipe import resolve_backbone
 from eidetic_hf.router import MAX_FEATURES, Router, RouterSums
+from eidetic_hf.starting_point import resolve_backbone
 
 TASKS, MIXED_BATCH, LENGTH, TRAINING_SEQUENCES = 5, 64, 64, 2000
 MANY_TASKS, MANY_BATCH = 1000, 32
@@ -39,9 +39,10 @@ Rows = dict[str, dict[str, float]]
 
 
 def task_batch(vocabulary: int, task: int, rows: int, seed: int) -> Batch:
-    """Sequences of one task, whose token ids come from a range of its own; no padding."""
-    low, high = (vocabulary * (task + place) // TASKS for place in (0, 1))
-    ids = torch.randint(low, high, (rows, LENGTH), generator=torch.Generator().manual_seed(seed * TASKS + task))
+    """Sequences of one task: a common first token, the others from a hundred ids of the task's own; no padding."""
+    low = vocabulary * (task + 1) // (TASKS + 2)
+    ids = torch.randint(low, low + 100, (rows, LENGTH), generator=torch.Generator().manual_seed(seed * TASKS + task))
+    ids[:, 0] = vocabulary // 2
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -122,6 +123,7 @@ def measure_answers(backbone: str, trunk_layers: int | None, rounds: int) -> Row
 def measure_sums(backbone: str, trunk_layers: int | None) -> Rows:
     """Seconds to take the sums of 2000 sequences of 64 tokens, which is what a task's commit adds."""
     model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers)
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in model.backbone.state_dict().values())
     model.add_task("task", labels=LABELS)
     model.begin_task("task")
     batches = list(labelled_batches(model.backbone.config.vocab_size, 0, TRAINING_SEQUENCES))
@@ -130,7 +132,6 @@ def measure_sums(backbone: str, trunk_layers: int | None) -> Rows:
     seconds = time.perf_counter() - start
     model.router.put("task", sums)
     kept = sum(tensor.numel() * tensor.element_size() for tensor in model.router.sums.state_dict().values())
-    whole = sum(tensor.numel() * tensor.element_size() for tensor in model.backbone.state_dict().values())
     return {
         f"seconds for the sums of {TRAINING_SEQUENCES} sequences": {"ours": seconds, "bound": 15},
         "bytes of a task's sums, share of the backbone's": {"ours": kept, "plain": whole, "ratio": kept / whole,

@@ -24,7 +24,7 @@ COLORS = ["blue", "green", "red"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SPLIT_SIZES = {"train": 48, "validation": 12, "test": 20}
 TRAINING = {
-    "max_steps": 24,
+    "max_steps": 36,
     "per_device_train_batch_size": 16,
     "learning_rate": 5e-3,
     "use_cpu": True,

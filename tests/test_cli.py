@@ -207,7 +207,7 @@ def test_predict_sends_each_text_to_its_task(unlike: Path, tmp_path: Path) -> No
 
 def test_predict_turns_strange_texts_away_if_asked(unlike: Path) -> None:  # noqa: F811
     model = unlike / "output" / "model"
-    strange, own = "w95 w105 w110 w100 w94", color_rows(5, 1)[0]["text"]
+    strange, own = "w95 w95 w95 w95 w95", color_rows(5, 1)[0]["text"]
     lines = [
         json.loads(line) for line in call("predict", model, "--abstain", "0.05", strange, own).stdout.splitlines()
     ]

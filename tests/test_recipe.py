@@ -332,7 +332,7 @@ def test_settings_of_a_task_go_over_those_of_the_recipe(tmp_path: Path) -> None:
     recipe = read_recipe(write_recipe(tmp_path, tasks, seed=7))
     assert recipe.pruning_config(recipe.tasks[0]).keep == 0.9
     arguments = recipe.training_arguments(recipe.tasks[0])
-    assert (arguments.learning_rate, arguments.max_steps, arguments.seed) == (1e-3, 24, 7)
+    assert (arguments.learning_rate, arguments.max_steps, arguments.seed) == (1e-3, 36, 7)
     assert arguments.metric_for_best_model == "accuracy"
 
 

@@ -87,3 +87,10 @@ def test_the_matrix_of_architectures_says_what_passed_and_what_failed(
         matrix.main()
     printed = capsys.readouterr().out
     assert "1 of 3 checks passed" in printed and "✗" in printed and "what pytest said" in printed
+
+
+def test_the_benchmark_of_routing_measures_a_router_over_many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(RECIPES)
+    many = script("benchmark_routing").measure_many(20)
+    assert many["megabytes of sums per task"]["ours"] < 0.9
+    assert 0 < many["milliseconds to route 32 sequences among 20 tasks"]["ours"] < 50
