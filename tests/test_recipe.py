@@ -358,7 +358,7 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None
         ({"trunk_layers": 9}, ["trunk_layers=9", "3 layers"]),
         ({"max_length": 0}, ["`max_length: 0`", ">= 3"]),
         ({"max_length": 1000}, ["`max_length: 1000`", "reads up to 66 tokens"]),
-        ({"pooling": "max"}, ["`pooling: 'max'`", "['mean', 'first']"]),
+        ({"pooling": "max"}, ["`pooling: 'max'`", "['mean', 'first', 'last']"]),
         ({"forward_transfer": ["third"]}, ["names 'third'", "['first', 'second']"]),
         ({"training": {"learning_rat": 1}}, ["'learning_rat' in `training:` of the recipe", "'learning_rate'"]),
         ({"training": {"learning_rate": "fast"}}, ["`learning_rate: 'fast'`", "expected a number"]),
