@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-ENCODER, DECODER = "layers", "decoder_layers"
+LAYERS, DECODER_LAYERS = "layers", "decoder_layers"
 
 
 class ArchitectureError(ValueError):
@@ -142,9 +142,9 @@ class Architecture:
     @property
     def stacks(self) -> dict[str, Stack]:
         """The lists of layers by the name that their unit groups begin with; the trunk lies in the first."""
-        stacks = {ENCODER: Stack(self.layers, self.heads, self.neurons, None, self.n_heads)}
+        stacks = {LAYERS: Stack(self.layers, self.heads, self.neurons, None, self.n_heads)}
         if self.decoder is not None:
-            stacks[DECODER] = self.decoder
+            stacks[DECODER_LAYERS] = self.decoder
         return stacks
 
 

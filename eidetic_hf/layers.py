@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .architectures import DECODER
+from .architectures import DECODER_LAYERS
 
 POOL = "pool"
 LEARNING = "learning"
@@ -279,7 +279,7 @@ class UnitGroup(nn.Module):
     @property
     def is_decoder(self) -> bool:
         """Whether the group lies in a decoder beside an encoder."""
-        return self.name.startswith(DECODER)
+        return self.name.startswith(DECODER_LAYERS)
 
     def seen(self) -> int:
         """Number of units that the current view sees."""

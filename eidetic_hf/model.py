@@ -29,7 +29,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from .architectures import (
-    ENCODER,
+    LAYERS,
     Architecture,
     ArchitectureError,
     architecture_of,
@@ -298,7 +298,7 @@ class EideticModel(GeneratingNetwork):
         unowned: list[str] = []
         for prefix, stack in architecture.stacks.items():
             stacked = cast(nn.ModuleList, self.backbone.get_submodule(stack.layers))
-            first = self.config.trunk_layers if prefix == ENCODER else 0
+            first = self.config.trunk_layers if prefix == LAYERS else 0
             for group in wire_stack(prefix, stack, stacked, first, self.backbone.config):
                 self.groups[_module_name(group.name)] = group
             for index in range(first, len(stacked)):

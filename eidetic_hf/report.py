@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from .architectures import DECODER
+from .architectures import DECODER_LAYERS
 from .pruning import KINDS
 from .recipe import LOWER_IS_BETTER
 from .run import write_json
@@ -270,7 +270,7 @@ def units_picture(tasks: list[str], capacity: Mapping[str, Any]) -> Markup:
 def _layer_label(group: str) -> str:
     """A unit group's layer: its number, after a `d` in the decoder beside an encoder."""
     stack, number, _ = group.split(".")
-    return f"d{number}" if stack == DECODER else number
+    return f"d{number}" if stack == DECODER_LAYERS else number
 
 
 def shards_picture(shards: Mapping[str, Mapping[str, Any]]) -> Markup:
