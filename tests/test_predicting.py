@@ -168,6 +168,7 @@ def test_prompts_of_one_batch_are_continued_as_alone(writing: Path) -> None:  # 
         ("which", Query("red"), "'which' chooses among texts, and there are none. Give choices."),
         ("gaps", Query("red"), "'gaps' fills gaps, and there is none within 24 tokens. Put [MASK]"),
         ("names", Query("red", "blue"), "'names' (token-classification) reads one text, and there are two"),
+        ("which", Query("red", "w1", ("red", "w1")), "'which' (multiple-choice) reads one text, and there are two"),
         ("color", Query("red", choices=("a", "b")), "'color' (sequence-classification) does not choose among texts"),
     ],
 )
@@ -240,6 +241,7 @@ def test_abstaining_works_over_kinds(reading: Path) -> None:  # noqa: F811
         ('{"text": "a", "text_pair": "b"}', Query("a", "b")),
         ('{"question": "a?", "context": "b", "answers": {}}', Query("a?", "b")),
         ('{"text": "a", "question": "why?", "choices": ["x", "y"]}', Query("a why?", choices=("x", "y"))),
+        ('{"context": "a", "question": "why?", "choices": ["x", "y"]}', Query("a why?", choices=("x", "y"))),
         ('{"tokens": ["a", "b"]}', Query("a b", tokens=("a", "b"))),
         ('{"prompt": "a"}', Query("a")),
         ('{"source": "a"}', Query("a")),

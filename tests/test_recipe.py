@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import tiny_model
 from recipe_files import (  # noqa: F401
     COLORS,
     color_rows,
@@ -26,9 +29,9 @@ from transformers import AutoTokenizer, EvalPrediction
 
 from eidetic_hf import EideticModel, EideticTrainer, TaskRecord
 from eidetic_hf.checkpoint import sha256_of
-from eidetic_hf.recipe import RecipeError
+from eidetic_hf.recipe import KIND_RULES, SETTINGS, Recipe, RecipeError, TaskRecipe
 from eidetic_hf.recipe_file import read_recipe
-from eidetic_hf.run import run_recipe
+from eidetic_hf.run import longest_sequence, run_recipe
 from eidetic_hf.scoring import TaskScore, continual_metrics
 from eidetic_hf.starting_point import resolve_backbone
 
@@ -579,6 +582,31 @@ def test_the_same_answer_to_everything_has_no_correlation_but_a_score() -> None:
         warnings.simplefilter("ignore")
         scores = TaskScore(record, "pearson")(EvalPrediction(np.ones((3, 1)), np.arange(3.0)))
     assert scores == {"mse": pytest.approx(2 / 3), "pearson": 0.0, "spearman": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "longest"), [("bert", 66), ("roberta", 65), ("distilbert", 66), ("t5", None)]
+)
+def test_the_longest_sequence_is_what_the_backbone_has_positions_for(architecture: str, longest: int | None) -> None:
+    model = tiny_model(architecture)
+    assert longest_sequence(model) == longest
+    if longest is not None:
+        ids = torch.full((1, longest), 5)
+        model.add_task("a", labels=["x", "y"])
+        model.begin_task("a")
+        assert model(input_ids=ids, attention_mask=torch.ones_like(ids), task="a").logits.shape == (1, 2)
+        with pytest.raises((IndexError, RuntimeError)):
+            long = torch.full((1, longest + 1), 5)
+            model(input_ids=long, attention_mask=torch.ones_like(long), task="a")
+
+
+def test_the_documentation_names_every_key_of_a_recipe() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
+    keys = {f.name for f in dataclasses.fields(Recipe)} - {"name", "folder", "source"}
+    keys |= {f.name for f in dataclasses.fields(TaskRecipe)} | set(SETTINGS)
+    for rules in KIND_RULES.values():
+        keys |= set(rules.columns) | set(rules.metrics)
+    assert not {key for key in keys if not re.search(rf"\b{key}\b", text)}
 
 
 def test_a_package_backbone_is_a_folder_of_an_installed_package(tmp_path: Path) -> None:
