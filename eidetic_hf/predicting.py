@@ -86,6 +86,8 @@ def read_query(line: str, number: int) -> Query:
     pair = next((values[key] for key in _PAIR_KEYS if isinstance(values.get(key), str)), None)
     if tokens is not None:
         parts = [" ".join(tokens)]
+    if choices is not None and "context" in values and pair is not None:  # what the question is about comes first
+        parts, pair = [pair, *parts], None
     if not parts:
         raise ValueError(
             f"Line {number} has the keys {list(values)}; expected one of {list(_TEXT_KEYS)} with a text, or 'tokens'."
@@ -233,7 +235,7 @@ class Predictor:
         name, kind = record.name, record.task_type
         if query.choices is not None and kind != "multiple-choice":
             raise Unanswerable(f"'{name}' ({kind}) does not choose among texts. Leave the choices out.")
-        if query.text_pair is not None and kind in SINGLE_TEXTS:
+        if query.text_pair is not None and (kind in SINGLE_TEXTS or query.choices is not None):
             raise Unanswerable(f"'{name}' ({kind}) reads one text, and there are two. Leave the second one out.")
         if kind == "question-answering":
             if query.text_pair is None:

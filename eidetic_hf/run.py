@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import evaluate
@@ -111,8 +111,10 @@ def longest_sequence(model: EideticModel) -> int | None:
     config = model.config.base_config
     longest = getattr(config, "max_position_embeddings", None)
     embeddings = [m for n, m in model.backbone.named_modules() if n.endswith("position_embeddings")]
-    offset = max((getattr(module, "padding_idx", None) or 0 for module in embeddings), default=0)
-    return longest - offset - 1 if longest is not None and offset else longest
+    for module in embeddings:  # RoBERTa's positions begin behind the one of padding
+        if longest is not None and getattr(module, "padding_idx", None) is not None:
+            return longest - cast(int, module.padding_idx) - 1
+    return longest
 
 
 def _have_one_backbone(fresh: EideticModel, model: EideticModel) -> bool:

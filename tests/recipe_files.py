@@ -21,10 +21,11 @@ from eidetic_hf.recipe_file import read_recipe
 from eidetic_hf.run import run_recipe
 
 COLORS = ["blue", "green", "red"]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+MASK = "[MASK]"
 SPLIT_SIZES = {"train": 48, "validation": 12, "test": 20}
 TRAINING = {
-    "max_steps": 36,
+    "max_steps": 24,
     "per_device_train_batch_size": 16,
     "learning_rate": 5e-3,
     "use_cpu": True,
@@ -35,13 +36,14 @@ TRAINING = {
 
 def write_backbone(folder: Path, seed: int = 0) -> Path:
     """A random BERT and a word tokenizer that knows the colors."""
-    words = [*SPECIAL, *COLORS, "same", *(f"w{i}" for i in range(VOCABULARY - len(SPECIAL) - len(COLORS) - 1))]
+    first = [*SPECIAL, *COLORS, "same"]
+    words = [*first, *(f"w{i}" for i in range(VOCABULARY - len(first) - 1)), MASK]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    names = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL}
+    names = {f"{name.strip('[]').lower()}_token": name for name in [*SPECIAL, MASK]}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     tiny_backbone(seed=seed).save_pretrained(folder)
     return folder

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import tiny_model
 from recipe_files import (  # noqa: F401
     COLORS,
     color_rows,
@@ -20,14 +25,14 @@ from recipe_files import (  # noqa: F401
     write_recipe,
     write_task,
 )
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, EvalPrediction
 
-from eidetic_hf import EideticModel, EideticTrainer
+from eidetic_hf import EideticModel, EideticTrainer, TaskRecord
 from eidetic_hf.checkpoint import sha256_of
-from eidetic_hf.recipe import RecipeError
+from eidetic_hf.recipe import KIND_RULES, SETTINGS, Recipe, RecipeError, TaskRecipe
 from eidetic_hf.recipe_file import read_recipe
-from eidetic_hf.run import run_recipe
-from eidetic_hf.scoring import continual_metrics
+from eidetic_hf.run import longest_sequence, run_recipe
+from eidetic_hf.scoring import TaskScore, continual_metrics
 from eidetic_hf.starting_point import resolve_backbone
 
 
@@ -332,8 +337,50 @@ def test_settings_of_a_task_go_over_those_of_the_recipe(tmp_path: Path) -> None:
     recipe = read_recipe(write_recipe(tmp_path, tasks, seed=7))
     assert recipe.pruning_config(recipe.tasks[0]).keep == 0.9
     arguments = recipe.training_arguments(recipe.tasks[0])
-    assert (arguments.learning_rate, arguments.max_steps, arguments.seed) == (1e-3, 36, 7)
-    assert arguments.metric_for_best_model == "accuracy"
+    assert (arguments.learning_rate, arguments.max_steps, arguments.seed) == (1e-3, 24, 7)
+    assert arguments.metric_for_best_model == "accuracy" and arguments.greater_is_better is True
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "greater"),
+    [
+        ({"type": "token-classification"}, "f1", True),
+        ({"type": "question-answering", "metric": "exact_match"}, "exact_match", True),
+        ({"type": "multiple-choice"}, "accuracy", True),
+        ({"type": "causal-lm"}, "perplexity", False),
+        ({"type": "seq2seq-lm"}, "perplexity", False),
+        ({"type": "masked-lm", "metric": "accuracy"}, "accuracy", True),
+        ({"type": "feature-extraction", "columns": {"score": "score"}}, "spearman", True),
+        ({"type": "feature-extraction"}, "loss", False),
+        ({"problem_type": "regression", "metric": "mse"}, "mse", False),
+    ],
+)
+def test_each_kind_has_a_metric_and_knows_whether_more_is_better(
+    tmp_path: Path, values: dict[str, Any], metric: str, greater: bool
+) -> None:
+    recipe = read_recipe(write_recipe(tmp_path, [write_task(tmp_path, "first", **values)]))
+    arguments = recipe.training_arguments(recipe.tasks[0])
+    assert recipe.tasks[0].metric == arguments.metric_for_best_model == metric
+    assert arguments.greater_is_better is greater
+
+
+def test_columns_have_the_usual_names_of_the_kind_unless_others_are_given(tmp_path: Path) -> None:
+    tasks = [
+        write_task(tmp_path, "a", type="question-answering", columns={"context": "passage"}),
+        write_task(tmp_path, "b", type="causal-lm"),
+        write_task(tmp_path, "c", type="causal-lm", columns={"answer": "reply"}, template="Q: {prompt} A: "),
+        write_task(tmp_path, "d", type="multiple-choice", columns={"choices": ["x", "y"]}, max_length=9),
+    ]
+    recipe = read_recipe(write_recipe(tmp_path, tasks))
+    assert [task.columns for task in recipe.tasks] == [
+        {"question": "question", "context": "passage", "answers": "answers"},
+        {"text": "text"},
+        {"prompt": "prompt", "answer": "reply"},
+        {"text": "text", "choices": ["x", "y"], "label": "label"},
+    ]
+    assert [task.has_prompts for task in recipe.tasks] == [False, False, True, False]
+    assert [recipe.length_of(task) for task in recipe.tasks] == [16, 16, 16, 9]
+    assert recipe.tasks[0].setting("max_answer_length") == 30
 
 
 def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None:
@@ -368,6 +415,19 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None
         ({"backbone": "./nowhere"}, ["there is no folder", "nowhere"]),
         ({"backbone": "package:no_such_package/model"}, ["'no_such_package'", "pip install no-such-package"]),
         ({"backbone": "package:json/model"}, ["'json' has no folder 'model'"]),
+        ({"backbone": ["a"]}, ["`backbone: ['a']`", "{model_type: ...}"]),
+        ({"backbone": {"hidden_size": 3}}, ["has no `model_type:`"]),
+        ({"backbone": {"model_type": "bert"}}, ["needs a tokenizer", "{train: bpe, vocab_size: 2048}"]),
+        ({"tokenizer": {"train": "byte"}}, ["the backbone backbone knows its own tokens only"]),
+        (
+            {"backbone": {"model_type": "bert"}, "tokenizer": {"train": "words"}},
+            ["`train: 'words'`", "['bpe', 'byte']"],
+        ),
+        ({"backbone": {"model_type": "bert"}, "tokenizer": {"train": "bpe"}}, ["`vocab_size: None`", "at least 300"]),
+        (
+            {"backbone": {"model_type": "bert"}, "tokenizer": {"train": "byte", "vocab_size": 9}},
+            ["`vocab_size: 9`", "one token per byte needs none"],
+        ),
     ],
 )
 def test_a_wrong_value_in_the_recipe_is_named(tmp_path: Path, values: dict[str, Any], parts: list[str]) -> None:
@@ -401,6 +461,24 @@ def test_a_wrong_value_in_the_recipe_is_named(tmp_path: Path, values: dict[str, 
         ({"problem_type": "regression"}, ["the label ", "regression expects 1 finite number"]),
         ({"problem_type": "multi_label_classification"}, ["expected lists of label names"]),
         ({"forward_transfer": ["second"]}, ["names 'second', which is no task before it"]),
+        ({"stride": 3}, ["`stride:` in task 'first' is for question-answering", "sequence-classification"]),
+        ({"type": "question-answering", "stride": -1}, ["`stride: -1`", "a whole number of tokens >= 0"]),
+        ({"type": "question-answering", "stride": True}, ["`stride: True`"]),
+        ({"type": "masked-lm", "mlm_probability": 15}, ["`mlm_probability: 15`", "a share between 0 and 1"]),
+        ({"type": "multiple-choice", "choice_marks": ["A"]}, ["`choice_marks: ['A']`", "a list of two or more texts"]),
+        ({"type": "multiple-choice", "columns": {"choices": ["a"]}}, ["`choices: ['a']`", "a list of two or more"]),
+        ({"type": "causal-lm", "template": "Q"}, ["`template: 'Q'`", "a text with {prompt} in it"]),
+        ({"type": "causal-lm", "template": "{prompt}"}, ["`template:` in task 'first' is for prompts"]),
+        ({"type": "causal-lm", "columns": {"prompt": "a", "text": "b"}}, ["prompts and a running text"]),
+        ({"type": "causal-lm", "labels": ["a", "b"]}, ["`labels:` in task 'first': tasks of causal-lm have none"]),
+        ({"type": "masked-lm", "problem_type": "regression"}, ["`problem_type:` in task 'first'"]),
+        ({"type": "masked-lm", "metric": "f1"}, ["`type: masked-lm`", "['perplexity', 'accuracy', 'loss']"]),
+        ({"type": "feature-extraction", "metric": "pearson"}, ["needs scores", "`columns: {score: NAME}`"]),
+        ({"max_length": 67}, ["`max_length: 67` of task 'first'", "reads up to 66 tokens"]),
+        (
+            {"type": "question-answering", "training": {"train_sampling_strategy": "group_by_length"}},
+            ["Task 'first', training: grouping by length would shuffle the windows"],
+        ),
         ({"data": {"path": "json", "data_files": "nowhere.jsonl"}}, ["could not be loaded", "nowhere.jsonl"]),
     ],
 )
@@ -478,6 +556,57 @@ def test_an_error_is_not_averaged_with_scores() -> None:
     assert found["average_accuracy"] == 0.5
     assert found["averaged_tasks"] == ["b"]
     assert found["forgetting"] is None
+    assert found["by_metric"] == {
+        "mse": {"average": 9.0, "backward_transfer": 0.0, "forgetting": 0.0, "tasks": ["a"]},
+        "accuracy": {"average": 0.5, "backward_transfer": None, "forgetting": None, "tasks": ["b"]},
+    }
+
+
+def test_what_is_lost_is_positive_where_less_is_better_too() -> None:
+    matrix = [
+        {"task": "a", "scores": {"a": 12.0}},
+        {"task": "b", "scores": {"a": 10.0, "b": 20.0}},
+        {"task": "c", "scores": {"a": 15.0, "b": 18.0, "c": 30.0}},
+    ]
+    found = continual_metrics(matrix, dict.fromkeys("abc", "perplexity"))
+    assert found["average_accuracy"] is found["backward_transfer"] is found["forgetting"] is None
+    perplexity = found["by_metric"]["perplexity"]
+    assert perplexity["average"] == pytest.approx(21.0)
+    assert perplexity["backward_transfer"] == pytest.approx((-3.0 + 2.0) / 2)
+    assert perplexity["forgetting"] == pytest.approx((5.0 + 0.0) / 2), "against the best, not against the commit"
+
+
+def test_the_same_answer_to_everything_has_no_correlation_but_a_score() -> None:
+    record = TaskRecord("n", problem_type="regression", labels=["score"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scores = TaskScore(record, "pearson")(EvalPrediction(np.ones((3, 1)), np.arange(3.0)))
+    assert scores == {"mse": pytest.approx(2 / 3), "pearson": 0.0, "spearman": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "longest"), [("bert", 66), ("roberta", 65), ("distilbert", 66), ("t5", None)]
+)
+def test_the_longest_sequence_is_what_the_backbone_has_positions_for(architecture: str, longest: int | None) -> None:
+    model = tiny_model(architecture)
+    assert longest_sequence(model) == longest
+    if longest is not None:
+        ids = torch.full((1, longest), 5)
+        model.add_task("a", labels=["x", "y"])
+        model.begin_task("a")
+        assert model(input_ids=ids, attention_mask=torch.ones_like(ids), task="a").logits.shape == (1, 2)
+        with pytest.raises((IndexError, RuntimeError)):
+            long = torch.full((1, longest + 1), 5)
+            model(input_ids=long, attention_mask=torch.ones_like(long), task="a")
+
+
+def test_the_documentation_names_every_key_of_a_recipe() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
+    keys = {f.name for f in dataclasses.fields(Recipe)} - {"name", "folder", "source"}
+    keys |= {f.name for f in dataclasses.fields(TaskRecipe)} | set(SETTINGS)
+    for rules in KIND_RULES.values():
+        keys |= set(rules.columns) | set(rules.metrics)
+    assert not {key for key in keys if not re.search(rf"\b{key}\b", text)}
 
 
 def test_a_package_backbone_is_a_folder_of_an_installed_package(tmp_path: Path) -> None:
@@ -485,8 +614,8 @@ def test_a_package_backbone_is_a_folder_of_an_installed_package(tmp_path: Path) 
     assert (folder / "report.html").is_file()
 
 
-@pytest.mark.parametrize("name", ["quickstart", "standard"])
+@pytest.mark.parametrize("name", ["quickstart", "standard", "kinds", "language", "sentences", "instructions"])
 def test_the_recipes_of_the_repository_are_valid(name: str) -> None:
     recipe = read_recipe(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
     assert recipe.output == Path("runs") / name
-    assert len(recipe.tasks) >= 3
+    assert len(recipe.tasks) >= 2

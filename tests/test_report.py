@@ -9,10 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from recipe_files import finished, private_dataset_cache  # noqa: F401
 
-from eidetic_hf.report import confusion_picture, report_content, shard_history, write_report
+from eidetic_hf.report import confusion_picture, matrix_picture, report_content, shard_history, write_report
+
+viridis = matplotlib.colormaps["viridis"]
 
 
 class Elements(HTMLParser):
@@ -157,6 +160,35 @@ def test_a_report_of_a_single_task_has_no_transfer(results: dict[str, Any], tmp_
     page = write_report(one, tmp_path / "report.html").read_text()
     assert "<b>-</b>forgetting" in page
     assert "colors: 1 task in one model" in page
+
+
+def test_metrics_of_which_less_is_better_are_shown_apart(results: dict[str, Any], tmp_path: Path) -> None:
+    mixed = copy.deepcopy(results)
+    mixed["metrics"]["second"] = mixed["tasks"][1]["metric"] = "perplexity"
+    mixed["tasks"][1].update(type="causal-lm", labels=[])
+    mixed["matrix"][1]["scores"]["second"] = 12.5
+    mixed["averaged_tasks"] = ["first"]
+    mixed["by_metric"] = {
+        "accuracy": {"average": 0.75, "backward_transfer": None, "forgetting": None, "tasks": ["first"]},
+        "perplexity": {"average": 12.5, "backward_transfer": -1.0, "forgetting": 1.0, "tasks": ["second"]},
+    }
+    page = write_report(mixed, tmp_path / "report.html").read_text()
+    assert "<b>12.5000</b>average perplexity (less is better)" in page
+    assert "<b>1.0000</b>perplexity lost to later tasks" in page
+    assert "average accuracy (AA)" in page
+    assert "<td>second</td><td>causal-lm</td><td>perplexity</td>" in page
+    assert Elements(page).open == []
+    only = {**mixed, "averaged_tasks": [], "average_accuracy": None}
+    page = write_report(only, tmp_path / "report.html").read_text()
+    assert "average accuracy (AA)" not in page and "average perplexity" in page
+
+
+def test_cells_of_errors_are_colored_by_the_best_of_their_column() -> None:
+    matrix = [{"task": "a", "scores": {"a": 10.0}}, {"task": "b", "scores": {"a": 40.0, "b": 20.0}}]
+    picture = matrix_picture(["a", "b"], matrix, dict.fromkeys("ab", "perplexity"))
+    cells = re.findall(r"fill: (#[0-9a-f]{6})", picture)
+    best, lost = (matplotlib.colors.to_hex(viridis(share)) for share in (1.0, 0.25))
+    assert cells.count(best) >= 2 and lost in cells
 
 
 def test_results_of_no_run_are_refused(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from conftest import tiny_backbone
-from recipe_files import finished, private_dataset_cache  # noqa: F401
+from recipe_files import finished, private_dataset_cache, reading, writing  # noqa: F401
+
+from eidetic_hf.run import make_model
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -46,6 +49,57 @@ def test_the_comparison_counts_both_models_right_answers_on_the_same_items(
     assert low <= found["difference_points"] <= high
     assert found["verified"]
     assert "95 % interval" in capsys.readouterr().out
+
+
+def test_every_kind_but_one_is_compared_with_its_plain_model(
+    reading: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "comparison.json"
+    monkeypatch.setattr(sys, "argv", ["compare", str(reading / "colors.yaml"), "--json", str(out)])
+    script("compare_with_dense").main()
+    found, results = json.loads(out.read_text()), json.loads((reading / "output" / "results.json").read_text())
+    assert list(found["tasks"]) == ["color", "names", "where", "which", "gaps"]
+    assert "alike        left out: transformers has no plain model for feature-extraction" in capsys.readouterr().out
+    scores = results["steps"][-1]["scores"]
+    for name, row in found["tasks"].items():
+        assert row["metric"] == results["metrics"][name]
+        for metric, values in row["metrics"].items():
+            assert values["eidetic"] == pytest.approx(scores[name][metric]), "the same as in the run"
+            assert values["difference"] == values["eidetic"] - values["separate"]
+            assert values["interval_95"][0] <= values["interval_95"][1]
+    assert list(found["tasks"]["where"]["metrics"]) == ["f1", "exact_match"]
+    assert found["averaged"] == ["color", "names", "where", "which"], "perplexity is no share"
+    mean = sum(found["tasks"][name]["separate"] for name in found["averaged"]) / 4
+    assert found["mean_separate"] == pytest.approx(mean)
+
+
+def test_a_network_fine_tuned_in_turn_starts_with_the_same_weights_and_forgets(
+    writing: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compare = script("compare_language")
+    recipe = compare.read_recipe(writing / "colors.yaml")
+    tokenizer = compare.AutoTokenizer.from_pretrained(writing / "output" / "model")
+    plain, fresh = compare.plain_model(recipe, tokenizer), make_model(recipe, tokenizer)
+    ours, theirs = fresh.backbone.state_dict(), plain.base_model.state_dict()
+    trunk = [name for name in theirs if name in ours]
+    assert {"embed_tokens.weight", "layers.0.mlp.down_proj.weight"} <= set(trunk)
+    assert all(torch.equal(ours[name], theirs[name]) for name in trunk)
+    out = tmp_path / "comparison.json"
+    monkeypatch.setattr(sys, "argv", ["compare", str(writing / "colors.yaml"), "--json", str(out)])
+    compare.main()
+    found, results = json.loads(out.read_text()), json.loads((writing / "output" / "results.json").read_text())
+    assert [row["scores"] for row in found["eidetic"]] == [row["scores"] for row in results["matrix"]]
+    assert found["unchanged"] is True
+    assert [list(row["scores"]) for row in found["in_turn"]] == [["low"], ["low", "high"], ["low", "high", "answer"]]
+    assert found["in_turn"][2]["scores"]["low"] > 2 * found["in_turn"][0]["scores"]["low"]
+    assert [line["of"] for line in found["continued"]] == ["low", "high", "answer"]
+    assert "perplexity of the same network, fine-tuned in turn" in capsys.readouterr().out
 
 
 def test_the_cost_of_inference_and_of_checkpoints_is_measured(tmp_path: Path) -> None:
