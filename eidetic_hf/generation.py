@@ -270,7 +270,10 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
         generation_config, kwargs = self._with_special_tokens(name, generation_config, kwargs)
         context = self._context()
         if context is not None:
-            mask = kwargs.get("attention_mask") if family_of(self.backbone.config) == DECODER else None
+            mask = kwargs.get("attention_mask")
+            if mask is None:
+                mask = self._mask_of_padding(kwargs.get("input_ids"), generation_config, kwargs)
+            mask = mask if family_of(self.backbone.config) == DECODER else None
             padding = 0 if mask is None else mask.shape[1] - int(mask.sum(1).max())
             criteria = [*(kwargs.get("stopping_criteria") or []), ContextEnd(context + padding)]
             kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList(criteria)}
@@ -294,6 +297,8 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
         for token, value in tokens.items():
             if getattr(generation_config, token, None) is None:
                 setattr(generation_config, token, value)
+                if value is None and getattr(self.generation_config, token, None) is not None:
+                    kwargs = {token: None, **kwargs}  # else what the model has now would take its place
         return generation_config, kwargs
 
     def _padding_token(self, name: str, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> int:
@@ -415,8 +420,8 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
 
 def _token_ids(name: str, kwargs: Mapping[str, Any], *configs: GenerationConfig | None) -> list[int]:
     """A special token's ids, from the first of some sources that knows it."""
-    sources = [kwargs.get(name), *(getattr(config, name, None) for config in configs)]
-    return next((torch.as_tensor(ids).flatten().tolist() for ids in sources if ids is not None), [])
+    given = [kwargs[name]] if name in kwargs else [getattr(config, name, None) for config in configs]
+    return next((torch.as_tensor(ids).flatten().tolist() for ids in given if ids is not None), [])
 
 
 def _is_continued(kwargs: Mapping[str, Any]) -> bool:

@@ -474,6 +474,28 @@ def test_a_task_keeps_the_special_tokens_that_it_was_committed_with(tmp_path: Pa
     assert bool((asked[0, 9:] == asked[0, 9]).all())
 
 
+def test_a_task_that_was_committed_without_an_end_goes_on_after_one_is_known() -> None:
+    model = EideticModel.from_backbone(pretrained("gpt2"), trunk_layers=1)
+    model.generation_config.eos_token_id = None
+    learn_to_write(model, "endless")
+    batch = prompts(model)
+    before = model.generate(**batch, task="endless", **GREEDY)
+    model.generation_config.eos_token_id = int(before[0, 9])
+    assert torch.equal(model.generate(**batch, task="endless", **GREEDY), before)
+    config = GenerationConfig(**GREEDY)
+    assert torch.equal(model.generate(**batch, generation_config=config, task="endless"), before)
+
+
+def test_padding_that_is_known_by_its_token_takes_no_room_from_the_context() -> None:
+    model = writer()
+    ids = torch.full((2, 60), 5)
+    ids[:, :4] = 0
+    asked = {"task": "first", "max_new_tokens": 50, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, attention_mask=(ids != 0).long(), **asked)
+    assert expected.shape == (2, 70)
+    assert torch.equal(model.generate(ids, **asked), expected)
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """A word for each token: `w3` is the token 3."""
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{n}": n for n in range(3, 120)}}, "w3"))
