@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from benchmark_cost import LABELS, ratio
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from eidetic_hf import EideticModel, PruningConfig
@@ -200,7 +200,6 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     backbone = resolve_backbone(options.backbone, Path.cwd())
-    AutoConfig.from_pretrained(backbone)
     rows = measure_answers(backbone, options.trunk_layers, options.rounds)
     rows |= measure_sums(backbone, options.trunk_layers)
     rows |= measure_many(options.many_tasks)
