@@ -72,10 +72,11 @@ class RunningText(Preparation):
     def _encode_answers(
         self, data: datasets.Dataset, split: str, tokenizer: PreTrainedTokenizerBase
     ) -> datasets.Dataset:
-        template = self.settings["template"]
-        prompts = encode_prompts(
-            tokenizer, [fill_template(template, prompt) for prompt in self.column(data, "prompt")]
-        )
+        template, texts = self.settings["template"], self.column(data, "prompt")
+        bare = [ids[: self.max_length] for ids in encode_prompts(tokenizer, texts)]
+        masks = [[1] * len(ids) for ids in bare]
+        self.bare[split] = datasets.Dataset.from_dict({"input_ids": bare, "attention_mask": masks})
+        prompts = encode_prompts(tokenizer, [fill_template(template, text) for text in texts])
         answers = tokenizer(self.column(data, "answer"), add_special_tokens=False)["input_ids"]
         rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):

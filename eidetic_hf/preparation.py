@@ -32,6 +32,7 @@ class Preparation:
         labels: names of the labels in the order of the logits; empty for kinds without; known after `read`.
         settings: what whoever answers with the task has to know of its texts, as JSON-ready values; complete after
             `read`.
+        bare: by split, the encoded texts as a router is asked about them, where the model learns them in other words.
     """
 
     texts: tuple[str, ...] = ("text",)
@@ -40,6 +41,7 @@ class Preparation:
         self.task, self.max_length, self.seed = task, max_length, seed
         self.labels: list[str] = []
         self.settings: dict[str, Any] = {"max_length": max_length}
+        self.bare: dict[str, datasets.Dataset] = {}
 
     # -- for each kind --------------------------------------------------------------------------------------------
 

@@ -46,6 +46,10 @@ class KindRules:
     has_labels: bool = False
 
 
+# Of texts that were written and are held against the right ones.
+WRITTEN_METRICS = ("exact_match", "f1")
+WRITTEN_TEXTS = 200  # as many of a split are written for them
+
 KIND_RULES = {
     "sequence-classification": KindRules(
         {"text": "text", "text_pair": None, "label": "label"}, ("accuracy", "f1"), has_labels=True
@@ -65,10 +69,14 @@ KIND_RULES = {
         has_labels=True,
     ),
     "causal-lm": KindRules(
-        {"text": "text", "prompt": None, "answer": None}, ("perplexity", "accuracy"), {"template": None}
+        {"text": "text", "prompt": None, "answer": None},
+        ("perplexity", "accuracy", *WRITTEN_METRICS),
+        {"template": None, "score_written": None},
     ),
     "seq2seq-lm": KindRules(
-        {"source": "source", "target": "target"}, ("perplexity", "accuracy"), {"max_target_length": None}
+        {"source": "source", "target": "target"},
+        ("perplexity", "accuracy", *WRITTEN_METRICS),
+        {"max_target_length": None, "score_written": None},
     ),
     "masked-lm": KindRules({"text": "text"}, ("perplexity", "accuracy"), {"mlm_probability": 0.15}),
     "feature-extraction": KindRules(
@@ -97,6 +105,7 @@ SETTINGS: dict[str, tuple[Any, Any, str]] = {
     ),
     "template": (str, lambda value: "{prompt}" in value, "a text with {prompt} in it"),
     "max_target_length": (int, lambda value: value >= 2, "a whole number of tokens >= 2"),
+    "score_written": (int, lambda value: value >= 0, "a whole number of texts >= 0"),
     "mlm_probability": ((int, float), lambda value: 0 < value < 1, "a share between 0 and 1"),
     "max_score": ((int, float), lambda value: value > 0, "a number > 0, the score of texts that mean the same"),
     "temperature": ((int, float), lambda value: value > 0, "a number > 0"),
@@ -151,6 +160,9 @@ class TaskRecipe:
         choice_marks: of multiple choice: what stands before each choice, if one column holds all of them as one text.
         template: of causal language models: the text that a prompt is put into, at `{prompt}`.
         max_target_length: of `"seq2seq-lm"`: longest target, in tokens; `max_length` by default.
+        score_written: of `"seq2seq-lm"` and of causal language models that answer prompts: how many texts of a split
+            are written out and held against the right ones, for `exact_match` and `f1` over words; 200 if one of these
+            is the metric, else none by default.
         mlm_probability: of masked language models: share of the tokens that are masked.
         max_score: of feature extraction: the score of texts that mean the same; scores are divided by it.
         temperature: of feature extraction: of the contrastive loss.
@@ -175,6 +187,7 @@ class TaskRecipe:
     choice_marks: list[str] | None = None
     template: str | None = None
     max_target_length: int | None = None
+    score_written: int | None = None
     mlm_probability: float | None = None
     max_score: float | None = None
     temperature: float | None = None
@@ -189,6 +202,13 @@ class TaskRecipe:
     def has_prompts(self) -> bool:
         """Whether a causal language model learns answers to prompts, and no running text."""
         return "prompt" in self.columns
+
+    @property
+    def n_written(self) -> int:
+        """How many texts of a split are written out to be scored."""
+        if self.score_written is None:
+            return WRITTEN_TEXTS if "score_written" in self.rules.settings and self.metric in WRITTEN_METRICS else 0
+        return self.score_written
 
     def setting(self, name: str) -> Any:
         """One of the settings of this kind of task, or its value by default."""

@@ -23,6 +23,7 @@ from .recipe import (
     SETTINGS,
     SMALLEST_VOCABULARY,
     TOKENIZERS,
+    WRITTEN_METRICS,
     Recipe,
     RecipeError,
     Splits,
@@ -221,6 +222,7 @@ def _read_task(values: Any, number: int) -> TaskRecipe:
         )
     _check_labels(values.get("labels"), where)
     values["metric"] = _metric_of(values, task_type, where)
+    _check_written(values, task_type, where)
     return TaskRecipe(**_given(values))
 
 
@@ -288,6 +290,19 @@ def _metric_of(values: dict[str, Any], task_type: str, where: str) -> str:
         return metric
     what = f"`problem_type: {problem_type}`" if has_modules else f"`type: {task_type}`"
     raise RecipeError(f"`metric: {metric}` in {where} does not fit {what}; its built-in metrics are {list(built_in)}.")
+
+
+def _check_written(values: Mapping[str, Any], task_type: str, where: str) -> None:
+    """Texts that a task writes can be scored only where it is known what they should be."""
+    is_written = task_type in ("causal-lm", "seq2seq-lm") and values["metric"] in WRITTEN_METRICS
+    if task_type == "causal-lm" and "prompt" not in values["columns"] and (is_written or values.get("score_written")):
+        key = f"metric: {values['metric']}" if is_written else f"score_written: {values['score_written']}"
+        raise RecipeError(
+            f"`{key}` in {where}: running text has no right continuation to hold a written one against. Name prompts "
+            "and answers, `columns: {prompt: NAME, answer: NAME}`, or use perplexity or accuracy."
+        )
+    if is_written and values.get("score_written") == 0:
+        raise RecipeError(f"`score_written: 0` in {where}: `metric: {values['metric']}` needs texts to be written.")
 
 
 def _check_labels(labels: Any, where: str) -> None:

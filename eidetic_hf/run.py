@@ -260,7 +260,8 @@ class _Run:
         arguments = recipe.training_arguments(task)
         set_seed(arguments.seed)
         record = self.model.record(task.name)
-        score = score_of(task, record, data, "validation", self.metric_modules[task.name])
+        module = self.metric_modules[task.name]
+        score = score_of(self.model, self.tokenizer, task, data, "validation", module)
         trainer = EideticTrainer(
             model=self.model,
             task=task.name,
@@ -270,6 +271,7 @@ class _Run:
             data_collator=self._collator(task),
             train_dataset=data.splits["train"],
             eval_dataset=data.splits["validation"],
+            router_dataset=data.preparation.bare.get(TRAIN),
             **score_arguments(record, score),
             callbacks=[_ProgressLines(say, self.model, task.metric)],
         )
@@ -326,7 +328,7 @@ class _Run:
                 disable_tqdm=True,
             )
             data = self.data[name]
-            score = score_of(task, self.model.record(name), data, "test", self.metric_modules[name])
+            score = score_of(self.model, self.tokenizer, task, data, "test", self.metric_modules[name])
             test = data.splits["test"]
             scores[name] = evaluate_task(self.model, name, test, self.tokenizer, arguments, score)
         self.steps.append(

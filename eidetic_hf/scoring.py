@@ -20,8 +20,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from .configuration import SEQUENCE_CLASSIFICATION, TaskRecord
 from .kinds import kind_of
+from .metrics import squad_scores
 from .model import EideticModel
 from .network import MODEL_INPUTS
+from .predicting import Predictor, Query
 from .question_data import Questions
 from .recipe import LOWER_IS_BETTER, Recipe, RecipeError, TaskRecipe, metrics_of
 from .task_data import SPLITS, TaskData, load_task_data
@@ -80,13 +82,54 @@ class TaskScore:
         return {name: 0.0 if math.isnan(score) else score for name, score in scores.items()}
 
 
+@dataclass(frozen=True)
+class WrittenScore:
+    """`compute_metrics` of a task that writes texts of which it is known what they should be.
+
+    Adds `exact_match` and `f1` over words, as SQuAD counts them, as shares: of the first texts of a split, which are
+    written without sampling.
+
+    Attributes:
+        sums: computes what needs no writing.
+        predictor: writes, at most as many tokens as the longest right text has.
+        task: name of the task, committed or being learned.
+        texts: what is given.
+        right: what should be written.
+    """
+
+    sums: TaskScore
+    predictor: Predictor
+    task: str
+    texts: list[str]
+    right: list[str]
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Metrics of what an evaluation collected, and of what is written now."""
+        answers = self.predictor.answers([Query(text) for text in self.texts], self.task)
+        written = [answer["generated"].strip() for answer in answers]
+        found = squad_scores(written, [[text] for text in self.right])
+        return {**self.sums(prediction), **{name: value / 100 for name, value in found.items()}}
+
+
 def score_of(
-    task: TaskRecipe, record: TaskRecord, data: TaskData, split: str, module: evaluate.EvaluationModule | None
+    model: EideticModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: TaskRecipe,
+    data: TaskData,
+    split: str,
+    module: evaluate.EvaluationModule | None = None,
 ) -> Score:
-    """`compute_metrics` for a split of a task."""
+    """`compute_metrics` for a split of a task of the model."""
     if isinstance(data.preparation, Questions):
         return data.preparation.score(data.rows[split], split)
-    return TaskScore(record, task.metric, module)
+    score = TaskScore(model.record(task.name), task.metric, module)
+    if not task.n_written:
+        return score
+    given, wanted = data.preparation.texts  # of prompts and answers, or sources and targets
+    rows = data.rows[split].select(range(min(task.n_written, len(data.rows[split]))))
+    texts, right = (data.preparation.column(rows, role) for role in (given, wanted))
+    longest = max(len(ids) for ids in tokenizer(text_target=right)["input_ids"])
+    return WrittenScore(score, Predictor(model, tokenizer, max_new_tokens=longest + 1), task.name, texts, right)
 
 
 def score_arguments(record: TaskRecord, score: Score) -> dict[str, Any]:
@@ -159,7 +202,7 @@ def evaluate_recipe(
             arguments = recipe.training_arguments(
                 task, output_dir=folder, save_strategy="no", load_best_model_at_end=False
             )
-            score = score_of(task, record, data, split, load_metric(task, recipe.folder))
+            score = score_of(model, tokenizer, task, data, split, load_metric(task, recipe.folder))
             oracle[name] = evaluate_task(model, name, data.splits[split], tokenizer, arguments, score)
     return {"split": split, "oracle": oracle, "routing": evaluate_routing(model, tokenizer, texts)}
 

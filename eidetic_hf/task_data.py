@@ -53,7 +53,7 @@ class TaskData:
 
     def texts_to_route(self, split: str) -> datasets.Dataset:
         """An encoded split with one row for each text that a router would be asked about."""
-        data = self.splits[split]
+        data = self.preparation.bare.get(split, self.splits[split])
         if not isinstance(self.preparation, Questions):
             return data
         question = self.preparation.windows[split].question

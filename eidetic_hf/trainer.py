@@ -35,11 +35,14 @@ class EideticCallback(TrainerCallback):
     Args:
         task: name of an added task.
         pruning: how to cut out its subnetwork.
+        router_dataset: the texts by which the router comes to know the task, as the Trainer's collator takes them; by
+            default the training data. For texts that stand in a template, give them as they will be asked about.
     """
 
-    def __init__(self, task: str, pruning: PruningConfig | None = None) -> None:
+    def __init__(self, task: str, pruning: PruningConfig | None = None, router_dataset: Any = None) -> None:
         self.task = task
         self.pruning = pruning or PruningConfig()
+        self.router_dataset = router_dataset
         self._wants_evaluation = False
         self._last_metrics: dict[str, float] = {}
 
@@ -127,7 +130,10 @@ class EideticCallback(TrainerCallback):
             for name, value in self._last_metrics.items()
             if isinstance(value, (int, float)) and not name.endswith(("runtime", "per_second", "epoch"))
         }
-        model.commit_task(metrics, _router_sums(model, args, state, kwargs.get("train_dataloader")))
+        loader = kwargs.get("train_dataloader")
+        dataset = getattr(loader, "dataset", None) if self.router_dataset is None else self.router_dataset
+        sums = _router_sums(model, args, state, dataset, getattr(loader, "collate_fn", None))
+        model.commit_task(metrics, sums)
 
 
 def _unwrap(model: torch.nn.Module) -> EideticModel:
@@ -140,9 +146,10 @@ def _unwrap(model: torch.nn.Module) -> EideticModel:
 ROUTER_BATCH = 64
 
 
-def _router_sums(model: EideticModel, args: TrainingArguments, state: TrainerState, loader: Any) -> RouterSums | None:
-    """Sums over the training data, each process taking its share: in the data's order, whatever the sampler did."""
-    dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+def _router_sums(
+    model: EideticModel, args: TrainingArguments, state: TrainerState, dataset: Any, collate: Any
+) -> RouterSums | None:
+    """Sums over a data set, each process taking its share: in the data's order, whatever the sampler did."""
     if dataset is None or collate is None:
         logger.warning("No training data set to take router sums from: the task will have to be named to be answered.")
         return None
@@ -222,6 +229,7 @@ class EideticTrainer(Trainer):
         task: name of a task that was added with `model.add_task`.
         args: as for the `Trainer`.
         pruning: how to cut out the task's subnetwork.
+        router_dataset: as for the `EideticCallback`.
         kwargs: as for the `Trainer`. The kind of task gives `data_collator`, `compute_metrics` and, together with
             that, `preprocess_logits_for_metrics`, where they are not given (see docs/kinds.md).
 
@@ -239,6 +247,7 @@ class EideticTrainer(Trainer):
         task: str,
         args: TrainingArguments | None = None,
         pruning: PruningConfig | None = None,
+        router_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(model, EideticModel):
@@ -246,9 +255,10 @@ class EideticTrainer(Trainer):
                             "EideticModel.from_backbone(...).")  # fmt: skip
         self.task = task
         self.pruning = pruning or PruningConfig()
+        self.router_dataset = router_dataset
         record = model.record(task)
-        for name in ("train_dataset", "eval_dataset"):
-            parts = kwargs.get(name)
+        for name in ("train_dataset", "eval_dataset", "router_dataset"):
+            parts = router_dataset if name == "router_dataset" else kwargs.get(name)
             for part in parts.values() if isinstance(parts, dict) else [parts]:
                 _check_dataset(record, name, part)
         self.kind = kind_of(record)
@@ -276,7 +286,7 @@ class EideticTrainer(Trainer):
                 "CUDA_VISIBLE_DEVICES=0."
             )
         self._replace_progress_bar()
-        self.add_callback(_PhaseCallback(task, self.pruning))
+        self.add_callback(_PhaseCallback(task, self.pruning, router_dataset))
         if self.args.ddp_broadcast_buffers is None:
             self.args.ddp_broadcast_buffers = False
 
@@ -307,7 +317,9 @@ class EideticTrainer(Trainer):
         if model.learning != self.task:
             model.begin_task(self.task, self.pruning)
         # Last in line, so that it sees what an early stop decided, wherever that callback was added.
-        self.add_callback(self.pop_callback(_PhaseCallback) or _PhaseCallback(self.task, self.pruning))
+        self.add_callback(
+            self.pop_callback(_PhaseCallback) or _PhaseCallback(self.task, self.pruning, self.router_dataset)
+        )
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except BaseException:

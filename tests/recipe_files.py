@@ -236,6 +236,7 @@ def writing(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: Non
             type="causal-lm",
             columns={"prompt": "prompt", "answer": "answer"},
             template="{prompt} > ",
+            score_written=8,
         ),
     ]
     backbone = {

@@ -23,10 +23,12 @@ from recipe_files import (  # noqa: F401
 from transformers import AutoTokenizer
 
 from eidetic_hf import EideticModel
+from eidetic_hf.predicting import Predictor, Query
 from eidetic_hf.recipe import RecipeError
 from eidetic_hf.recipe_file import read_recipe
 from eidetic_hf.run import run_recipe
 from eidetic_hf.scoring import evaluate_recipe
+from eidetic_hf.task_data import load_task_data
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -121,16 +123,51 @@ def test_a_text_is_made_from_a_text_by_a_random_encoder_decoder(tmp_path: Path) 
     }
     backbone = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
     tasks = [
-        write_task(tmp_path, "one", rows, type="seq2seq-lm", max_target_length=8),
+        write_task(tmp_path, "one", rows, type="seq2seq-lm", max_target_length=8, metric="exact_match"),
         write_task(tmp_path, "color", {split: color_rows(i, n) for i, (split, n) in enumerate(SPLIT_SIZES.items())}),
     ]
     path = write_recipe(tmp_path, tasks, backbone=backbone, tokenizer={"train": "byte"}, max_length=32, trunk_layers=1)
     results = run_recipe(read_recipe(path), lambda line: None)
-    assert results["metrics"] == {"one": "perplexity", "color": "accuracy"}
-    assert results["matrix"][1]["scores"]["one"] == results["matrix"][0]["scores"]["one"] < 60
-    assert set(results["steps"][0]["scores"]["one"]) == {"loss", "perplexity", "accuracy"}
+    assert results["metrics"] == {"one": "exact_match", "color": "accuracy"}
+    found = results["steps"][0]["scores"]["one"]
+    assert found["perplexity"] < 60 and set(found) == {"loss", "perplexity", "accuracy", "exact_match", "f1"}
+    assert results["steps"][1]["scores"]["one"] == found
     model = EideticModel.from_pretrained(tmp_path / "output" / "model")
     assert model.record("one").preparation == {"max_length": 32, "max_target_length": 8}
+
+
+def test_what_is_written_is_held_against_the_right_texts(writing: Path) -> None:  # noqa: F811
+    steps = results_of(writing)["steps"]
+    assert {"exact_match", "f1"} & set(steps[0]["scores"]["low"]) == set(), "nobody knows how a running text goes on"
+    found = steps[-1]["scores"]["answer"]
+    model = EideticModel.from_pretrained(writing / "output" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(writing / "output" / "model")
+    rows = [json.loads(line) for line in (writing / "data" / "answer" / "test.jsonl").open()][:8]
+    longest = max(len(row["answer"].encode()) for row in rows) + 2
+    asks = Predictor(model, tokenizer, max_new_tokens=longest).answers([Query(r["prompt"]) for r in rows], "answer")
+    right = [line["generated"].strip() == row["answer"] for line, row in zip(asks, rows, strict=True)]
+    assert found["exact_match"] == sum(right) / 8 and 0 <= found["exact_match"] <= found["f1"] <= 1
+
+
+def test_prompts_are_routed_without_their_template(writing: Path) -> None:  # noqa: F811
+    found = results_of(writing)["routing"]
+    assert found["scores"]["answer"] == {
+        **dict.fromkeys(("oracle_accuracy", "routed_accuracy", "merged_label_accuracy")),
+        "texts": SPLIT_SIZES["test"],
+        "routing_accuracy": 1.0,
+    }
+    model = EideticModel.from_pretrained(writing / "output" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(writing / "output" / "model")
+    recipe = read_recipe(writing / "colors.yaml")
+    data = load_task_data(recipe, recipe.task("answer"), tokenizer)
+    texts = data.texts_to_route("train")
+    assert tokenizer.decode(texts[0]["input_ids"]) == data.rows["train"][0]["prompt"]
+    batch = tokenizer.pad({name: texts[name][:] for name in texts.column_names}, return_tensors="pt")
+    model.begin_task(model.add_task("again", task_type="causal-lm").name)
+    expected = model.router_sums([batch])
+    model.abandon_task()
+    kept = model.router.sums_of("answer")
+    assert torch.equal(kept.total, expected.total) and torch.equal(kept.moment, expected.moment)
 
 
 def test_pairs_without_scores_are_learned_from_each_other(tmp_path: Path) -> None:
