@@ -70,6 +70,8 @@ class TaskRecord:
         head: what a language model's head is made of, see `language_heads.py`.
         temperature: of the contrastive loss of sentence embeddings.
         normalize: whether sentence embeddings are scaled to length 1.
+        own_output_embeddings: whether a language model's head has output embeddings of its own; `None` if it was left
+            to the kind, which notes in `head` what it chose.
         special_tokens: ids of the special tokens that a task that writes texts was committed with, by their names in
             `GenerationConfig`: what it writes must not change with the tokenizer of a later task.
         preparation: how a recipe prepares the task's texts (`max_length`, `stride`, `template`, ...), so that
@@ -90,6 +92,7 @@ class TaskRecord:
     head: dict[str, Any] = field(default_factory=dict)
     temperature: float = 0.05
     normalize: bool = True
+    own_output_embeddings: bool | None = None
     special_tokens: dict[str, Any] = field(default_factory=dict)
     preparation: dict[str, Any] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
@@ -116,6 +119,11 @@ class TaskRecord:
             raise TaskError(
                 f"Task '{self.name}': problem_type={self.problem_type!r} is for {SEQUENCE_CLASSIFICATION}, not for "
                 f"{self.task_type}. Leave it out."
+            )
+        if self.own_output_embeddings is not None and self.task_type not in LANGUAGE_MODELS:
+            raise TaskError(
+                f"Task '{self.name}': own_output_embeddings={self.own_output_embeddings!r} is for language models "
+                f"({', '.join(LANGUAGE_MODELS)}), not for {self.task_type}. Leave it out."
             )
         dropout = self.head_dropout
         if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:

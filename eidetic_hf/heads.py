@@ -128,17 +128,19 @@ class Transform(nn.Module):
 class LanguageModelHead(nn.Module):
     """Scores every token of the vocabulary, by its embedding.
 
-    The embeddings are the trunk's and frozen: they are passed in, and are none of this module's tensors.
+    The embeddings are the trunk's and frozen, passed in and none of this module's tensors; or its own.
 
     Args:
         hidden_size: width of the backbone.
         embedding_size: width of the token embeddings.
         vocab_size: number of tokens.
-        parts: what the head is made of, see `language_heads.py`: `transform`, `bias`, `scale` and `softcap`.
+        parts: what the head is made of, see `language_heads.py`: `transform`, `bias`, `scale` and `softcap`; and
+            `own_embeddings`, whether it has output embeddings of its own.
         std: standard deviation of the initial weights.
     """
 
     bias: Tensor | None
+    embeddings: Tensor | None
 
     def __init__(
         self, hidden_size: int, embedding_size: int, vocab_size: int, parts: Mapping[str, Any], std: float
@@ -153,17 +155,23 @@ class LanguageModelHead(nn.Module):
             if self.transform.dense.bias is not None:
                 nn.init.zeros_(self.transform.dense.bias)
         self.register_parameter("bias", nn.Parameter(torch.zeros(vocab_size)) if parts.get("bias") else None)
+        own = nn.Parameter(torch.empty(vocab_size, embedding_size)) if parts.get("own_embeddings") else None
+        self.register_parameter("embeddings", own)
+        if own is not None:
+            nn.init.normal_(own, std=std)
 
     def forward(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
         """Hidden states `(..., hidden)` and embeddings `(tokens, embedding)` to logits `(..., vocabulary)`.
 
-        Of the embeddings only the first `vocab_size` are read: the vocabulary may have grown since.
+        Of the embeddings only the first `vocab_size` are read, as the vocabulary may have grown since; none, if the
+        head has its own.
         """
         if self.transform is not None:
             hidden = self.transform(hidden)
         if self.scale != 1.0:
             hidden = hidden * self.scale
-        logits = F.linear(hidden, embeddings[: self.vocab_size], self.bias)
+        weight = embeddings[: self.vocab_size] if self.embeddings is None else self.embeddings
+        logits = F.linear(hidden, weight, self.bias)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits

@@ -77,6 +77,10 @@ class Kind:
     def complete(self, record: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
         """Fill in what the task's head is made of, before it is learned; `vocabulary` as `answer` takes it."""
 
+    def reads_output_embeddings(self, record: TaskRecord) -> bool:
+        """Whether the task's head reads the model's output embeddings."""
+        return self.reads_vocabulary
+
     def make_head(self, config: PreTrainedConfig, record: TaskRecord) -> nn.Module:
         """A head with initial weights, for a backbone of this configuration."""
         raise NotImplementedError

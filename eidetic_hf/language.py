@@ -79,10 +79,21 @@ class LanguageModel(Kind):
         return None
 
     def complete(self, record: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
-        """The vocabulary as it is now, and the parts of the pretrained head."""
+        """The vocabulary as it is now, and the parts of the pretrained head.
+
+        The embeddings of a random backbone are those that its first task learned: of a token that this has never seen
+        they stay random, and a later task could hardly write it. So later ones have output embeddings of their own.
+        """
         record.vocab_size = len(vocabulary)
         parts = config.language_head or head_parts(config.base_config)
-        record.head = {**parts, "embedding_size": vocabulary.shape[1]}
+        own = record.own_output_embeddings
+        if own is None:
+            own = not config.trunk_pretrained and any(task.name != record.name for task in config.tasks)
+        record.head = {**parts, "embedding_size": vocabulary.shape[1], "own_embeddings": own}
+
+    def reads_output_embeddings(self, record: TaskRecord) -> bool:
+        """Unless the head has some of its own."""
+        return not record.head.get("own_embeddings")
 
     def make_head(self, config: PreTrainedConfig, record: TaskRecord) -> nn.Module:
         """What stands between hidden states and the trunk's embeddings."""

@@ -37,6 +37,7 @@ class LearningNetwork(CertifiedNetwork):
         head_dropout: float = 0.1,
         temperature: float = 0.05,
         normalize: bool = True,
+        own_output_embeddings: bool | None = None,
     ) -> TaskRecord:
         """Declare a task, to be learned with `EideticTrainer(model, task=name, ...)`.
 
@@ -56,6 +57,9 @@ class LearningNetwork(CertifiedNetwork):
             head_dropout: dropout probability before the classifier.
             temperature: of the contrastive loss of `"feature-extraction"`.
             normalize: whether the embeddings of `"feature-extraction"` are scaled to length 1.
+            own_output_embeddings: whether a language model scores tokens by embeddings of its own, `(tokens,
+                embedding)`, which start as copies of the model's; else by the model's, which are frozen. By default
+                only after the first task of a random backbone, whose embeddings know that task's tokens alone.
 
         Raises:
             TaskError: if the name is malformed or taken, or there are no labels, or an ancestor is unknown, or the
@@ -88,6 +92,7 @@ class LearningNetwork(CertifiedNetwork):
             head_dropout=head_dropout,
             temperature=temperature,
             normalize=normalize,
+            own_output_embeddings=own_output_embeddings,
         )
         check_kind(record, self.config)
         kind_of(record).complete(record, self.config, self._vocabulary())
@@ -142,9 +147,9 @@ class LearningNetwork(CertifiedNetwork):
             for norm in self._norms():
                 norm.begin()
             self.input_rows.begin()
-            if kind_of(record).reads_vocabulary:
-                self.output_rows.begin()
             kind_of(record).complete(record, self.config, self._vocabulary(View(LEARNING)))
+            if kind_of(record).reads_output_embeddings(record):
+                self.output_rows.begin()
             self.heads[LEARNING] = self._start_head(record)
         except BaseException:
             self.abandon_task()
@@ -153,12 +158,15 @@ class LearningNetwork(CertifiedNetwork):
 
     def _start_head(self, record: TaskRecord) -> nn.Module:
         """A head to learn: the pretrained one, if this kind of task has one and it was in the checkpoint."""
-        head = self._new_head(record)
-        if kind_of(record).reads_vocabulary and POOL in self.language_head:
-            state = self.language_head[POOL].state_dict()
+        head, kind = self._new_head(record), kind_of(record)
+        state = head.state_dict()
+        if kind.reads_vocabulary and POOL in self.language_head:
+            state.update(self.language_head[POOL].state_dict())
             if "bias" in state and record.vocab_size is not None:  # tokens that came later start without one
                 state["bias"] = functional.pad(state["bias"], (0, record.vocab_size - len(state["bias"])))
-            head.load_state_dict(state)
+        if kind.reads_vocabulary and not kind.reads_output_embeddings(record):
+            state["embeddings"] = self._vocabulary(View(LEARNING))
+        head.load_state_dict(state)
         return head
 
     def _trunk_modules(self, reads_vocabulary: bool) -> Iterator[nn.Module]:
@@ -285,7 +293,8 @@ class LearningNetwork(CertifiedNetwork):
         scores = kind_of(record).reads_vocabulary
         read = self.input_rows.get("progress")
         reads = scores or (read is not None and bool(reduce(read.float(), "sum")))
-        for rows, takes in zip(self._tables(), (reads, scores), strict=False):
+        reads_output = kind_of(record).reads_output_embeddings(record)
+        for rows, takes in zip(self._tables(), (reads, reads_output), strict=False):
             undo.append((rows, rows.snapshot()))
             rows.commit(task_key(record.name), takes)
         if self.input_rows.has_grown:

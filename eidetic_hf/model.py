@@ -385,7 +385,7 @@ class EideticModel(GeneratingNetwork):
     def _rebuild_vocabulary(self, task: TaskRecord) -> None:
         """Make room for the tokens that a committed task took."""
         for rows in self._tables():
-            if rows is self.input_rows or kind_of(task).reads_vocabulary:
+            if rows is self.input_rows or kind_of(task).reads_output_embeddings(task):
                 rows.rebuild(task_key(task.name), task.vocab_size or len(rows.own))
 
     def _resize_pool(self) -> None:

@@ -199,18 +199,18 @@ class TaskNetwork(PreTrainedModel):
         record = self.record(name)
         if not self.is_committed(name):
             raise TaskError(f"The task '{name}' is not committed yet: its tensors still change.")
-        own, reads_vocabulary = task_key(name), kind_of(record).reads_vocabulary
+        own, reads_output = task_key(name), kind_of(record).reads_output_embeddings(record)
         inherited = {task_key(ancestor) for ancestor in record.ancestors}
         tokens = record.vocab_size or 0
         late = {"input_rows": set(self.input_rows.owners(tokens)), "output_rows": set()}
-        if reads_vocabulary:
+        if reads_output:
             late["output_rows"] = set(self.output_rows.owners(tokens))
         tensors = {}
         for tensor_name, tensor in self.state_dict(keep_vars=True).items():
             owner = owner_of(tensor_name)
             if tensor_name.startswith(WITHOUT_ROOM) or ".units." in tensor_name:
                 continue
-            if tensor_name.startswith("output_embeddings.") and not reads_vocabulary:
+            if tensor_name.startswith("output_embeddings.") and not reads_output:
                 continue
             if tensor_name.partition(".")[0] in late:
                 if owner in late[tensor_name.partition(".")[0]]:

@@ -71,14 +71,16 @@ KIND_RULES = {
     "causal-lm": KindRules(
         {"text": "text", "prompt": None, "answer": None},
         ("perplexity", "accuracy", *WRITTEN_METRICS),
-        {"template": None, "score_written": None},
+        {"template": None, "score_written": None, "own_output_embeddings": None},
     ),
     "seq2seq-lm": KindRules(
         {"source": "source", "target": "target"},
         ("perplexity", "accuracy", *WRITTEN_METRICS),
-        {"max_target_length": None, "score_written": None},
+        {"max_target_length": None, "score_written": None, "own_output_embeddings": None},
     ),
-    "masked-lm": KindRules({"text": "text"}, ("perplexity", "accuracy"), {"mlm_probability": 0.15}),
+    "masked-lm": KindRules(
+        {"text": "text"}, ("perplexity", "accuracy"), {"mlm_probability": 0.15, "own_output_embeddings": None}
+    ),
     "feature-extraction": KindRules(
         {"text": "text", "text_pair": "text_pair", "score": None},
         ("spearman", "pearson"),
@@ -110,6 +112,7 @@ SETTINGS: dict[str, tuple[Any, Any, str]] = {
     "max_score": ((int, float), lambda value: value > 0, "a number > 0, the score of texts that mean the same"),
     "temperature": ((int, float), lambda value: value > 0, "a number > 0"),
     "normalize": (bool, lambda value: True, "true or false"),
+    "own_output_embeddings": (bool, lambda value: True, "true or false"),
 }
 
 
@@ -164,6 +167,7 @@ class TaskRecipe:
             are written out and held against the right ones, for `exact_match` and `f1` over words; 200 if one of these
             is the metric, else none by default.
         mlm_probability: of masked language models: share of the tokens that are masked.
+        own_output_embeddings: of language models: as `EideticModel.add_task` takes it.
         max_score: of feature extraction: the score of texts that mean the same; scores are divided by it.
         temperature: of feature extraction: of the contrastive loss.
         normalize: of feature extraction: whether embeddings are scaled to length 1.
@@ -189,6 +193,7 @@ class TaskRecipe:
     max_target_length: int | None = None
     score_written: int | None = None
     mlm_probability: float | None = None
+    own_output_embeddings: bool | None = None
     max_score: float | None = None
     temperature: float | None = None
     normalize: bool | None = None

@@ -291,7 +291,8 @@ class _Run:
 
     def _add(self, task: TaskRecipe, data: TaskData) -> None:
         """Declare a task to the model."""
-        rules = {name: task.setting(name) for name in ("temperature", "normalize") if name in task.rules.settings}
+        names = ("temperature", "normalize", "own_output_embeddings")
+        rules = {name: task.setting(name) for name in names if name in task.rules.settings}
         record = self.model.add_task(
             task.name,
             task_type=task.type,

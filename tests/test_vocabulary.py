@@ -12,12 +12,13 @@ import torch
 from conftest import ALL_CONFIGS, VOCABULARY, arguments, learn, logits_of, make_batch, make_data, tiny_model
 from test_exactness import poison
 from test_generation import GREEDY, WRITERS, learn_to_write, pretrained, prompts, rows_of
+from test_generation import learn_added as learn_texts
 from test_language_heads import TRUNKS, with_head
 from torch import Tensor
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.language_heads import DECODER, family_of
-from eidetic_hf.layers import task_key
+from eidetic_hf.layers import LEARNING, task_key
 
 GROWN = VOCABULARY + 6
 NEW = torch.tensor([[121, 20, 125, 30, 122, 40, 124, 50]])
@@ -82,6 +83,62 @@ def test_old_tasks_do_not_move_when_the_vocabulary_grows_and_a_later_task_learns
             assert same(answers(other, name), expected), name
     decoder = {} if family_of(model.backbone.config) == DECODER else {"decoder_input_ids": NEW}
     assert torch.equal(model(NEW, **decoder, task="new").logits, loaded(NEW, **decoder, task="new").logits)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "t5"])
+def test_later_language_models_of_a_random_backbone_have_output_embeddings_of_their_own(
+    architecture: str, tmp_path: Path
+) -> None:
+    model = EideticModel.from_backbone(ALL_CONFIGS[architecture](), trunk_layers=1)
+    for seed, name in enumerate(("old", "later", "newest")):
+        if name == "newest":
+            model.resize_token_embeddings(GROWN)
+        learn_to_write(model, name, seed=seed, texts=new_texts() if name == "newest" else None)
+    owns = {name: model.heads[task_key(name)].embeddings is not None for name in model.tasks}
+    assert owns == {"old": False, "later": True, "newest": True}
+    own = f"heads.{task_key('later')}.embeddings"
+    assert [own in model.task_tensors(name) for name in model.tasks] == [False, True, False]
+    is_read = [any(t.startswith("output_embeddings.") for t in model.task_tensors(name)) for name in model.tasks]
+    assert is_read == [not model.backbone.config.tie_word_embeddings, False, False]
+    then = {name: answers(model, name) for name in model.tasks}
+    assert [logits.shape[-1] for logits, _ in then.values()] == [VOCABULARY, VOCABULARY, GROWN]
+    model.save_pretrained(tmp_path)
+    loaded = EideticModel.from_pretrained(tmp_path)
+    assert loaded.verify().ok
+    for name, expected in then.items():
+        for other in (loaded, poison(model, name), EideticModel.from_pretrained(tmp_path, tasks=[name])):
+            assert same(answers(other, name), expected), name
+    with torch.no_grad():
+        model.state_dict()[own][0] = torch.nan
+    assert answers(model, "later")[0][..., 0].isnan().all(), "it is read"
+
+
+def test_tokens_that_the_first_task_never_saw_can_be_written_by_a_later_one() -> None:
+    losses = {}
+    for own in (False, None):
+        model = EideticModel.from_backbone(ALL_CONFIGS["llama"](), trunk_layers=1)
+        torch.manual_seed(0)
+        first, texts = torch.randint(5, 60, (8, 12)), torch.randint(60, VOCABULARY, (8, 12))
+        learn_to_write(model, "first", steps=20, texts=first)
+        model.add_task("second", task_type="causal-lm", own_output_embeddings=own)
+        learn_texts(model, "second", steps=20, keep=0.9, texts=texts)
+        losses[own] = model(texts, labels=texts, task="second").loss.item()
+    assert losses[None] < 0.8 * losses[False]
+
+
+def test_output_embeddings_are_the_pretrained_ones_unless_asked() -> None:
+    model = language_model("llama")
+    model.add_task("tied", task_type="causal-lm")
+    model.add_task("own", task_type="causal-lm", own_output_embeddings=True)
+    for name in ("tied", "own"):
+        model.begin_task(name)
+        embeddings = model.heads[LEARNING].embeddings
+        assert (embeddings is not None) == (name == "own")
+        if name == "own":
+            assert torch.equal(embeddings, model.output_embeddings.get("weight")), "it starts where the model's are"
+        model.abandon_task()
+    with pytest.raises(TaskError, match="own_output_embeddings=True is for language models .*, not for question-answ"):
+        model.add_task("other", task_type="question-answering", own_output_embeddings=True)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "albert", "deberta-v2", "modernbert"])
@@ -274,7 +331,7 @@ def test_pretrained_biases_of_the_head_start_at_zero_for_new_tokens() -> None:
     model.resize_token_embeddings(GROWN)
     model.add_task("new", task_type=kind)
     model.begin_task("new")
-    assert torch.equal(model.heads["learning"].bias, torch.cat([bias, torch.zeros(6)]))
+    assert torch.equal(model.heads[LEARNING].bias, torch.cat([bias, torch.zeros(6)]))
 
 
 def test_the_trunk_of_a_random_backbone_grows_itself_before_the_first_task(tmp_path: Path) -> None:
