@@ -36,9 +36,9 @@ from .trunk import record
 
 logger = logging.get_logger(__name__)
 
-# What `generate` puts out beside the sequences, in shapes that differ from task to task.
 # What fills up a text that has come to its end, the first that is known.
 _FILLING = ("pad_token_id", "eos_token_id")
+# What `generate` puts out beside the sequences, in shapes that differ from task to task.
 _OUTPUTS_OF_ONE_TASK = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
@@ -268,23 +268,32 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
     def _write(self, name: str, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> Any:
         """What transformers' `generate` returns for one task."""
         generation_config, kwargs = self._with_special_tokens(name, generation_config, kwargs)
+        kwargs = self._until_context_ends(generation_config, kwargs)
+        with self._in_evaluation():
+            view = self._view(name)  # in training, that of a task being learned would measure importance
+            if self.input_rows.has_grown:
+                known = {key: kwargs.get(key) for key in ("input_ids", "attention_mask", "decoder_input_ids")}
+                known = self.input_rows.readable(known, view, f"the task '{name}'")
+                if self.config.is_encoder_decoder and known["input_ids"] is not None:
+                    kwargs = {**kwargs, "input_ids": known["input_ids"]}
+            with use_view(view):
+                return super().generate(generation_config=generation_config, **kwargs)
+
+    def _until_context_ends(
+        self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of a call that stops where the backbone's positions end."""
         context = self._context()
-        if context is not None:
+        if context is None:
+            return kwargs
+        padding = 0
+        if family_of(self.backbone.config) == DECODER:
             mask = kwargs.get("attention_mask")
             if mask is None:
                 mask = self._mask_of_padding(kwargs.get("input_ids"), generation_config, kwargs)
-            mask = mask if family_of(self.backbone.config) == DECODER else None
             padding = 0 if mask is None else mask.shape[1] - int(mask.sum(1).max())
-            criteria = [*(kwargs.get("stopping_criteria") or []), ContextEnd(context + padding)]
-            kwargs = {**kwargs, "stopping_criteria": StoppingCriteriaList(criteria)}
-        view = self._view(name)
-        if self.input_rows.has_grown:
-            known = {key: kwargs.get(key) for key in ("input_ids", "attention_mask", "decoder_input_ids")}
-            known = self.input_rows.readable(known, view, f"the task '{name}'")
-            if self.config.is_encoder_decoder and known["input_ids"] is not None:
-                kwargs = {**kwargs, "input_ids": known["input_ids"]}
-        with self._in_evaluation(), use_view(view):
-            return super().generate(generation_config=generation_config, **kwargs)
+        criteria = [*(kwargs.get("stopping_criteria") or []), ContextEnd(context + padding)]
+        return {**kwargs, "stopping_criteria": StoppingCriteriaList(criteria)}
 
     def _with_special_tokens(
         self, name: str, generation_config: GenerationConfig | None, kwargs: dict[str, Any]

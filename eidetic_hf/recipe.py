@@ -303,6 +303,7 @@ class Recipe:
             "report_to": [],
             "disable_tqdm": not sys.stderr.isatty(),
             "seed": self.seed,
+            "dataloader_pin_memory": torch.accelerator.is_available(),  # PyTorch warns where there is none
         }
         values = {**defaults, **self.training, **task.training}
         if (values.get("bf16") or values.get("fp16")) and not torch.accelerator.is_available():
