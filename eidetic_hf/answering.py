@@ -15,10 +15,10 @@ from .configuration import TaskError
 from .kind import TARGETS, Answer, Kind
 from .kinds import kind_of
 from .language_heads import hidden_size
-from .layers import LEARNING, View, task_key
 from .learning import LearningNetwork
 from .network import MODEL_INPUTS, is_nested, pooled_states
 from .trunk import TrunkPass, record, replay
+from .views import LEARNING, View, task_key
 from .vocabulary import highest_tokens
 
 ABSTAIN_SHARE = 0.05  # of a task's own sequences that abstain=True may turn away

@@ -35,7 +35,7 @@ from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from .configuration import FORMAT_VERSION, EideticConfig
-from .layers import LEARNING, POOL, task_key
+from .views import LEARNING, POOL, task_key
 
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"

@@ -30,9 +30,9 @@ from transformers.utils import logging
 from .answering import OF_ONE_TASK, AnsweringNetwork
 from .configuration import WRITING, TaskError, TaskRecord
 from .language_heads import DECODER, family_of
-from .layers import View, current_view, task_key, use_view
 from .router import RouterSums
 from .trunk import record
+from .views import View, current_view, task_key, use_view
 
 logger = logging.get_logger(__name__)
 

@@ -15,11 +15,12 @@ from .checkpoint import TRUNK, owner_of
 from .configuration import SEQUENCE_CLASSIFICATION, TaskError, TaskRecord, check_task_name
 from .kinds import check_kind, kind_of
 from .language_heads import DECODER, family_of
-from .layers import LEARNING, POOL, UnitGroup, View, freeze, task_key, thaw
 from .network import MODEL_INPUTS
 from .pruning import Learner, PruningConfig
 from .router import RouterSums, reference_inputs
+from .units import UnitGroup, freeze, thaw
 from .verification import CertifiedNetwork
+from .views import LEARNING, POOL, View, task_key
 from .vocabulary import LateRows, read_by_view, table_of
 
 

@@ -54,12 +54,14 @@ from .heads import LanguageModelHead
 from .kinds import kind_of
 from .language_heads import ENCODER as ENCODER_FAMILY
 from .language_heads import LanguageHead, base_model, family_of, hidden_size, load_with_head, read_language_head
-from .layers import LEARNING, POOL, Segment, Slots, TaskNorm, UnitGroup, View, freeze, task_key, use_view
+from .layers import TaskNorm
 from .learning import check_transfer
 from .network import WITHOUT_ROOM
 from .pruning import KINDS
 from .router import Router
 from .trunk import TrunkPass, record, share_trunk
+from .units import Segment, Slots, UnitGroup, freeze
+from .views import LEARNING, POOL, View, task_key, use_view
 from .vocabulary import LateRows, read_by_view, table_of
 from .wiring import cut_error, join_tied, refresh_buffers, replace_module, wire_stack
 

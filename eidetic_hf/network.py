@@ -17,10 +17,12 @@ from .configuration import EideticConfig, TaskError, TaskRecord
 from .kind import Answer
 from .kinds import kind_of
 from .language_heads import ENCODER, family_of
-from .layers import LEARNING, POOL, Slots, TaskLinear, TaskNorm, UnitGroup, View, current_view, task_key, use_view
+from .layers import TaskLinear, TaskNorm
 from .pruning import KINDS, Learner
 from .router import Router
 from .trunk import TrunkPass, pool_states
+from .units import Slots, UnitGroup
+from .views import LEARNING, POOL, View, current_view, task_key, use_view
 from .vocabulary import LateRows
 from .wiring import fixed_buffers
 

@@ -13,7 +13,8 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from .layers import LEARNING, UnitGroup
+from .units import UnitGroup
+from .views import LEARNING
 
 IMPORTANCES = ("fisher", "taylor", "l1", "l2", "random")
 RECYCLES = ("pretrained", "random")

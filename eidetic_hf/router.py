@@ -21,7 +21,8 @@ from scipy.linalg import eigh
 from torch import Tensor, nn
 
 from .configuration import TaskError
-from .layers import Slots, task_key
+from .units import Slots
+from .views import task_key
 
 MAX_FEATURES = 640
 MEAN_SHARE = 0.6  # of them that are taken from the mean; the others from the one token

@@ -29,7 +29,6 @@ from .checkpoint import COMMITTED, CONFIG_FILE, TRUNK, owner_of, sha256_of, shar
 from .configuration import LABELLED, TaskError, TaskRecord
 from .kinds import check_kind
 from .language import MaskingCollator
-from .layers import task_key
 from .model import EideticModel
 from .preparation import TRAIN
 from .recipe import CHECKPOINTS_FOLDER, Recipe, RecipeError, TaskRecipe
@@ -46,6 +45,7 @@ from .starting_point import load_tokenizer, make_config, resolve_backbone
 from .task_data import TaskData, read_task_data
 from .trainer import EideticTrainer
 from .version import __version__
+from .views import task_key
 
 MODEL_FOLDER, RESULTS_FILE = "model", "results.json"
 RESULTS_VERSION = 1

@@ -20,8 +20,9 @@ from .certificate import (
 from .checkpoint import CheckpointError
 from .configuration import TaskRecord
 from .kinds import kind_of
-from .layers import Slots, View, task_key
 from .network import TaskNetwork
+from .units import Slots
+from .views import View, task_key
 
 
 class CertifiedNetwork(TaskNetwork):

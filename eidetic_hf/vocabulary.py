@@ -17,7 +17,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .layers import LEARNING, POOL, Slots, View, running_view
+from .units import Slots
+from .views import LEARNING, POOL, View, running_view
 from .wiring import Swapped, TiedWeight, swap_class
 
 # Token ids that a backbone is given, and the masks that say which of them count.

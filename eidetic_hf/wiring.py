@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .architectures import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
-from .layers import LEARNING, JoinedLinear, TaskLinear, TaskNorm, TaskTable, UnitGroup
+from .layers import JoinedLinear, TaskLinear, TaskNorm, TaskTable
+from .units import UnitGroup
+from .views import LEARNING
 
 
 class Swapped:

@@ -1,7 +1,7 @@
 """Hold a recipe's scores against a separate plain model per task, fine-tuned in the same run with the same steps.
 
     python recipes/compare_with_dense.py recipes/standard.yaml [--output runs/standard] [--json comparison.json]
-        [--separate-learning-rate 1e-4]
+        [--separate-learning-rate 1e-4] [--tasks agnews sst2]
 
 Runs the recipe (or takes the tasks that are committed in its output folder already), then fine-tunes, for every task,
 a plain model of transformers for that kind of task (`AutoModelForTokenClassification`, ...) from the same backbone
@@ -309,6 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--tasks", nargs="+", help="tasks to compare; all by default")
     parser.add_argument("--json", type=Path)
     parser.add_argument(
         "--separate-learning-rate", type=float, help="for the separate models; the recipe's by default"
@@ -327,7 +328,7 @@ def main() -> None:
     print(
         f"\n{'task':12} {'metric':12} {'eidetic':>9} {'separate':>9} {'difference':>11}   95 % interval (test items)"
     )
-    for task in recipe.tasks:
+    for task in recipe.tasks if options.tasks is None else map(recipe.task, options.tasks):
         if task.type == EMBEDDINGS and "score" not in task.columns:
             print(f"{task.name:12} left out: its pairs have no scores", flush=True)
             continue

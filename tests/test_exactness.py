@@ -15,7 +15,7 @@ from conftest import ARCHITECTURES, arguments, learn, logits_of, make_batch, mak
 from safetensors.torch import load_file, save_file
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
-from eidetic_hf.layers import LEARNING, task_key
+from eidetic_hf.views import LEARNING, task_key
 
 WAYS = {
     "adamw": {"optim": "adamw_torch"},

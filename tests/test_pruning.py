@@ -11,8 +11,9 @@ import torch
 from conftest import arguments, learn, make_data, tiny_model
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, TaskError
-from eidetic_hf.layers import LEARNING, UnitProbe, View
 from eidetic_hf.pruning import IMPORTANCES, choose_units, cubic_keep
+from eidetic_hf.units import UnitProbe
+from eidetic_hf.views import LEARNING, View
 
 
 def test_the_cubic_schedule_starts_at_everything_ends_at_the_target_and_is_steepest_first() -> None:

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from eidetic_hf import CheckpointError, EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
-from eidetic_hf.layers import LEARNING
+from eidetic_hf.views import LEARNING
 
 PRUNING = PruningConfig(keep=0.4, start=0.34, end=0.67, events=4)
 

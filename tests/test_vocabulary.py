@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.language_heads import DECODER, family_of
-from eidetic_hf.layers import LEARNING, task_key
+from eidetic_hf.views import LEARNING, task_key
 
 GROWN = VOCABULARY + 6
 NEW = torch.tensor([[121, 20, 125, 30, 122, 40, 124, 50]])

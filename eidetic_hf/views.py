@@ -1,0 +1,92 @@
+"""Which subnetwork a forward pass runs, and who owns a tensor.
+
+The view of the pass in progress is kept per thread, so that several threads may answer for several tasks at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+POOL = "pool"
+LEARNING = "learning"
+
+
+def task_key(name: str) -> str:
+    """The component of a tensor's name that says which task owns it: `@agnews`. Dots are written `%2E`."""
+    return "@" + name.replace(".", "%2E")
+
+
+@dataclass(frozen=True)
+class View:
+    """Which subnetwork a forward pass runs.
+
+    Attributes:
+        key: `task_key` of a committed task, or `LEARNING`.
+        teacher: run the network being learned with every unit, as it was before pruning.
+        probe: importance measure to accumulate in the backward pass (`"fisher"` or `"taylor"`), or `None`.
+        token_mask: 1 for real tokens and 0 for padding, `(batch, sequence)`; `None` if all are real.
+        decoder_token_mask: the same for what a decoder reads beside its encoder.
+        batch: number of sequences, for code that flattens them into one list of tokens; known while probing.
+        whole_vocabulary: whether it knows every token, as the router does; else those that the task knows.
+    """
+
+    key: str
+    teacher: bool = False
+    probe: str | None = None
+    token_mask: Tensor | None = None
+    decoder_token_mask: Tensor | None = None
+    batch: int = 0
+    whole_vocabulary: bool = False
+
+    def in_decoder(self) -> View:
+        """This view, as the units of a decoder beside an encoder need it."""
+        return replace(self, token_mask=self.decoder_token_mask)
+
+
+class _Running(threading.local):
+    """The view of the forward pass in progress, one per thread.
+
+    Not a `ContextVar`: `torch.compile` can not look into one, and would break the graph in every layer. A forward pass
+    never waits for anything, so coroutines in one thread do not meet in it, either.
+    """
+
+    view: View | None = None
+
+
+_RUNNING = _Running()
+
+
+@contextmanager
+def use_view(view: View) -> Iterator[None]:
+    """Run a forward pass on one task's subnetwork; each thread has its own."""
+    before = _RUNNING.view
+    _RUNNING.view = view
+    try:
+        yield
+    finally:
+        _RUNNING.view = before
+
+
+def running_view() -> View | None:
+    """The view of the forward pass in progress; `None` outside of one."""
+    return _RUNNING.view
+
+
+def current_view() -> View:
+    """The view of the forward pass in progress.
+
+    Raises:
+        RuntimeError: outside of `EideticModel.forward`.
+    """
+    view = _RUNNING.view
+    if view is None:
+        raise RuntimeError(
+            "A task layer was called outside of EideticModel.forward, so it does not know its task. "
+            "Call model(**inputs, task=...) instead of model.backbone(**inputs)."
+        )
+    return view
