@@ -40,6 +40,7 @@ from .kind import (
 from .language_heads import DECODER, ENCODER, ENCODER_DECODER, head_parts, hidden_size
 from .metrics import language_scores
 
+SHORTEST_PROMPT = 4  # that a router learns a text to be continued by
 PROBED_TOKENS = 64  # whose logits a certificate keeps, spread over the vocabulary; its digest is over all of them
 
 
@@ -193,14 +194,25 @@ class CausalLM(LanguageModel):
     )
 
     def texts(self, record: TaskRecord, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The prompts, where labels tell prompts from answers: so a prompt alone is routed as it was learned."""
-        labels, mask = batch.get("labels"), batch.get("attention_mask")
-        if labels is None:
+        """The prompts, where labels tell prompts from answers: so a prompt alone is routed as it was learned.
+
+        Of running text every beginning may be a prompt: after the whole texts come their first 4, 8, 16, ... tokens.
+        """
+        labels, mask, ids = batch.get("labels"), batch.get("attention_mask"), batch.get("input_ids")
+        if ids is None:
             return [dict(batch)]
-        real = torch.ones_like(labels) if mask is None else mask
-        prompt = real * (labels == IGNORED)
+        real = torch.ones_like(ids) if mask is None else mask
+        prompt = torch.zeros_like(real) if labels is None else real * (labels == IGNORED)
         whole = prompt.sum(1, keepdim=True) == 0
-        return [{**batch, "attention_mask": torch.where(whole, real, prompt)}]
+        texts = [{**batch, "attention_mask": torch.where(whole, real, prompt)}]
+        length = SHORTEST_PROMPT
+        while bool(whole.all()) and length < ids.shape[1]:
+            beginning = real * (real.cumsum(1) <= length)
+            read = beginning.any(0).nonzero().flatten()
+            columns = slice(int(read[0]), int(read[-1]) + 1) if len(read) else slice(0, 1)
+            texts.append({"input_ids": ids[:, columns], "attention_mask": beginning[:, columns]})
+            length *= 2
+        return texts
 
     def collator(self, tokenizer: PreTrainedTokenizerBase | None) -> Callable | None:
         """Every real token is to be written, unless there are labels."""

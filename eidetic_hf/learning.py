@@ -309,7 +309,7 @@ class LearningNetwork(CertifiedNetwork):
             batches: as `forward` takes them, with `labels` if the task has a single label per sequence. Sequences
                 without a token or with the label -100 do not count. Each kind of task says which text it is known by:
                 all choices of a multiple-choice example together, both texts of a pair of sentences, and of a text to
-                be continued the part that carries no label, its prompt, if there is one.
+                be continued the part that carries no label, its prompt, or the text and its beginnings.
 
         Returns:
             Sums to give to `commit_task`. Those of several processes may be added with `RouterSums.merged`.

@@ -5,8 +5,9 @@
 Runs the recipe (or takes the tasks that are committed in its output folder already). Then takes a plain model of
 transformers with the same configuration and the same initial weights (or the same pretrained ones), and fine-tunes it
 on the same tasks in the same order, with the same `TrainingArguments`, seed, data and number of steps. Prints the
-perplexity on every task's test split after every task, of both; and how prompts from the test splits are continued,
-the task chosen by the router. Supports causal language models. Takes about twice the recipe's own time.
+perplexity on every task's test split after every task, of both; how many test texts the router sends to their own
+task, going by their first words; and how such beginnings are continued by the task that it chooses. Supports causal
+language models. Takes about twice the recipe's own time.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from eidetic_hf.run import run_recipe
 from eidetic_hf.starting_point import make_config, resolve_backbone
 from eidetic_hf.task_data import TaskData, load_task_data
 
-PROMPT_WORDS, NEW_TOKENS = 8, 40
+PROMPT_WORDS, NEW_TOKENS = (8, 16, 32), 40
 
 Matrix = list[dict[str, Any]]  # a row per task learned, {"task": name, "scores": {task: perplexity}}
 
@@ -93,13 +94,26 @@ def show(title: str, matrix: Matrix, names: list[str]) -> None:
         print(f"{row['task']:16}{cells}", flush=True)
 
 
-def continuations(model: EideticModel, tokenizer: PreTrainedTokenizerBase, data: dict[str, TaskData]) -> list[Any]:
-    """How the first words of each task's first test text are continued, the task chosen by the router."""
-    prompts = {}
-    for name, task_data in data.items():
-        columns = task_data.preparation.task.columns
-        text = task_data.rows["test"][0][columns["prompt" if "prompt" in columns else "text"]]
-        prompts[name] = " ".join(text.split(" ")[:PROMPT_WORDS])
+def prompts_of(data: TaskData, words: int) -> list[str]:
+    """The first words of a task's test texts, or of its prompts."""
+    texts = data.preparation.column(data.rows["test"], data.preparation.texts[0])
+    return [" ".join(text.split(" ")[:words]) for text in texts if text.strip()]
+
+
+def routed_share(model: EideticModel, tokenizer: PreTrainedTokenizerBase, name: str, prompts: list[str]) -> float:
+    """How many prompts of a task the router sends to it."""
+    right = 0
+    for start in range(0, len(prompts), 64):
+        batch = tokenizer(prompts[start : start + 64], return_tensors="pt", padding=True, truncation=True)
+        inputs = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}
+        right += sum(task == name for task in model.route(**inputs).tasks or [])
+    return right / len(prompts)
+
+
+def continuations(
+    model: EideticModel, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, str]
+) -> list[dict[str, Any]]:
+    """How a prompt of each task is continued, the task chosen by the router."""
     answers = Predictor(model, tokenizer, max_new_tokens=NEW_TOKENS).answers(
         [Query(text) for text in prompts.values()]
     )
@@ -136,13 +150,20 @@ def main() -> None:
         row["scores"][name] == ours[names.index(name)]["scores"][name] for row in ours for name in row["scores"]
     )
     print(f"\nperplexities of the eidetic model equal to those right after each commit: {unchanged}")
-    written = continuations(model, tokenizer, data)
+    model.eval()
+    print(f"\n{'sent to their own':24}" + "".join(f"{name:>16}" for name in names))
+    routed = {}
+    for words in PROMPT_WORDS:
+        shares = {name: routed_share(model, tokenizer, name, prompts_of(data[name], words)) for name in names}
+        print(f"{f'of prompts of {words} words':24}" + "".join(f"{share:16.3f}" for share in shares.values()))
+        routed[words] = shares
+    written = continuations(model, tokenizer, {name: prompts_of(data[name], PROMPT_WORDS[-1])[0] for name in names})
     for line in written:
         print(
             f"\n[{line['of']}, routed to {line['task']}] {line['text']} | {line.get('generated', line.get('error'))}"
         )
     if options.json:
-        summary = {"eidetic": ours, "in_turn": plain, "unchanged": unchanged, "continued": written}
+        summary = {"eidetic": ours, "in_turn": plain, "unchanged": unchanged, "routed": routed, "continued": written}
         options.json.write_text(json.dumps(summary, indent=1) + "\n")
 
 

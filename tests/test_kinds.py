@@ -432,6 +432,27 @@ def test_padded_rows_need_no_tokenizer(tmp_path: Path) -> None:
     assert 0 <= trainer.evaluate()["eval_f1"] <= 1
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_router_knows_a_running_text_by_its_beginnings_and_an_answer_by_its_prompt(side: str) -> None:
+    kind, record = TASK_KINDS["causal-lm"], TaskRecord("lm", "causal-lm")
+    ids, mask = torch.arange(1, 25).reshape(2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[1, 6:] = 0
+    if side == "left":
+        mask = mask.flip(1)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    found = kind.texts(record, batch)
+    read = [
+        [row[m.bool()].tolist() for row, m in zip(t["input_ids"], t["attention_mask"], strict=True)] for t in found
+    ]
+    texts = [row[m.bool()].tolist() for row, m in zip(ids, mask, strict=True)]
+    assert read == [texts, [text[:4] for text in texts], [text[:8] for text in texts]]
+    assert side == "left" or found[1]["input_ids"].shape == (2, 4), "what nobody reads is not computed"
+    batch["labels"][:, :6] = -100
+    batch["labels"][1] = -100
+    (prompts,) = kind.texts(record, batch)
+    assert torch.equal(prompts["attention_mask"], mask * (batch["labels"] == -100))
+
+
 def test_any_trainer_can_learn_any_kind_with_the_callback(tmp_path: Path) -> None:
     model = kind_model("bert")
     model.add_task("tags", task_type="token-classification", labels=TAGS)
