@@ -74,8 +74,9 @@ class RunningText(Preparation):
     ) -> datasets.Dataset:
         template, texts = self.settings["template"], self.column(data, "prompt")
         bare = [ids[: self.max_length] for ids in encode_prompts(tokenizer, texts)]
-        masks = [[1] * len(ids) for ids in bare]
-        self.bare[split] = datasets.Dataset.from_dict({"input_ids": bare, "attention_mask": masks})
+        columns = {"attention_mask": 1, "labels": IGNORED}  # no token of a prompt is to be written
+        marks = {name: [[value] * len(ids) for ids in bare] for name, value in columns.items()}
+        self.bare[split] = datasets.Dataset.from_dict({"input_ids": bare, **marks})
         prompts = encode_prompts(tokenizer, [fill_template(template, text) for text in texts])
         answers = tokenizer(self.column(data, "answer"), add_special_tokens=False)["input_ids"]
         rows: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}

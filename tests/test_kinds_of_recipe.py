@@ -23,6 +23,7 @@ from recipe_files import (  # noqa: F401
 from transformers import AutoTokenizer
 
 from eidetic_hf import EideticModel
+from eidetic_hf.collators import TextCollator
 from eidetic_hf.predicting import Predictor, Query
 from eidetic_hf.recipe import RecipeError
 from eidetic_hf.recipe_file import read_recipe
@@ -162,11 +163,12 @@ def test_prompts_are_routed_without_their_template(writing: Path) -> None:  # no
     data = load_task_data(recipe, recipe.task("answer"), tokenizer)
     texts = data.texts_to_route("train")
     assert tokenizer.decode(texts[0]["input_ids"]) == data.rows["train"][0]["prompt"]
-    batch = tokenizer.pad({name: texts[name][:] for name in texts.column_names}, return_tensors="pt")
+    batch = TextCollator(tokenizer)(list(texts))
     model.begin_task(model.add_task("again", task_type="causal-lm").name)
     expected = model.router_sums([batch])
     model.abandon_task()
     kept = model.router.sums_of("answer")
+    assert kept.count.tolist() == [len(texts)]
     assert torch.equal(kept.total, expected.total) and torch.equal(kept.moment, expected.moment)
 
 
