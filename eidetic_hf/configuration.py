@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
 from transformers import AutoConfig, PreTrainedConfig
+
+from .views import running_view, task_key
 
 FORMAT_VERSION = 1
 
@@ -250,8 +253,21 @@ class EideticConfig(PreTrainedConfig):
         to the one that nobody specified: the backbone's must never change.
         """
         if decoder == encoder or self.base_config is None:
-            return self
+            return self._as_seen()
         return self.base_config.get_text_config(decoder=decoder, encoder=encoder)
+
+    def _as_seen(self) -> EideticConfig:
+        """This configuration; where a task writes that knows fewer tokens, a copy with as many.
+
+        Beam search of transformers 5.17 takes the width of the logits from the configuration.
+        """
+        view = running_view()
+        task = next((t for t in self.tasks if view is not None and task_key(t.name) == view.key), None)
+        if task is None or task.vocab_size in (None, self.vocab_size):
+            return self
+        seen = copy.copy(self)
+        seen.vocab_size = task.vocab_size
+        return seen
 
     def set_labels(self, task_type: str | None = None) -> None:
         """Bring `id2label` and `label2id` up to date: one flat space of labels over the served tasks of one kind.
