@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from .configuration import POOLINGS, PROBLEM_TYPES, TASK_TYPES, TaskError, check_task_name
+from .configuration import POOLINGS, PROBLEM_TYPES, TASK_TYPES, WRITING, TaskError, check_task_name
 from .pruning import PruningConfig
 from .recipe import (
     KIND_RULES,
@@ -294,7 +294,7 @@ def _metric_of(values: dict[str, Any], task_type: str, where: str) -> str:
 
 def _check_written(values: Mapping[str, Any], task_type: str, where: str) -> None:
     """Texts that a task writes can be scored only where it is known what they should be."""
-    is_written = task_type in ("causal-lm", "seq2seq-lm") and values["metric"] in WRITTEN_METRICS
+    is_written = task_type in WRITING and values["metric"] in WRITTEN_METRICS
     if task_type == "causal-lm" and "prompt" not in values["columns"] and (is_written or values.get("score_written")):
         key = f"metric: {values['metric']}" if is_written else f"score_written: {values['score_written']}"
         raise RecipeError(

@@ -319,6 +319,7 @@ def main() -> None:
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     recipe = read_recipe(options.recipe, options.output)
+    tasks = recipe.tasks if options.tasks is None else [recipe.task(name) for name in options.tasks]
     run_recipe(recipe, lambda line: print(line, flush=True))
     model = EideticModel.from_pretrained(recipe.output / "model")
     tokenizer = AutoTokenizer.from_pretrained(recipe.output / "model")
@@ -328,7 +329,7 @@ def main() -> None:
     print(
         f"\n{'task':12} {'metric':12} {'eidetic':>9} {'separate':>9} {'difference':>11}   95 % interval (test items)"
     )
-    for task in recipe.tasks if options.tasks is None else map(recipe.task, options.tasks):
+    for task in tasks:
         if task.type == EMBEDDINGS and "score" not in task.columns:
             print(f"{task.name:12} left out: its pairs have no scores", flush=True)
             continue

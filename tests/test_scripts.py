@@ -13,6 +13,7 @@ import torch
 from conftest import tiny_backbone
 from recipe_files import finished, private_dataset_cache, reading, writing  # noqa: F401
 
+from eidetic_hf.recipe import RecipeError
 from eidetic_hf.run import make_model
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -51,7 +52,22 @@ def test_the_comparison_counts_both_models_right_answers_on_the_same_items(
     assert "95 % interval" in capsys.readouterr().out
 
 
-def test_every_kind_but_one_is_compared_with_its_plain_model(
+def test_a_comparison_may_be_of_some_tasks(
+    finished: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "comparison.json"
+    arguments = ["compare", str(finished / "colors.yaml"), "--json", str(out), "--tasks"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "nowhere"])
+    with pytest.raises(RecipeError, match="no task 'nowhere'"):
+        script("compare_with_dense").main()
+    monkeypatch.setattr(sys, "argv", [*arguments, "second"])
+    script("compare_with_dense").main()
+    assert list(json.loads(out.read_text())["tasks"]) == ["second"]
+
+
+def test_every_kind_is_compared_with_its_plain_model(
     reading: Path,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
