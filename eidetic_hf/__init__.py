@@ -1,13 +1,12 @@
 """Eidetic Learning for pretrained language models: one model, many text tasks, none ever lost."""
 
-from .answering import RoutedOutput
-from .architectures import Architecture, ArchitectureError, BiasTable, Fused, Stack, UnitPaths, register_architecture
-from .certificate import TaskVerification, VerificationReport
-from .checkpoint import CheckpointError
 from .configuration import EideticConfig, TaskError, TaskRecord
-from .kind import Kind
 from .kinds import TASK_KINDS
-from .model import (
+from .kinds.base import Kind
+from .model.answering import RoutedOutput
+from .model.certificate import TaskVerification, VerificationReport
+from .model.checkpoint import CheckpointError
+from .model.model import (
     EideticForCausalLM,
     EideticForFeatureExtraction,
     EideticForMaskedLM,
@@ -17,8 +16,17 @@ from .model import (
     EideticForTokenClassification,
     EideticModel,
 )
-from .pruning import PruningConfig
-from .router import Router, RouterSums
+from .model.pruning import PruningConfig
+from .model.router import Router, RouterSums
+from .network.architectures import (
+    Architecture,
+    ArchitectureError,
+    BiasTable,
+    Fused,
+    Stack,
+    UnitPaths,
+    register_architecture,
+)
 from .trainer import EideticCallback, EideticTrainer
 from .version import __version__
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from .model import EideticModel
-    from .predicting import Query
+    from .model.model import EideticModel
+    from .recipe.predicting import Query
 
 DIGEST_SHOWN = 12
 CONFUSION_SHOWN = 12  # a matrix of more tasks is in the JSON and in the report
@@ -95,7 +95,7 @@ def _quiet() -> None:
 
 def _load(model: str) -> EideticModel:
     """The model, with a message that names the folder if there is none."""
-    from .model import EideticModel
+    from .model.model import EideticModel
 
     if Path(model).is_dir() and not any(Path(model).iterdir()):
         raise ValueError(f"The folder {model} is empty, expected a checkpoint written by `eidetic-hf train`.")
@@ -119,9 +119,9 @@ def train(
     output: Annotated[Path | None, typer.Option(help="Folder of the results, instead of the recipe's.")] = None,
 ) -> None:
     """Learn the tasks of a recipe, one after another. Started again, continues with the first one not committed."""
-    from .recipe_file import read_recipe
-    from .report import REPORT_FILE, write_report
-    from .run import MODEL_FOLDER, RESULTS_FILE, run_recipe
+    from .recipe.recipe_file import read_recipe
+    from .recipe.report import REPORT_FILE, write_report
+    from .recipe.run import MODEL_FOLDER, RESULTS_FILE, run_recipe
 
     _quiet()
     plan = read_recipe(recipe, output)
@@ -144,7 +144,7 @@ def train(
 
 def _continual_lines(results: dict[str, Any]) -> list[str]:
     """Averages and forgetting: of shares together, of each metric of which less is better alone."""
-    from .recipe import LOWER_IS_BETTER
+    from .recipe.recipe import LOWER_IS_BETTER
 
     names = ("average_accuracy", "backward_transfer", "forgetting")
     lines = [f"{name.replace('_', ' ')}: {results[name]:.4f}" for name in names if results[name] is not None]
@@ -203,7 +203,7 @@ def _routing_tables(routing: dict[str, Any]) -> list[Table]:
 
 
 def _shards_table(results: dict[str, Any]) -> Table:
-    from .report import shard_history
+    from .recipe.report import shard_history
 
     table = Table(title=f"sha256 of every shard (first {DIGEST_SHOWN} characters)", title_justify="left")
     table.add_column("shard", overflow="fold")
@@ -240,8 +240,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Metrics of a model's tasks on the data of a recipe: with the task given, and with the router choosing it."""
-    from .recipe_file import read_recipe
-    from .scoring import evaluate_recipe
+    from .recipe.recipe_file import read_recipe
+    from .recipe.scoring import evaluate_recipe
 
     _quiet()
     plan = read_recipe(recipe)
@@ -310,7 +310,7 @@ def predict(
         raise ValueError(
             f"--abstain turns texts away that belong to no task, but --task {task} was given. Choose one."
         )
-    from .predicting import Predictor, Query
+    from .recipe.predicting import Predictor, Query
 
     pairs: list[str | None] = [None] * len(given)
     if text_pair is not None:
@@ -336,7 +336,7 @@ def _read_queries(file: Path | None) -> list[Query]:
 
     They are JSON if the file's name ends with .jsonl, or if each line of stdin is an object.
     """
-    from .predicting import Query, read_query
+    from .recipe.predicting import Query, read_query
 
     if file is None or str(file) == "-":
         if sys.stdin.isatty():
@@ -379,8 +379,8 @@ def report(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="Folder that `train` wrote to.")],
 ) -> None:
     """Write report.html and report.json again, from results.json."""
-    from .report import REPORT_FILE, write_report
-    from .run import RESULTS_FILE
+    from .recipe.report import REPORT_FILE, write_report
+    from .recipe.run import RESULTS_FILE
 
     path = output / RESULTS_FILE
     if not path.exists():

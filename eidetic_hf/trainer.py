@@ -16,12 +16,12 @@ from transformers.trainer_callback import ProgressCallback, TrainerControl, Trai
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from .collators import LABELS
 from .configuration import TaskError, TaskRecord
 from .kinds import kind_of
-from .model import EideticModel
-from .pruning import PruningConfig
-from .router import RouterSums
+from .kinds.collators import LABELS
+from .model.model import EideticModel
+from .model.pruning import PruningConfig
+from .model.router import RouterSums
 
 logger = logging.get_logger(__name__)
 

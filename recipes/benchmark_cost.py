@@ -35,7 +35,7 @@ from transformers import (
 from transformers.utils import logging
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
-from eidetic_hf.starting_point import resolve_backbone
+from eidetic_hf.recipe.starting_point import resolve_backbone
 
 BATCH, LENGTH, LABELS = 32, 64, ["a", "b", "c", "d"]
 

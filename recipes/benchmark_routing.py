@@ -28,8 +28,8 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from eidetic_hf import EideticModel, PruningConfig
-from eidetic_hf.router import MAX_FEATURES, Router, RouterSums
-from eidetic_hf.starting_point import resolve_backbone
+from eidetic_hf.model.router import MAX_FEATURES, Router, RouterSums
+from eidetic_hf.recipe.starting_point import resolve_backbone
 
 TASKS, MIXED_BATCH, LENGTH, TRAINING_SEQUENCES = 5, 64, 64, 2000
 MANY_TASKS, MANY_BATCH = 1000, 32

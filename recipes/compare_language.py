@@ -34,13 +34,13 @@ from transformers.utils import logging
 
 from eidetic_hf import EideticModel
 from eidetic_hf.kinds import kind_of
-from eidetic_hf.metrics import language_scores
-from eidetic_hf.predicting import Predictor, Query
-from eidetic_hf.recipe import Recipe, RecipeError
-from eidetic_hf.recipe_file import read_recipe
-from eidetic_hf.run import run_recipe
-from eidetic_hf.starting_point import make_config, resolve_backbone
-from eidetic_hf.task_data import TaskData, load_task_data
+from eidetic_hf.kinds.metrics import language_scores
+from eidetic_hf.recipe.predicting import Predictor, Query
+from eidetic_hf.recipe.recipe import Recipe, RecipeError
+from eidetic_hf.recipe.recipe_file import read_recipe
+from eidetic_hf.recipe.run import run_recipe
+from eidetic_hf.recipe.starting_point import make_config, resolve_backbone
+from eidetic_hf.recipe.task_data import TaskData, load_task_data
 
 PROMPT_WORDS, NEW_TOKENS = (8, 16, 32), 40
 

@@ -45,7 +45,7 @@ from transformers import (
 from transformers.utils import logging
 
 from eidetic_hf import EideticModel, PruningConfig
-from eidetic_hf.starting_point import resolve_backbone
+from eidetic_hf.recipe.starting_point import resolve_backbone
 
 CORPORA = ["agnews", "amazon", "dbpedia", "yahoo", "yelp", "sst2", "imdb", "qqp", "mnli", "boolq"]
 DOMAINS = "clinc150"

@@ -44,13 +44,13 @@ from transformers.utils import logging
 
 from eidetic_hf import EideticModel, EideticTrainer, TaskRecord
 from eidetic_hf.kinds import kind_of
-from eidetic_hf.language import MaskingCollator
-from eidetic_hf.metrics import answer_f1, correlations, entities, language_scores, squad_scores
-from eidetic_hf.recipe import LOWER_IS_BETTER, Recipe, TaskRecipe
-from eidetic_hf.recipe_file import read_recipe
-from eidetic_hf.run import run_recipe
-from eidetic_hf.starting_point import make_config, resolve_backbone
-from eidetic_hf.task_data import TaskData, load_task_data
+from eidetic_hf.kinds.language import MaskingCollator
+from eidetic_hf.kinds.metrics import answer_f1, correlations, entities, language_scores, squad_scores
+from eidetic_hf.recipe.recipe import LOWER_IS_BETTER, Recipe, TaskRecipe
+from eidetic_hf.recipe.recipe_file import read_recipe
+from eidetic_hf.recipe.run import run_recipe
+from eidetic_hf.recipe.starting_point import make_config, resolve_backbone
+from eidetic_hf.recipe.task_data import TaskData, load_task_data
 
 RESAMPLES = 2000
 EMBEDDINGS = "feature-extraction"

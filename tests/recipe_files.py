@@ -17,8 +17,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from eidetic_hf.recipe_file import read_recipe
-from eidetic_hf.run import run_recipe
+from eidetic_hf.recipe.recipe_file import read_recipe
+from eidetic_hf.recipe.run import run_recipe
 
 COLORS = ["blue", "green", "red"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

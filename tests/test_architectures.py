@@ -36,10 +36,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from eidetic_hf import Architecture, ArchitectureError, EideticModel, Fused, UnitPaths, architectures
 from eidetic_hf import register_architecture as register
-from eidetic_hf.report import _layer_label, units_picture
-from eidetic_hf.units import UnitGroup
+from eidetic_hf.network.units import UnitGroup
+from eidetic_hf.network.wiring import Adapted, TiedWeight, _adapt
+from eidetic_hf.recipe.report import _layer_label, units_picture
 from eidetic_hf.views import LEARNING, View, task_key, use_view
-from eidetic_hf.wiring import Adapted, TiedWeight, _adapt
 
 TASKS = ("first", "second", "third")
 DECODERS = (

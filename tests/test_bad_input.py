@@ -28,8 +28,8 @@ from eidetic_hf import (
     TaskError,
     checkpoint,
 )
-from eidetic_hf.layers import TaskLinear, TaskNorm
-from eidetic_hf.units import UnitGroup
+from eidetic_hf.network.layers import TaskLinear, TaskNorm
+from eidetic_hf.network.units import UnitGroup
 
 FIRST, SECOND = "eidetic-task-first.safetensors", "eidetic-task-second.safetensors"
 TRUNK, POOL, INDEX = "eidetic-trunk.safetensors", "eidetic-pool.safetensors", "model.safetensors.index.json"

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig
 
 from eidetic_hf import CheckpointError, EideticConfig, EideticModel, PruningConfig, TaskError, checkpoint
-from eidetic_hf.layers import TaskLinear
+from eidetic_hf.network.layers import TaskLinear
 
 TRUNK, POOL, INDEX = "eidetic-trunk.safetensors", "eidetic-pool.safetensors", "model.safetensors.index.json"
 LEARNING = "eidetic-learning.safetensors"

@@ -7,7 +7,7 @@ import torch
 from kind_data import word_tokenizer
 
 from eidetic_hf import TASK_KINDS
-from eidetic_hf.collators import PairCollator, TextCollator
+from eidetic_hf.kinds.collators import PairCollator, TextCollator
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

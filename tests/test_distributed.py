@@ -13,8 +13,8 @@ from conftest import arguments, logits_of, make_data, tiny_model
 from safetensors.torch import load_file, save_file
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
-from eidetic_hf.checkpoint import owner_of
-from eidetic_hf.pruning import Learner
+from eidetic_hf.model.checkpoint import owner_of
+from eidetic_hf.model.pruning import Learner
 
 SCORES: list[torch.Tensor] = []
 

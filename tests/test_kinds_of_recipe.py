@@ -23,13 +23,13 @@ from recipe_files import (  # noqa: F401
 from transformers import AutoTokenizer
 
 from eidetic_hf import EideticModel
-from eidetic_hf.collators import TextCollator
-from eidetic_hf.predicting import Predictor, Query
-from eidetic_hf.recipe import RecipeError
-from eidetic_hf.recipe_file import read_recipe
-from eidetic_hf.run import run_recipe
-from eidetic_hf.scoring import evaluate_recipe
-from eidetic_hf.task_data import load_task_data
+from eidetic_hf.kinds.collators import TextCollator
+from eidetic_hf.recipe.predicting import Predictor, Query
+from eidetic_hf.recipe.recipe import RecipeError
+from eidetic_hf.recipe.recipe_file import read_recipe
+from eidetic_hf.recipe.run import run_recipe
+from eidetic_hf.recipe.scoring import evaluate_recipe
+from eidetic_hf.recipe.task_data import load_task_data
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def test_a_masked_language_model_needs_a_token_for_gaps(tmp_path: Path) -> None:
 
 
 def test_masks_are_the_same_each_time_a_split_is_measured(reading: Path) -> None:  # noqa: F811
-    from eidetic_hf.task_data import load_task_data
+    from eidetic_hf.recipe.task_data import load_task_data
 
     recipe = read_recipe(reading / "colors.yaml")
     tokenizer = AutoTokenizer.from_pretrained(reading / "output" / "model")
@@ -231,7 +231,7 @@ def test_masks_are_the_same_each_time_a_split_is_measured(reading: Path) -> None
 
 
 def test_examples_of_pairs_are_similar_as_the_data_says(reading: Path) -> None:  # noqa: F811
-    from eidetic_hf.task_data import load_task_data
+    from eidetic_hf.recipe.task_data import load_task_data
 
     recipe = read_recipe(reading / "colors.yaml")
     tokenizer = AutoTokenizer.from_pretrained(reading / "output" / "model")

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from eidetic_hf import EideticModel, PruningConfig, TaskError
-from eidetic_hf.language_heads import (
+from eidetic_hf.kinds.pretrained_head import (
     DECODER,
     ENCODER,
     ENCODER_DECODER,

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from eidetic_hf.classification import best_spans
-from eidetic_hf.metrics import (
+from eidetic_hf.kinds.classification import best_spans
+from eidetic_hf.kinds.metrics import (
     answer_f1,
     correlations,
     entities,

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from eidetic_hf import EideticModel, TaskRecord
 from eidetic_hf.cli import app
-from eidetic_hf.predicting import Predictor, Query, find_words, read_query, word_answer
+from eidetic_hf.recipe.predicting import Predictor, Query, find_words, read_query, word_answer
 
 
 def predictor(folder: Path, **options: Any) -> Predictor:

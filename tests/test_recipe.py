@@ -28,12 +28,12 @@ from recipe_files import (  # noqa: F401
 from transformers import AutoTokenizer, EvalPrediction
 
 from eidetic_hf import EideticModel, EideticTrainer, TaskRecord
-from eidetic_hf.checkpoint import sha256_of
-from eidetic_hf.recipe import KIND_RULES, SETTINGS, Recipe, RecipeError, TaskRecipe
-from eidetic_hf.recipe_file import read_recipe
-from eidetic_hf.run import longest_sequence, run_recipe
-from eidetic_hf.scoring import TaskScore, continual_metrics
-from eidetic_hf.starting_point import resolve_backbone
+from eidetic_hf.model.checkpoint import sha256_of
+from eidetic_hf.recipe.recipe import KIND_RULES, SETTINGS, Recipe, RecipeError, TaskRecipe
+from eidetic_hf.recipe.recipe_file import read_recipe
+from eidetic_hf.recipe.run import longest_sequence, run_recipe
+from eidetic_hf.recipe.scoring import TaskScore, continual_metrics
+from eidetic_hf.recipe.starting_point import resolve_backbone
 
 
 def run(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -13,7 +13,7 @@ import matplotlib
 import pytest
 from recipe_files import finished, private_dataset_cache  # noqa: F401
 
-from eidetic_hf.report import confusion_picture, matrix_picture, report_content, shard_history, write_report
+from eidetic_hf.recipe.report import confusion_picture, matrix_picture, report_content, shard_history, write_report
 
 viridis = matplotlib.colormaps["viridis"]
 

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, RoutedOutput, Router, RouterSums, TaskError, trunk
-from eidetic_hf.checkpoint import owner_of
-from eidetic_hf.router import Discriminant
+from eidetic_hf.model.checkpoint import owner_of
+from eidetic_hf.model.router import Discriminant
 
 TOPICS = ("alpha", "beta", "gamma", "delta")
 

@@ -13,8 +13,8 @@ import torch
 from conftest import tiny_backbone
 from recipe_files import finished, private_dataset_cache, reading, writing  # noqa: F401
 
-from eidetic_hf.recipe import RecipeError
-from eidetic_hf.run import make_model
+from eidetic_hf.recipe.recipe import RecipeError
+from eidetic_hf.recipe.run import make_model
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

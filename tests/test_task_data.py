@@ -20,13 +20,13 @@ from recipe_files import (  # noqa: F401
 )
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase
 
-from eidetic_hf.classification_data import split_choices, tag_scheme, word_spans, words_of_tokens
-from eidetic_hf.language_data import encode_prompts
-from eidetic_hf.question_data import OUTSIDE, find_answers, make_windows, token_span
-from eidetic_hf.recipe import RecipeError
-from eidetic_hf.recipe_file import read_recipe
-from eidetic_hf.starting_point import make_config, train_tokenizer
-from eidetic_hf.task_data import TaskData, load_task_data
+from eidetic_hf.recipe.kinds.classification import split_choices, tag_scheme, word_spans, words_of_tokens
+from eidetic_hf.recipe.kinds.language import encode_prompts
+from eidetic_hf.recipe.kinds.questions import OUTSIDE, find_answers, make_windows, token_span
+from eidetic_hf.recipe.recipe import RecipeError
+from eidetic_hf.recipe.recipe_file import read_recipe
+from eidetic_hf.recipe.starting_point import make_config, train_tokenizer
+from eidetic_hf.recipe.task_data import TaskData, load_task_data
 
 
 def prepared(folder: Path, rows: list[dict[str, Any]], **values: Any) -> tuple[TaskData, PreTrainedTokenizerBase]:

@@ -1,0 +1,317 @@
+"""What a kind of task is: a head, a loss, an answer, a batch, a measure.
+
+A `Kind` holds all that differs from one kind to the next; the model and the trainer ask it. The kinds themselves are
+in `classification.py`, `language.py` and `embedding.py`, and all of them in `kinds.py`. Targets that do not fit raise
+a `ValueError` that says what was given, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.modeling_outputs import ModelOutput
+
+from ..configuration import EideticConfig, TaskRecord
+from .pretrained_head import DECODER, ENCODER, ENCODER_DECODER, family_of
+
+IGNORED = -100  # the label of what has none, as everywhere in transformers
+# All that `EideticModel.forward` takes beside the sequences themselves.
+TARGETS = ("labels", "start_positions", "end_positions")
+
+Answer = dict[str, Tensor]
+
+
+class Kind:
+    """What differs between kinds of task. A kind has no state; the tasks of that kind are in `TaskRecord`s.
+
+    Attributes:
+        name: as `TaskRecord.task_type` has it.
+        families: of backbone that can have it.
+        targets: the inputs of `forward` that the loss is computed from.
+        answers: the outputs of `forward` that are the task's answer.
+        measured: the outputs that an evaluation collects; the answers, if not given.
+        output_class: what `forward` returns.
+        optional_targets: whether there is a loss without them.
+        makes_labels: whether the collator makes labels where rows have none.
+        reads_vocabulary: whether the head reads the token embeddings.
+        auto_class: the class of transformers that loads a checkpoint to answer this kind of task.
+        pipeline: the pipeline of transformers for it, or `None` where there is none.
+    """
+
+    name: str
+    families: tuple[str, ...] = (ENCODER, DECODER, ENCODER_DECODER)
+    targets: tuple[str, ...] = ("labels",)
+    answers: tuple[str, ...] = ("logits",)
+    measured: tuple[str, ...] = ()
+    output_class: type[ModelOutput]
+    _output_names: frozenset[str]
+    optional_targets = False
+    makes_labels = False
+    reads_vocabulary = False
+    auto_class: str
+    pipeline: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "output_class" in vars(cls):  # now, since torch.compile does not look into a dataclass's fields
+            cls._output_names = frozenset(field.name for field in fields(cast(Any, cls.output_class)))
+
+    # -- what a task needs ----------------------------------------------------------------------------------------
+
+    def obstacle(self, config: EideticConfig) -> str | None:
+        """Why a model can not have this kind of task; `None` if it can."""
+        family = family_of(config.base_config)
+        if family in self.families:
+            return None
+        needed = " or ".join(_with_article(name) for name in self.families)
+        return f"it needs {needed} as backbone, and '{config.base_config.model_type}' is {_with_article(family)}"
+
+    def complete(self, record: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
+        """Fill in what the task's head is made of, before it is learned; `vocabulary` as `answer` takes it."""
+
+    def reads_output_embeddings(self, record: TaskRecord) -> bool:
+        """Whether the task's head reads the model's output embeddings."""
+        return self.reads_vocabulary
+
+    def make_head(self, config: PreTrainedConfig, record: TaskRecord) -> nn.Module:
+        """A head with initial weights, for a backbone of this configuration."""
+        raise NotImplementedError
+
+    # -- forward --------------------------------------------------------------------------------------------------
+
+    def complete_inputs(
+        self, record: TaskRecord, inputs: dict[str, Any], targets: Mapping[str, Tensor], config: PreTrainedConfig
+    ) -> dict[str, Any]:
+        """The inputs, with what follows from the targets."""
+        return inputs
+
+    def prepare(self, inputs: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
+        """What the backbone is given for a batch: sequences in two dimensions, and what its decoder reads."""
+        prepared = self.lay_out({name: value for name, value in inputs.items() if value is not None})
+        if config.is_encoder_decoder and "decoder_input_ids" not in prepared:
+            if "input_ids" not in prepared:
+                raise ValueError(
+                    f"A '{config.model_type}' backbone got inputs_embeds and nothing for its decoder to read. Pass "
+                    "decoder_input_ids, too."
+                )
+            # As in transformers' own classifiers: the decoder reads the text, too, and looks at what was encoded.
+            prepared["decoder_input_ids"] = shift_right(prepared["input_ids"], config)
+            if "attention_mask" in prepared:
+                prepared.setdefault("decoder_attention_mask", prepared["attention_mask"])
+        return prepared
+
+    def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs with one sequence per row, `(sequences, tokens)`."""
+        self._check_dimensions(inputs, 2, "(batch, sequence")
+        return inputs
+
+    def _check_dimensions(self, inputs: Mapping[str, Any], dims: int, expected: str) -> None:
+        for name, extra, end in (("input_ids", 0, ")"), ("inputs_embeds", 1, ", hidden)")):
+            if name in inputs and inputs[name].dim() != dims + extra:
+                raise ValueError(
+                    f"{self.name} got {name} of shape {tuple(inputs[name].shape)}; expected {expected}{end}."
+                )
+
+    def rows(self, rows: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Numbers of the sequences, as `prepare` lays them out, of some rows of a batch."""
+        return rows
+
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+        """A task's answer by name.
+
+        Args:
+            head: what `make_head` returned.
+            hidden: last hidden states, `(sequences, tokens, hidden)`.
+            inputs: the batch, as `forward` was given it.
+            vocabulary: output embeddings, `(tokens, embedding)`.
+        """
+        raise NotImplementedError
+
+    def check_targets(self, record: TaskRecord, targets: Mapping[str, Tensor]) -> None:
+        """Raise a `ValueError` if these are not the targets that the loss is computed from."""
+        if targets and set(targets) != set(self.targets):
+            raise ValueError(
+                f"Task '{record.name}' ({self.name}) got {sorted(targets)}; expected "
+                f"{' and '.join(self.targets) or 'none'} to compute its loss from."
+            )
+
+    def pair_targets(self, record: TaskRecord, pair: Callable[[], Answer]) -> dict[str, Tensor]:
+        """What the loss needs of the answer to the other text of each pair."""
+        raise ValueError(
+            f"Task '{record.name}' ({self.name}) got pair_input_ids, which are for feature extraction. Put both texts "
+            "into input_ids: tokenizer(text, text_pair=...)."
+        )
+
+    def output(
+        self, loss: Tensor | None, answer: Answer, targets: Mapping[str, Tensor], backbone: ModelOutput
+    ) -> ModelOutput:
+        """What `forward` returns: loss and answer, and what the backbone was asked to put out beside."""
+        names = self._output_names - set(answer) - {"last_hidden_state"}
+        beside = {name: getattr(backbone, name, None) for name in names}
+        return self.output_class(**{**beside, **answer, "loss": loss})
+
+    def loss(self, record: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
+        """Mean loss of a batch.
+
+        Raises:
+            ValueError: if the targets do not fit the task or its answer.
+        """
+        raise NotImplementedError
+
+    def distance(
+        self, record: TaskRecord, answer: Answer, wanted: Answer, targets: Mapping[str, Tensor], temperature: float
+    ) -> Tensor:
+        """How far an answer is from the one of the unpruned network (Hinton et al., arXiv 1503.02531)."""
+        return divergence(answer["logits"], wanted["logits"], temperature)
+
+    def width(self, records: list[TaskRecord]) -> int | None:
+        """Last dimension of the answers of several tasks in one batch; `None` if it is that of each one's answer."""
+        return None
+
+    def span(self, record: TaskRecord, spans: Mapping[str, slice]) -> slice:
+        """Where a task's answer lies in that dimension."""
+        return slice(None)
+
+    # -- the router and the certificate ---------------------------------------------------------------------------
+
+    def texts(self, record: TaskRecord, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The sequences of a training batch that the router shall know the task by."""
+        return [dict(batch)]
+
+    def n_prototypes(self, record: TaskRecord) -> int:
+        """For how many labels the router keeps sums apart: 1 for tasks without a single label per sequence."""
+        return 1
+
+    def prototype_labels(self, record: TaskRecord, batch: Mapping[str, Tensor], n_texts: int) -> Tensor:
+        """Which of them each text of a batch belongs to, `(texts,)`; negative ones do not count."""
+        return torch.zeros(n_texts, dtype=torch.long)
+
+    def probe_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The certificate's token ids `(4, 16)` as a batch of this kind."""
+        return inputs
+
+    def probe_answer(self, answer: Answer) -> Tensor:
+        """What the certificate's digest is over."""
+        return answer["logits"]
+
+    def probe_kept(self, probed: Tensor) -> Tensor:
+        """What the certificate keeps of it, to compare numbers in another environment."""
+        return probed
+
+    # -- learning and measuring -----------------------------------------------------------------------------------
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase | None) -> Callable | None:
+        """What makes a batch of rows; `None` for what the `Trainer` takes by default."""
+        return None
+
+    def can_smooth(self, record: TaskRecord) -> bool:
+        """Whether the `Trainer`'s label smoothing, which takes the labels away from the model, is right for a task."""
+        return False
+
+    def check_dataset(self, record: TaskRecord, name: str, data: Dataset) -> None:
+        """Raise a `ValueError` if a data set can not teach a task.
+
+        Args:
+            record: the task.
+            name: what the error calls the data set.
+            data: at least one row.
+        """
+
+    def reduce(self, record: TaskRecord, outputs: Any, labels: Any) -> Any:
+        """What an evaluation collects of a batch's `measured` outputs (`preprocess_logits_for_metrics`)."""
+        return outputs
+
+    def metrics(self, record: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
+        """Figures from what an evaluation collected."""
+        raise NotImplementedError
+
+
+def _with_article(family: str) -> str:
+    return f"{'a' if family == DECODER else 'an'} {family}"
+
+
+def shift_right(ids: Tensor, config: PreTrainedConfig) -> Tensor:
+    """What a decoder reads to write `ids`, `(batch, sequence)`: its start token, then all but the last."""
+    pad = config.pad_token_id if config.pad_token_id is not None else 0
+    start = getattr(config, "decoder_start_token_id", None)
+    first = ids.new_full((len(ids), 1), pad if start is None else start)
+    shifted = torch.cat([first, ids[:, :-1]], 1)
+    return shifted.masked_fill(shifted == IGNORED, pad)
+
+
+def divergence(logits: Tensor, target: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
+    """Kullback-Leibler divergence of softened distributions over the last dimension, a mean over the others.
+
+    Args:
+        logits: `(..., classes)`.
+        target: like `logits`.
+        temperature: of both softmaxes.
+        counted: which of the others count, `(...)` bool; `None` for all.
+    """
+    if counted is not None:
+        logits, target = logits[counted], target[counted]
+    logits, target = logits.flatten(0, -2), target.flatten(0, -2)
+    own, wanted = (F.log_softmax(x / temperature, -1) for x in (logits, target))
+    return F.kl_div(own, wanted, reduction="batchmean", log_target=True) * (temperature * temperature)
+
+
+def expect_shape(record: TaskRecord, name: str, given: Tensor, expected: tuple[int, ...], of: str) -> None:
+    """Raise a `ValueError` if a target has another shape than `expected`; `of` says what that is."""
+    if tuple(given.shape) != expected:
+        raise ValueError(
+            f"Task '{record.name}' ({record.task_type}) got {name} of shape {tuple(given.shape)}; expected "
+            f"{expected}, {of}."
+        )
+
+
+def expect_whole_numbers(record: TaskRecord, name: str, given: Tensor) -> None:
+    """Raise a `ValueError` if a target is no integer tensor."""
+    if given.is_floating_point() or given.dtype == torch.bool:
+        raise ValueError(f"Task '{record.name}' needs whole numbers as {name}, got {given.dtype}.")
+
+
+def expect_range(record: TaskRecord, given: Tensor, n_labels: int, meaning: str) -> None:
+    """Hold labels against a list's length. On the CPU only: elsewhere the check would wait for the device."""
+    if given.device.type == "cpu" and given.numel():
+        wrong = given[((given < 0) & (given != IGNORED)) | (given >= n_labels)]
+        if wrong.numel():
+            raise ValueError(
+                f"Task '{record.name}' has {n_labels} {meaning}, got label {int(wrong[0])}. Expected 0 to "
+                f"{n_labels - 1}, or {IGNORED} for what does not count."
+            )
+
+
+def expect_some(record: TaskRecord, given: Tensor, hint: str) -> None:
+    """Raise if nothing counts: the mean over nothing is no number, and would spoil every weight."""
+    if not bool((given != IGNORED).any()):
+        raise ValueError(
+            f"Task '{record.name}' ({record.task_type}): all labels of a batch are {IGNORED}, so there is nothing to "
+            f"learn from it. {hint}"
+        )
+
+
+def label_column(record: TaskRecord, name: str, data: Dataset) -> str:
+    """The column of labels of a data set.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    column = next((column for column in ("labels", "label") if column in data.column_names), None)
+    if column is None:
+        raise ValueError(
+            f"Task '{record.name}': the {name} has no column 'labels' or 'label'; it has {data.column_names}."
+        )
+    return column
+
+
+def arrow_column(data: Dataset, column: str) -> pa.ChunkedArray:
+    """A column as it lies in memory, its rows in the data set's order."""
+    return data.select_columns([column]).with_format("arrow")[:][column]

@@ -1,0 +1,151 @@
+"""A kind of task whose answer is a vector: sentence embeddings, near each other where texts mean the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.modeling_outputs import ModelOutput
+
+from ..configuration import TaskRecord
+from .base import Answer, Kind, expect_shape
+from .collators import PairCollator
+from .heads import EmbeddingHead
+from .metrics import correlations
+
+PAIR = "pair_"
+
+
+@dataclass
+class EmbeddingOutput(ModelOutput):
+    """What feature extraction answers: a `BaseModelOutputWithPooling` with a loss.
+
+    Attributes:
+        loss: contrastive, or of the similarity, if pairs were given.
+        last_hidden_state: `(batch, sequence, hidden)`.
+        pooler_output: the embeddings, `(batch, hidden)`.
+        similarity: cosine of each pair's embeddings, `(batch,)`, if pairs were given.
+        hidden_states: of each layer, if asked for.
+        attentions: of each layer, if asked for.
+    """
+
+    loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    similarity: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class FeatureExtraction(Kind):
+    """Sentence embeddings, learned from pairs of texts.
+
+    Without labels, a text's own partner has to be nearer than those of all other texts in the batch (InfoNCE, van den
+    Oord et al., arXiv 1807.03748, also called multiple-negatives ranking); with labels, the cosine of a pair has to be
+    its label.
+    """
+
+    name = "feature-extraction"
+    answers = ("pooler_output",)
+    measured = ("pooler_output", "similarity")
+    output_class = EmbeddingOutput
+    optional_targets = True
+    auto_class = "AutoModel"
+    pipeline = "feature-extraction"
+
+    def make_head(self, config: PreTrainedConfig, record: TaskRecord) -> nn.Module:
+        """Pooling and scaling; nothing to learn."""
+        return EmbeddingHead(record.pooling, record.normalize)
+
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+        """`last_hidden_state`, `(batch, sequence, hidden)`, and `pooler_output`, the embeddings `(batch, hidden)`."""
+        return {"last_hidden_state": hidden, "pooler_output": head(hidden, inputs.get("attention_mask"))}
+
+    def pair_targets(self, record: TaskRecord, pair: Callable[[], Answer]) -> dict[str, Tensor]:
+        """The embeddings of the other texts."""
+        return {"pair": pair()["pooler_output"]}
+
+    def loss(self, record: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
+        """Cross-entropy over the batch's partners, or squared error of the cosine."""
+        if "pair" not in targets:
+            raise ValueError(
+                f"Task '{record.name}' ({self.name}) got labels, which say how similar the texts of a pair are, and "
+                "no pair_input_ids."
+            )
+        ours, theirs, labels = answer["pooler_output"].float(), targets["pair"].float(), targets.get("labels")
+        if len(ours) != len(theirs):
+            raise ValueError(
+                f"Task '{record.name}' ({self.name}) got {len(ours)} texts and {len(theirs)} partners; expected as "
+                "many of both."
+            )
+        if labels is not None:
+            expect_shape(record, "labels", labels, (len(ours),), "the similarity of each pair")
+            if not labels.is_floating_point():
+                raise ValueError(
+                    f"Task '{record.name}' ({self.name}) needs floating-point labels between -1 and 1, the similarity "
+                    f"of each pair, got {labels.dtype}."
+                )
+            return F.mse_loss(F.cosine_similarity(ours, theirs), labels.float())
+        scores = F.normalize(ours, dim=-1) @ F.normalize(theirs, dim=-1).T / record.temperature
+        return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
+
+    def output(
+        self, loss: Tensor | None, answer: Answer, targets: Mapping[str, Tensor], backbone: ModelOutput
+    ) -> ModelOutput:
+        """With the similarity of pairs."""
+        output = super().output(loss, answer, targets, backbone)
+        if "pair" in targets:
+            output["similarity"] = F.cosine_similarity(answer["pooler_output"], targets["pair"])
+        return output
+
+    def distance(
+        self, record: TaskRecord, answer: Answer, wanted: Answer, targets: Mapping[str, Tensor], temperature: float
+    ) -> Tensor:
+        """1 less the cosine."""
+        return 1 - F.cosine_similarity(answer["pooler_output"], wanted["pooler_output"]).mean()
+
+    def texts(self, record: TaskRecord, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Both texts of each pair."""
+        pair = {name.removeprefix(PAIR): value for name, value in batch.items() if name.startswith(PAIR)}
+        single = {name: value for name, value in batch.items() if not name.startswith(PAIR)}
+        return [single, pair] if pair else [single]
+
+    def probe_answer(self, answer: Answer) -> Tensor:
+        """The embeddings."""
+        return answer["pooler_output"]
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase | None) -> Callable | None:
+        """Pads both texts of each pair."""
+        return PairCollator(tokenizer)
+
+    def check_dataset(self, record: TaskRecord, name: str, data: Dataset) -> None:
+        """Pairs of texts, and numbers as labels, if any."""
+        if "pair_input_ids" not in data.column_names:
+            raise ValueError(
+                f"Task '{record.name}' ({self.name}): the {name} has no column 'pair_input_ids', the tokens of the "
+                f"text that belongs to each text; it has {data.column_names}."
+            )
+        column = next((column for column in ("labels", "label") if column in data.column_names), None)
+        if column is not None:
+            values = np.asarray(data[column][:])
+            if values.dtype.kind not in "fi" or values.ndim != 1 or np.abs(values).max() > 1:
+                raise ValueError(
+                    f"Task '{record.name}' ({self.name}): the column '{column}' of the {name} holds "
+                    f"{data[0][column]!r}; expected numbers between -1 and 1, how similar the texts of a pair are "
+                    "(divide STS-B's scores by 5)."
+                )
+
+    def reduce(self, record: TaskRecord, outputs: Any, labels: Any) -> Any:
+        """The similarity of each pair; the embeddings of single texts."""
+        return outputs[1] if isinstance(outputs, tuple) else outputs
+
+    def metrics(self, record: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
+        """Correlations of cosine and label; nothing without labels."""
+        return correlations(np.asarray(predictions), np.asarray(labels)) if np.ndim(labels) == 1 else {}

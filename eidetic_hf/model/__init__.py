@@ -1,0 +1,1 @@
+"""The model: how it learns, answers, routes, writes and is kept."""

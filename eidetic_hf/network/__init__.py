@@ -1,0 +1,1 @@
+"""A backbone in which tasks own units."""

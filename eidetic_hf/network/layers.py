@@ -1,0 +1,338 @@
+"""The layers of a masked network: projections made of segments, one norm per task.
+
+The rows of a projection belong to units, see `units.py`; out-projections are stored transposed, so that this holds for
+them too. Rows are packed as
+
+    [ segment of the first task | segment of the second | ... | pool ]
+
+so that the units a task sees, its ancestors' and its own, are a range of rows that starts at the first: a view, no
+copy. Where they are not (a task that skips an ancestor, or masks some of its units out), the rows are gathered once
+and cached. What a task does not see is never read, not even to be multiplied by zero.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..views import LEARNING, POOL, View, current_view
+from .units import Segment, Slots, UnitGroup, UnitProbe, UnitView, freeze, thaw
+
+
+class TaskLinear(nn.Module):
+    """A projection whose rows belong to units, each unit to one task or the pool.
+
+    Takes the place of an `nn.Linear`. In-projection: `(..., in_features)` to `(..., units seen * width)`.
+    Out-projection: `(..., units seen * width)` to `(..., out_features)`; its bias, which is added to the residual
+    stream, is private to each task.
+
+    Args:
+        weight: of the pretrained projection, `(out_features, in_features)`.
+        bias: of the pretrained projection, `(out_features,)`, or `None`.
+        group: the units that the rows (in-projection) or columns (out-projection) belong to.
+        is_output: whether this is the group's out-projection.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, group: UnitGroup, is_output: bool) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.is_output = is_output
+        self.width = (self.in_features if is_output else self.out_features) // group.count(POOL)
+        self._group = [group]  # in a list, so that it is not registered as a child
+        weight = weight.detach().t() if is_output else weight.detach()  # `pack` copies it
+        self.segments = nn.ModuleDict({POOL: Segment(weight, None if bias is None or is_output else bias.detach())})
+        self.biases = Slots()
+        if is_output and bias is not None:
+            self.biases.put(POOL, bias.detach().clone())
+        self._packed: tuple[Tensor, Tensor | None] | None = None
+        self._plans: dict[str, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        group.members.append(self)
+
+    @property
+    def group(self) -> UnitGroup:
+        """The units that the rows belong to."""
+        return self._group[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The pool's rows, for code that asks a projection for its dtype or device."""
+        return self.segment(POOL).weight
+
+    def segment(self, key: str) -> Segment:
+        """The rows of a task, of the pool, or of the task being learned (`KeyError` if there are none)."""
+        return cast(Segment, self.segments[key])
+
+    def extra_repr(self) -> str:
+        """Shape and role, for `print(model)`."""
+        role = "out" if self.is_output else "in"
+        return f"{self.in_features} -> {self.out_features}, {role}-projection of {self.group.name}, width={self.width}"
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def _owned(self) -> list[Segment]:
+        return [self.segment(key) for key in [*self.group.order, POOL]]
+
+    @property
+    def packed(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of all segments and the pool, in packed order."""
+        assert self._packed is not None
+        return self._packed
+
+    def pack(self) -> None:
+        """Lay all segments and the pool into one fresh, aligned tensor, and make each of them a view of it."""
+        parts = self._owned()
+        weight = torch.cat([part.weight for part in parts])
+        bias = None if parts[0].bias is None else torch.cat([cast(Tensor, part.bias) for part in parts])
+        start = 0
+        for part in parts:
+            stop = start + part.weight.shape[0]
+            part._buffers["weight"] = weight[start:stop]
+            if bias is not None:
+                part._buffers["bias"] = bias[start:stop]
+            start = stop
+        self._packed = (weight, bias)
+        self.group.forget_views()
+
+    def is_packed(self) -> bool:
+        """Whether every segment still is a view of the packed tensors."""
+        if self._packed is None:
+            return False
+        for index, packed in enumerate(self._packed):
+            if packed is None:
+                continue
+            start = packed.data_ptr()
+            for part in self._owned():
+                tensor = part.weight if index == 0 else part.bias
+                if tensor is None or tensor.dtype != packed.dtype or tensor.device != packed.device:
+                    return False
+                if tensor.numel() and tensor.data_ptr() != start:
+                    return False
+                start += tensor.numel() * tensor.element_size()
+        return True
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TaskLinear:
+        super()._apply(fn, recurse)
+        if self._packed is not None and not self.is_packed():  # moved to another device or dtype, piece by piece
+            self.pack()
+        return self
+
+    def forget_views(self) -> None:
+        """Drop cached weights."""
+        self._plans.clear()
+
+    # -- life of a task -------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Make a trainable working copy of the pool, and of the private bias."""
+        pool, private = self.segment(POOL), self.biases.get(POOL)
+        bias = None if pool.bias is None else pool.bias.clone()
+        self.segments[LEARNING] = Segment(pool.weight.clone(), bias, trainable=True)
+        if private is not None:
+            self.biases.put(LEARNING, nn.Parameter(private.clone()))
+
+    def end(self) -> None:
+        """Drop the working copy."""
+        if LEARNING in self.segments:
+            del self.segments[LEARNING]
+        self.biases.put(LEARNING, None)
+
+    def rows(self, units: Tensor) -> Tensor:
+        """Row numbers of units given by number, `(units * width,)`."""
+        if self.width == 1:
+            return units
+        return (units.unsqueeze(1) * self.width + torch.arange(self.width, device=units.device)).flatten()
+
+    def stage(self, kept: Tensor, recycle_std: float | None) -> tuple[Segment, Segment]:
+        """Copies of the kept rows of the working copy, and of the pool without them; nothing is changed."""
+        working, pool = self.segment(LEARNING), self.segment(POOL)
+        mask = kept.repeat_interleave(self.width)
+        owned = Segment(working.weight.detach()[mask], None if working.bias is None else working.bias.detach()[mask])
+        weight, bias = pool.weight[~mask], None if pool.bias is None else pool.bias[~mask]
+        if recycle_std is not None:
+            weight = torch.randn_like(weight) * recycle_std
+            bias = None if bias is None else torch.zeros_like(bias)
+        return owned, Segment(weight, bias)
+
+    def replace(self, key: str, segment: Segment, pool: Segment) -> None:
+        """Take over what `stage` returned."""
+        self.segments[key] = segment
+        self.segments[POOL] = pool
+        bias = self.biases.get(LEARNING)
+        if bias is not None:
+            self.biases.put(key, bias.detach().clone())
+        self.pack()
+
+    def rebuild(self, key: str, n_units: int) -> None:
+        """Make room for a committed task's tensors, which a checkpoint will fill."""
+        private = self.biases.get(POOL)
+        self.segments[key] = self.segment(POOL).room(n_units * self.width)
+        if private is not None:
+            self.biases.put(key, torch.zeros_like(private))
+
+    def expand(self, n_units: int, std: float) -> None:
+        """Add rows to the pool: zeros in an out-projection, else drawn from a normal distribution."""
+        pool = self.segment(POOL)
+        new = pool.room(n_units * self.width)
+        new.weight.normal_(0, 0 if self.is_output else std)
+        bias = None if pool.bias is None or new.bias is None else torch.cat([pool.bias, new.bias.zero_()])
+        self.segments[POOL] = Segment(torch.cat([pool.weight, new.weight]), bias)
+        self.pack()
+
+    # -- forward --------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _gather(self, view: UnitView) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a view: slices of the packed tensors where its units are the first ones."""
+        weight, bias = self.packed
+        if view.positions is None:
+            stop = view.count * self.width
+            return weight[:stop], None if bias is None else bias[:stop]
+        rows = self.rows(view.positions)
+        return weight[rows], None if bias is None else bias[rows]
+
+    @torch.inference_mode(False)
+    def _plan(self, key: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        plan = self._plans.get(key)
+        if plan is None:
+            view = self.group.view(key)
+            weight, bias = self._gather(view)
+            gates = None
+            if self.is_output:
+                weight, bias = weight.t(), self.biases.get(key)
+                if view.gates is not None:
+                    gates = view.gates.repeat_interleave(self.width)
+            plan = self._plans[key] = (weight, bias, gates)
+        return plan
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Project with the units that the current view sees (see the class for shapes)."""
+        view = current_view()
+        if view.key == LEARNING:
+            return self._learning_output(hidden, view) if self.is_output else self._learning_input(hidden, view)
+        weight, bias, gates = self._plan(view.key)
+        return F.linear(hidden if gates is None else hidden * gates, weight, bias)
+
+    def _learning_weights(self, view: View) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Ancestors' weight and bias, then the kept rows of the working copy's."""
+        ancestors, _, kept = self.group.learning_view(view.teacher)
+        key = f"{LEARNING}:{view.teacher}"
+        if key not in self._plans:
+            self._plans[key] = (*self._gather(ancestors), None)
+        working = self.segment(LEARNING)
+        weight, bias = working.weight, working.bias
+        if kept is not None:
+            rows = self.rows(kept)
+            weight = weight.index_select(0, rows)
+            bias = None if bias is None else bias.index_select(0, rows)
+        return self._plans[key][0], self._plans[key][1], weight, bias
+
+    def _learning_input(self, hidden: Tensor, view: View) -> Tensor:
+        old_weight, old_bias, weight, bias = self._learning_weights(view)
+        # Two products instead of one over joined weights: no gradient is computed for what is frozen.
+        parts = [F.linear(hidden, w, b) for w, b in ((old_weight, old_bias), (weight, bias)) if len(w)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _learning_output(self, hidden: Tensor, view: View) -> Tensor:
+        old_weight, _, weight, _ = self._learning_weights(view)
+        _, kept_ancestors, kept = self.group.learning_view(view.teacher)
+        group, bias = self.group, self.biases.get(LEARNING)
+        view = view.in_decoder() if group.is_decoder and view.probe is not None else view
+        old, new = hidden.split([len(old_weight), len(weight)], dim=-1)
+        output = None
+        if len(old_weight):
+            gates = 1 + group.gates.need(LEARNING)
+            if kept_ancestors is not None:
+                gates = gates[kept_ancestors]
+            old = old * gates.repeat_interleave(self.width).to(old.dtype)
+            if view.probe is not None:
+                old = UnitProbe.apply(old, group.importance("_ancestors"), kept_ancestors, view)
+            output = F.linear(old, old_weight.t(), None if len(weight) else bias)
+        if len(weight):
+            if view.probe is not None:
+                new = UnitProbe.apply(new, group.importance(), kept, view)
+            own = F.linear(new, weight.t(), bias)
+            output = own if output is None else output + own
+        assert output is not None
+        return output
+
+
+class TaskTable(TaskLinear):
+    """A table with one column per unit, such as relative position biases of heads; a unit's column is its row here.
+
+    Takes the place of an `nn.Embedding`: indices `(...)` to `(..., units seen)`.
+
+    Args:
+        table: of the pretrained embedding, `(entries, units)`.
+        group: the units that the columns belong to.
+    """
+
+    def __init__(self, table: Tensor, group: UnitGroup) -> None:
+        super().__init__(table.t(), None, group, is_output=False)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """Look up the columns that the current view sees (see the class for shapes)."""
+        view = current_view()
+        if view.key != LEARNING:
+            return F.embedding(indices, self._plan(view.key)[0].t())
+        old, _, new, _ = self._learning_weights(view)
+        return F.embedding(indices, torch.cat([old, new]).t())
+
+
+class JoinedLinear(nn.Module):
+    """Several in-projections in place of one module that computed them at once; their outputs lie side by side.
+
+    Args:
+        parts: the in-projections, in the order of their outputs.
+    """
+
+    def __init__(self, parts: list[TaskLinear]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Project `(..., in_features)` to `(..., units seen * width of all parts)`."""
+        return torch.cat([part(hidden) for part in self.parts], dim=-1)
+
+
+class TaskNorm(nn.Module):
+    """A norm with one parameter set per task; the original class does the arithmetic.
+
+    Args:
+        norm: the pretrained norm; its parameters stay as what a new task starts from.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.tasks = nn.ModuleDict({POOL: freeze(norm)})
+
+    def begin(self) -> None:
+        """Make a trainable copy of the pretrained norm."""
+        self.tasks[LEARNING] = thaw(deepcopy(self.tasks[POOL]))
+
+    def end(self) -> None:
+        """Drop the trainable copy."""
+        if LEARNING in self.tasks:
+            del self.tasks[LEARNING]
+
+    def commit(self, key: str) -> None:
+        """Give `key` a frozen copy of the norm being learned."""
+        self.tasks[key] = freeze(deepcopy(self.tasks[LEARNING]))
+
+    def rebuild(self, key: str) -> None:
+        """Make room for a committed task's tensors, which a checkpoint will fill (a shallow copy: it is cheaper)."""
+        pool = self.tasks[POOL]
+        norm = pool.__new__(type(pool))
+        norm.__dict__ = {**pool.__dict__, "_parameters": dict(pool._parameters), "_modules": dict(pool._modules)}
+        norm.__dict__["_buffers"] = {
+            name: None if buffer is None else torch.empty_like(buffer) for name, buffer in pool._buffers.items()
+        }
+        self.tasks[key] = norm
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Normalize `(..., hidden)` with the current task's parameters."""
+        return self.tasks[current_view().key](hidden, *args, **kwargs)

@@ -1,0 +1,341 @@
+"""Reading a recipe: from YAML to a `Recipe`, with every check that needs no data."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+
+from ..configuration import POOLINGS, PROBLEM_TYPES, TASK_TYPES, WRITING, TaskError, check_task_name
+from ..model.pruning import PruningConfig
+from .recipe import (
+    KIND_RULES,
+    LOSS,
+    SETTINGS,
+    SMALLEST_VOCABULARY,
+    TOKENIZERS,
+    WRITTEN_METRICS,
+    Recipe,
+    RecipeError,
+    Splits,
+    TaskRecipe,
+    metrics_of,
+)
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML without two traps: `1e-4` is a number, as people mean it, and a key that is given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is given twice", key_node.start_mark
+                )
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def read_recipe(path: str | os.PathLike, output: str | os.PathLike | None = None) -> Recipe:
+    """Read a recipe and check everything that can be checked without its data.
+
+    Args:
+        path: the YAML file.
+        output: folder of the results, instead of the recipe's.
+
+    Raises:
+        RecipeError: naming what is wrong, where, and what is allowed.
+    """
+    path = Path(path)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} can not be read ({error}). Give the path of a YAML file.") from error
+    try:
+        values = yaml.load(source, Loader=_RecipeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The recipe {path} is no valid YAML: {error}") from error
+    if values is None:
+        raise RecipeError(f"The recipe {path} is empty. It needs at least `backbone:` and `tasks:`.")
+    allowed = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "folder", "source")]
+    values = dict(_mapping(values, allowed, f"the recipe {path}"))
+    for key in ("backbone", "tasks"):
+        if not values.get(key):
+            raise RecipeError(f"The recipe {path} has no `{key}:`. It needs at least `backbone:` and `tasks:`.")
+    if not isinstance(values["tasks"], list):
+        raise RecipeError(
+            f"`tasks:` is {values['tasks']!r}, expected a list of tasks, each with `- name:` and `data:`."
+        )
+    _check_common(values, "the recipe")
+    _check_backbone(values["backbone"], values.get("tokenizer"))
+    values["tasks"] = [_read_task(task, number) for number, task in enumerate(values["tasks"], 1)]
+    values["output"] = Path(output or values.get("output") or Path("runs") / path.stem)
+    recipe = Recipe(name=path.stem, folder=path.resolve().parent, source=source, **_given(values))
+    _check_tasks(recipe)
+    return recipe
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section says; a key without a value means the default."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _mapping(values: Any, allowed: list[str], where: str) -> dict[str, Any]:
+    """A section of the recipe, all of whose keys are allowed."""
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{where[0].upper()}{where[1:]} is {values!r}, expected keys and values, one `key: value` a line."
+        )
+    for key in values:
+        if key not in allowed:
+            close = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.5)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            raise RecipeError(f"Unknown key {key!r} in {where}.{hint} Allowed are: {', '.join(sorted(allowed))}.")
+    return values
+
+
+def _check_type(values: Mapping[str, Any], key: str, kind: type, expected: str, where: str) -> None:
+    value = values.get(key)
+    if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise RecipeError(f"`{key}: {value!r}` in {where}: expected {expected}.")
+
+
+def _check_common(values: dict[str, Any], where: str) -> None:
+    """Check the keys that a recipe and its tasks share, and a recipe's own simple ones."""
+    _check_type(values, "output", str, "a text", where)
+    for key, least in (("trunk_layers", 0), ("max_length", 3), ("seed", 0)):
+        _check_type(values, key, int, f"a whole number >= {least}", where)
+        if values.get(key) is not None and values[key] < least:
+            raise RecipeError(f"`{key}: {values[key]}` in {where}: expected a whole number >= {least}.")
+    if values.get("pooling") not in (None, *POOLINGS):
+        raise RecipeError(f"`pooling: {values['pooling']!r}` in {where}: expected one of {list(POOLINGS)}.")
+    transfer = values.get("forward_transfer")
+    is_list = isinstance(transfer, list) and all(isinstance(name, str) for name in transfer)
+    if transfer not in (None, "all", "none") and not is_list:
+        raise RecipeError(f"`forward_transfer: {transfer!r}` in {where}: expected all, none or a list of task names.")
+    _check_training(values.get("training") or {}, f"`training:` of {where}")
+    _mapping(
+        values.get("pruning") or {}, [f.name for f in dataclasses.fields(PruningConfig)], f"`pruning:` of {where}"
+    )
+
+
+def _check_training(values: Any, where: str) -> None:
+    """Check the names of `TrainingArguments` fields, and that numbers are numbers: transformers checks only few."""
+    hints = typing.get_type_hints(TrainingArguments)
+    names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
+    for key, value in _mapping(values, names, where).items():
+        if value is None:
+            continue
+        if key == "output_dir":
+            raise RecipeError(
+                f"`output_dir` in {where} is not yours to set: the recipe's `output:` says where all goes."
+            )
+        hint = hints[key]
+        kinds = set(typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else [hint])
+        is_number = bool(kinds & {int, float}) and kinds <= {int, float, bool, types.NoneType}
+        if is_number and not isinstance(value, (int, float)):
+            raise RecipeError(f"`{key}: {value!r}` in {where}: expected a number.")
+        if kinds == {int} and not float(value).is_integer():
+            raise RecipeError(f"`{key}: {value!r}` in {where}: expected a whole number.")
+
+
+def _check_backbone(backbone: Any, tokenizer: Any) -> None:
+    """Check where the backbone and its tokenizer come from."""
+    if isinstance(backbone, dict):
+        if not isinstance(backbone.get("model_type"), str):
+            raise RecipeError(
+                f"`backbone: {backbone!r}` has no `model_type:`. A configuration for a random backbone needs one, "
+                "such as `backbone: {model_type: llama, hidden_size: 128, num_hidden_layers: 4}`."
+            )
+        if not tokenizer:
+            raise RecipeError(
+                "A random backbone needs a tokenizer: `tokenizer: {train: bpe, vocab_size: 2048}` or `tokenizer: "
+                "{train: byte}` for one made from the recipe's own texts, or where one is."
+            )
+    elif not isinstance(backbone, str):
+        raise RecipeError(
+            f"`backbone: {backbone!r}` in the recipe: expected a folder, a Hub id or package:NAME/FOLDER, or a "
+            "configuration, `{model_type: ...}`."
+        )
+    if tokenizer is None or isinstance(tokenizer, str):
+        return
+    where = "`tokenizer:` of the recipe"
+    values = _mapping(tokenizer, ["train", "vocab_size"], where)
+    if values.get("train") not in TOKENIZERS:
+        raise RecipeError(f"`train: {values.get('train')!r}` in {where}: expected one of {list(TOKENIZERS)}.")
+    _check_type(values, "vocab_size", int, "a whole number", where)
+    if isinstance(backbone, str):
+        raise RecipeError(
+            f"{where[0]}{where[1:]} trains a new one, but the backbone {backbone} knows its own tokens only. Leave it "
+            "out, or give a configuration as `backbone:`."
+        )
+    least = SMALLEST_VOCABULARY
+    if values["train"] == "byte" and values.get("vocab_size") is not None:
+        raise RecipeError(f"`vocab_size: {values['vocab_size']}` in {where}: one token per byte needs none.")
+    if values["train"] == "bpe" and (values.get("vocab_size") or 0) < least:
+        raise RecipeError(f"`vocab_size: {values.get('vocab_size')}` in {where}: expected at least {least}.")
+
+
+def _read_task(values: Any, number: int) -> TaskRecipe:
+    """One entry of `tasks:`."""
+    name = values.get("name") if isinstance(values, dict) else None
+    where = f"task '{name}'" if isinstance(name, str) else f"task {number} of the recipe"
+    values = dict(_mapping(values, [f.name for f in dataclasses.fields(TaskRecipe)], where))
+    try:
+        check_task_name(name)
+    except TaskError as error:
+        raise RecipeError(f"{where[0].upper()}{where[1:]}: `name:` {error}") from error
+    _check_common(values, where)
+    _check_data(values.get("data"), where)
+    for key, allowed in (("type", TASK_TYPES), ("problem_type", PROBLEM_TYPES)):
+        if values.get(key) not in (None, *allowed):
+            raise RecipeError(f"`{key}: {values[key]!r}` in {where}: expected one of {list(allowed)}.")
+    task_type = values.get("type") or TASK_TYPES[0]
+    _check_kind(values, task_type, where)
+    splits = _mapping(
+        values.get("splits") or {}, [f.name for f in dataclasses.fields(Splits)], f"`splits:` of {where}"
+    )
+    for name in splits:
+        _check_type(splits, name, str, "a name", f"`splits:` of {where}")
+    values["splits"] = Splits(**_given(splits))
+    values["columns"] = _read_columns(values.get("columns") or {}, task_type, where)
+    if values.get("template") is not None and "prompt" not in values["columns"]:
+        raise RecipeError(
+            f"`template:` in {where} is for prompts. Name their columns: `columns: {{prompt: NAME, answer: NAME}}`."
+        )
+    _check_labels(values.get("labels"), where)
+    values["metric"] = _metric_of(values, task_type, where)
+    _check_written(values, task_type, where)
+    return TaskRecipe(**_given(values))
+
+
+def _check_data(data: Any, where: str) -> None:
+    if not data or not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise RecipeError(
+            f"{where[0].upper()}{where[1:]} has `data: {data!r}`; expected the keyword arguments of "
+            "datasets.load_dataset, such as `data: {path: json, data_files: {train: train.jsonl, test: test.jsonl}}`."
+        )
+    if data.get("streaming"):
+        raise RecipeError(f"`streaming: true` in `data:` of {where}: expected a data set of known size; leave it out.")
+
+
+def _check_kind(values: dict[str, Any], task_type: str, where: str) -> None:
+    """Check the keys that only some kinds of task have."""
+    rules = KIND_RULES[task_type]
+    for key, (kind, test, expected) in SETTINGS.items():
+        value = values.get(key)
+        if value is None:
+            continue
+        if key not in rules.settings:
+            owners = [name for name, others in KIND_RULES.items() if key in others.settings]
+            raise RecipeError(f"`{key}:` in {where} is for {' and '.join(owners)}; this is a task of {task_type}.")
+        is_bool = isinstance(value, bool) and kind is not bool
+        if is_bool or not isinstance(value, kind) or not test(value):
+            raise RecipeError(f"`{key}: {value!r}` in {where}: expected {expected}.")
+    if values.get("labels") is not None and not rules.has_labels:
+        raise RecipeError(f"`labels:` in {where}: tasks of {task_type} have none. Leave it out.")
+    if values.get("problem_type") is not None and task_type != "sequence-classification":
+        raise RecipeError(f"`problem_type:` in {where} is for sequence-classification; this is a task of {task_type}.")
+
+
+def _read_columns(given: Any, task_type: str, where: str) -> dict[str, Any]:
+    """The column of each part of a row: those that are named, and the usual ones of the kind."""
+    section, rules = f"`columns:` of {where}", KIND_RULES[task_type]
+    given = _given(_mapping(given, list(rules.columns), section))
+    for role, column in given.items():
+        is_list = isinstance(column, list) and len(column) > 1 and all(isinstance(name, str) for name in column)
+        if not isinstance(column, str) and not (role == "choices" and is_list):
+            expected = "a name, or a list of two or more names" if role == "choices" else "a name"
+            raise RecipeError(f"`{role}: {column!r}` in {section}: expected {expected}.")
+    if task_type == "causal-lm" and not given.keys().isdisjoint(("prompt", "answer")):
+        if "text" in given:
+            raise RecipeError(f"{section[0]}{section[1:]} has prompts and a running text; expected one or the other.")
+        return {"prompt": "prompt", "answer": "answer", **given}
+    return {**_given(rules.columns), **given}
+
+
+def _metric_of(values: dict[str, Any], task_type: str, where: str) -> str:
+    """The metric of a task: the one given, if it fits, or the usual one."""
+    problem_type = values.get("problem_type") or PROBLEM_TYPES[0]
+    built_in = metrics_of(task_type, problem_type)
+    _check_type(values, "metric", str, "the name of a metric", where)
+    metric = values.get("metric")
+    without_score = task_type == "feature-extraction" and "score" not in values["columns"]
+    if metric is None:
+        return LOSS if without_score else built_in[0]
+    known = {name for kind in KIND_RULES for problem in PROBLEM_TYPES for name in metrics_of(kind, problem)}
+    has_modules = task_type == "sequence-classification"  # whose answers `evaluate` has metrics for
+    if metric in built_in or (has_modules and metric not in known):
+        if without_score and metric != LOSS:
+            raise RecipeError(
+                f"`metric: {metric}` in {where} needs scores. Name them with `columns: {{score: NAME}}`."
+            )
+        return metric
+    what = f"`problem_type: {problem_type}`" if has_modules else f"`type: {task_type}`"
+    raise RecipeError(f"`metric: {metric}` in {where} does not fit {what}; its built-in metrics are {list(built_in)}.")
+
+
+def _check_written(values: Mapping[str, Any], task_type: str, where: str) -> None:
+    """Texts that a task writes can be scored only where it is known what they should be."""
+    is_written = task_type in WRITING and values["metric"] in WRITTEN_METRICS
+    if task_type == "causal-lm" and "prompt" not in values["columns"] and (is_written or values.get("score_written")):
+        key = f"metric: {values['metric']}" if is_written else f"score_written: {values['score_written']}"
+        raise RecipeError(
+            f"`{key}` in {where}: running text has no right continuation to hold a written one against. Name prompts "
+            "and answers, `columns: {prompt: NAME, answer: NAME}`, or use perplexity or accuracy."
+        )
+    if is_written and values.get("score_written") == 0:
+        raise RecipeError(f"`score_written: 0` in {where}: `metric: {values['metric']}` needs texts to be written.")
+
+
+def _check_labels(labels: Any, where: str) -> None:
+    if labels is None:
+        return
+    if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+        raise RecipeError(
+            f"`labels: {labels!r}` in {where}: expected a list of texts. Put quotes around labels that YAML reads as "
+            "something else, such as 'yes', 'no' and '1'."
+        )
+    if len(set(labels)) != len(labels):
+        raise RecipeError(f"`labels: {labels!r}` in {where}: every label may be given once.")
+
+
+def _check_tasks(recipe: Recipe) -> None:
+    """Check what takes more than one task, and the values that only `PruningConfig` and `TrainingArguments` know."""
+    names = [task.name for task in recipe.tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"The recipe has {names.count(name)} tasks named '{name}'. Give each a name of its own.")
+    unknown = (
+        [name for name in recipe.forward_transfer if name not in names]
+        if recipe.forward_transfer not in ("all", "none")
+        else []
+    )
+    if unknown:
+        raise RecipeError(f"`forward_transfer:` names {unknown[0]!r}; the recipe's tasks are {names}.")
+    for number, task in enumerate(recipe.tasks):
+        for ancestor in task.forward_transfer if isinstance(task.forward_transfer, list) else []:
+            if ancestor not in names[:number]:
+                raise RecipeError(
+                    f"`forward_transfer:` of task '{task.name}' names {ancestor!r}, which is no task before it; those "
+                    f"are {names[:number]}."
+                )
+        recipe.pruning_config(task)
+        recipe.training_arguments(task)

@@ -1,0 +1,407 @@
+"""The run of a recipe: learns every task in order, evaluates all committed ones after each, writes `results.json`.
+
+A run that was cut off continues where it stopped when it is started again. One process, one device; for several,
+build the same from `EideticTrainer` in a script of your own.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import evaluate
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import get_last_checkpoint, set_seed
+
+from ..configuration import LABELLED, TaskError, TaskRecord
+from ..kinds import check_kind
+from ..kinds.language import MaskingCollator
+from ..model.certificate import environment
+from ..model.checkpoint import COMMITTED, CONFIG_FILE, TRUNK, owner_of, sha256_of, shard_file
+from ..model.model import EideticModel
+from ..trainer import EideticTrainer
+from ..version import __version__
+from ..views import task_key
+from .kinds.base import TRAIN
+from .recipe import CHECKPOINTS_FOLDER, Recipe, RecipeError, TaskRecipe
+from .scoring import (
+    check_record,
+    continual_metrics,
+    evaluate_routing,
+    evaluate_task,
+    load_metric,
+    score_arguments,
+    score_of,
+)
+from .starting_point import load_tokenizer, make_config, resolve_backbone
+from .task_data import TaskData, read_task_data
+
+MODEL_FOLDER, RESULTS_FILE = "model", "results.json"
+RESULTS_VERSION = 1
+
+Say = Callable[[str], None]
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def run_recipe(recipe: Recipe, say: Say = print) -> dict[str, Any]:
+    """Learn every task of a recipe that is not committed yet, in order; evaluate all committed tasks after each.
+
+    Writes `model/` (the checkpoint folder, with the tokenizer) and `results.json` to `recipe.output` after every task.
+    Started again, it continues with the first task that is not committed.
+
+    Args:
+        recipe: what to do.
+        say: takes one line of progress at a time.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        RecipeError: before any training, if the recipe, its data or the model in its output folder do not allow it.
+    """
+    run = _Run(recipe, say)
+    run.prepare()
+    for task in recipe.tasks:
+        if run.model.is_committed(task.name):
+            say(f"{task.name}: already committed, skipped")
+        else:
+            run.learn(task)
+    return run.finish()
+
+
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EideticModel:
+    """A recipe's model before its first task: the same weights each time.
+
+    Raises:
+        RecipeError: if the backbone can not be made.
+    """
+    options: dict[str, Any] = {"trunk_layers": recipe.trunk_layers, "forward_transfer": recipe.forward_transfer}
+    if isinstance(recipe.backbone, dict):
+        set_seed(recipe.seed)
+        return EideticModel.from_backbone(make_config(recipe.backbone, tokenizer), **options)
+    model = EideticModel.from_backbone(resolve_backbone(recipe.backbone, recipe.folder), **options)
+    # A path on this machine has no place in the model card.
+    model.config.base_config._name_or_path = recipe.backbone
+    return model
+
+
+def longest_sequence(model: EideticModel) -> int | None:
+    """Tokens that a backbone has positions for; `None` if that has no limit."""
+    config = model.config.base_config
+    longest = getattr(config, "max_position_embeddings", None)
+    embeddings = [m for n, m in model.backbone.named_modules() if n.endswith("position_embeddings")]
+    for module in embeddings:  # RoBERTa's positions begin behind the one of padding
+        if longest is not None and getattr(module, "padding_idx", None) is not None:
+            return longest - cast(int, module.padding_idx) - 1
+    return longest
+
+
+def _have_one_backbone(fresh: EideticModel, model: EideticModel) -> bool:
+    """Whether a model began as a fresh one; the trunk of a random backbone has been trained since."""
+    if not model.config.trunk_pretrained:
+        ours, theirs = (m.config.base_config.to_dict() for m in (fresh, model))
+        return {k: v for k, v in ours.items() if k[0] != "_"} == {k: v for k, v in theirs.items() if k[0] != "_"}
+    ours, theirs = ({n: t for n, t in m.backbone.state_dict().items() if owner_of(n) == TRUNK} for m in (fresh, model))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class _ProgressLines(TrainerCallback):
+    """A line per evaluation, where no progress bar shows what is going on."""
+
+    def __init__(self, say: Say, model: EideticModel, metric: str) -> None:
+        self.say, self.model, self.metric = say, model, metric
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say the step, the phase, the share of free units kept and the validation metric."""
+        learner, value = self.model.learner, (kwargs.get("metrics") or {}).get(f"eval_{self.metric}")
+        if learner is not None:
+            score = f", validation {self.metric} {value:.3f}" if value is not None else ""
+            self.say(
+                f"  step {state.global_step}/{state.max_steps}: {learner.phase(state.global_step)}, "
+                f"{learner.kept_share():.0%} of the free units{score}"
+            )
+
+
+class _Run:
+    """One run of a recipe. Invariant: `results.json` describes the model in `model/`, or is about to be rewritten."""
+
+    model: EideticModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, recipe: Recipe, say: Say) -> None:
+        self.recipe, self.say = recipe, say
+        self.model_folder = recipe.output / MODEL_FOLDER
+        self.data: dict[str, TaskData] = {}
+        self.metric_modules: dict[str, evaluate.EvaluationModule | None] = {}
+        self.steps: list[dict[str, Any]] = []
+
+    def prepare(self) -> None:
+        """Load and check everything that the run needs, so that no mistake shows only after hours of training."""
+        recipe = self.recipe
+        if recipe.output.exists() and not recipe.output.is_dir():
+            raise RecipeError(f"The output {recipe.output} is a file, expected a folder.")
+        self.metric_modules = {task.name: load_metric(task, recipe.folder) for task in recipe.tasks}
+        if isinstance(recipe.backbone, str):
+            resolve_backbone(recipe.backbone, recipe.folder)
+        raw = {task.name: read_task_data(recipe, task) for task in recipe.tasks}
+        corpus = itertools.chain.from_iterable(one.preparation.corpus(one.rows[TRAIN]) for one in raw.values())
+        self.tokenizer = load_tokenizer(recipe, corpus)
+        self.model = make_model(recipe, self.tokenizer)
+        self._check_lengths()
+        self._check_kinds()
+        self.data = {name: one.encode(self.tokenizer) for name, one in raw.items()}
+        if (self.model_folder / CONFIG_FILE).exists() or (self.model_folder / COMMITTED).is_dir():
+            self._continue()
+
+    def _check_lengths(self) -> None:
+        """The backbone reads as many tokens as the recipe says; the tokenizer cuts at the longest of all tasks."""
+        longest = longest_sequence(self.model)
+        for task in self.recipe.tasks:
+            length = self.recipe.length_of(task)
+            if longest is not None and length > longest:
+                where = f" of task '{task.name}'" if task.max_length else ""
+                raise RecipeError(
+                    f"`max_length: {length}`{where}: the backbone {self.recipe.backbone_name} reads up to {longest} "
+                    "tokens."
+                )
+        self.tokenizer.model_max_length = max(self.recipe.length_of(task) for task in self.recipe.tasks)
+
+    def _check_kinds(self) -> None:
+        """The backbone has a head for every task."""
+        config = copy.copy(self.model.config)
+        config.tasks = []
+        for task in self.recipe.tasks:
+            labels = ["0", "1"] if task.type in LABELLED else []
+            record = TaskRecord(task.name, task.type, labels=labels)
+            try:
+                check_kind(record, config)
+            except TaskError as error:
+                raise RecipeError(str(error)) from error
+            config.tasks = [*config.tasks, record]
+
+    def _continue(self) -> None:
+        """Go on with the model in the output folder, if it is this recipe's."""
+        fresh, model = self.model, EideticModel.from_pretrained(self.model_folder)
+        way_out = f"Use another output folder, or delete {self.model_folder} to start anew."
+        if model.config.trunk_layers != fresh.config.trunk_layers:
+            raise RecipeError(
+                f"The model in {self.model_folder} has a trunk of {model.config.trunk_layers} layers, the recipe asks "
+                f"for {fresh.config.trunk_layers}. {way_out}"
+            )
+        if not _have_one_backbone(fresh, model):
+            raise RecipeError(
+                f"The model in {self.model_folder} was made from another backbone than the recipe's "
+                f"{self.recipe.backbone_name}. {way_out}"
+            )
+        if isinstance(self.recipe.tokenizer, dict):
+            saved = AutoTokenizer.from_pretrained(self.model_folder)
+            if saved.get_vocab() != self.tokenizer.get_vocab():
+                raise RecipeError(
+                    f"The model in {self.model_folder} has another tokenizer than these training texts give: they, or "
+                    f"`tokenizer:`, have changed. {way_out}"
+                )
+        for record in model.config.tasks:
+            if record.name not in self.data:
+                raise RecipeError(
+                    f"The model in {self.model_folder} has the task '{record.name}', which the recipe lacks. {way_out}"
+                )
+            check_record(record, self.recipe.task(record.name), self.data[record.name])
+        model.config.forward_transfer = fresh.config.forward_transfer
+        self.model = model
+        self._read_steps()
+        if model.tasks and (not self.steps or self.steps[-1]["task"] != model.tasks[-1]):
+            # The last run was cut off between saving the model and writing its results.
+            self._evaluate(model.tasks[-1], None)
+
+    def _read_steps(self) -> None:
+        """Take over the rows of an earlier run that belong to the tasks of this model."""
+        try:
+            steps = json.loads((self.recipe.output / RESULTS_FILE).read_text(encoding="utf-8"))["steps"]
+        except (OSError, ValueError, KeyError):
+            return
+        now = self._shards()
+        for step in steps:
+            file = shard_file(task_key(step["task"]))
+            if self.model.is_committed(step["task"]) and step["shards"].get(file, {}) == now.get(file):
+                self.steps.append(step)
+
+    def learn(self, task: TaskRecipe) -> None:
+        """Fit, prune, recover and commit a task; save; evaluate all committed tasks."""
+        recipe, data, say = self.recipe, self.data[task.name], self.say
+        sizes = ", ".join(f"{name} {len(rows)}" for name, rows in data.rows.items())
+        place = f"task {recipe.tasks.index(task) + 1} of {len(recipe.tasks)}"
+        what = f"{len(data.labels)} labels" if data.labels else task.type
+        say(f"{task.name}: {place}, {what}, {sizes}")
+        if task.name not in self.model._pending:
+            self._add(task, data)
+        arguments = recipe.training_arguments(task)
+        set_seed(arguments.seed)
+        record = self.model.record(task.name)
+        module = self.metric_modules[task.name]
+        score = score_of(self.model, self.tokenizer, task, data, "validation", module)
+        trainer = EideticTrainer(
+            model=self.model,
+            task=task.name,
+            args=arguments,
+            pruning=recipe.pruning_config(task),
+            processing_class=self.tokenizer,
+            data_collator=self._collator(task),
+            train_dataset=data.splits["train"],
+            eval_dataset=data.splits["validation"],
+            router_dataset=data.preparation.bare.get(TRAIN),
+            **score_arguments(record, score),
+            callbacks=[_ProgressLines(say, self.model, task.metric)],
+        )
+        trainer.remove_callback(PrinterCallback)  # It prints dictionaries; `say` has the lines.
+        checkpoints = recipe.output / CHECKPOINTS_FOLDER / task.name
+        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+        if last is not None:
+            say(f"  resumed from {last}")
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=last)
+        seconds = time.perf_counter() - start
+        self._save()
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        if checkpoints.parent.is_dir() and not any(checkpoints.parent.iterdir()):
+            checkpoints.parent.rmdir()
+        self._evaluate(task.name, seconds)
+
+    def _add(self, task: TaskRecipe, data: TaskData) -> None:
+        """Declare a task to the model."""
+        names = ("temperature", "normalize", "own_output_embeddings")
+        rules = {name: task.setting(name) for name in names if name in task.rules.settings}
+        record = self.model.add_task(
+            task.name,
+            task_type=task.type,
+            labels=data.labels or None,
+            problem_type=task.problem_type,
+            forward_transfer=task.forward_transfer,
+            pooling=task.pooling or self.recipe.pooling,
+            **rules,
+        )
+        record.preparation = data.preparation.settings
+
+    def _collator(self, task: TaskRecipe) -> Callable | None:
+        """What makes a batch of rows, where the recipe decides on it."""
+        if task.type == "masked-lm":
+            return MaskingCollator(self.tokenizer, task.setting("mlm_probability"))
+        return None
+
+    def _save(self) -> None:
+        if not (self.model_folder / "tokenizer_config.json").exists():
+            self.tokenizer.save_pretrained(self.model_folder)
+        self.model.save_pretrained(self.model_folder)
+
+    def _evaluate(self, after: str, seconds: float | None) -> None:
+        """Add the row of the accuracy matrix after a task, and write the results."""
+        scores = {}
+        for name in self.model.tasks:
+            task = self.recipe.task(name)
+            # Checkpoints and the choice of the best are the training's business.
+            arguments = self.recipe.training_arguments(
+                task,
+                output_dir=str(self.recipe.output),
+                save_strategy="no",
+                load_best_model_at_end=False,
+                disable_tqdm=True,
+            )
+            data = self.data[name]
+            score = score_of(self.model, self.tokenizer, task, data, "test", self.metric_modules[name])
+            test = data.splits["test"]
+            scores[name] = evaluate_task(self.model, name, test, self.tokenizer, arguments, score)
+        self.steps.append(
+            {
+                "task": after,
+                "scores": scores,
+                "seconds": seconds,
+                "units": self.model.record(after).units,
+                "capacity": self.model.capacity(),
+                "shards": self._shards(),
+            }
+        )
+        shown = ", ".join(f"{name} {found[self.recipe.task(name).metric]:.3f}" for name, found in scores.items())
+        took = "" if seconds is None else f" in {seconds:.0f} s"
+        self.say(f"  committed {sum(self.steps[-1]['units'].values())} units{took}; test scores now: {shown}")
+        self._write_results(self.model)
+
+    def _shards(self) -> dict[str, dict[str, Any]]:
+        """Size and SHA-256 of every shard, read from the disk: what a person would see with sha256sum."""
+        paths = sorted(self.model_folder.glob("eidetic-*.safetensors"))
+        return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
+
+    def _write_results(self, verified: EideticModel, routing: dict[str, Any] | None = None) -> dict[str, Any]:
+        recipe, model = self.recipe, self.model
+        metrics = {task.name: task.metric for task in recipe.tasks}
+        matrix = [
+            {"task": step["task"], "scores": {name: found[metrics[name]] for name, found in step["scores"].items()}}
+            for step in self.steps
+        ]
+        verdict = verified.verify()
+        results = {
+            "format_version": RESULTS_VERSION,
+            "name": recipe.name,
+            "recipe": recipe.source,
+            "backbone": recipe.backbone_name,
+            "trunk_layers": model.config.trunk_layers,
+            "environment": {
+                "eidetic_hf": __version__,
+                "python": platform.python_version(),
+                "datasets": datasets.__version__,
+                **environment(model.device, model.dtype, model.backbone.config._attn_implementation),
+            },
+            "tasks": [self._describe(record) for record in model.config.tasks],
+            "metrics": metrics,
+            "matrix": matrix,
+            **continual_metrics(matrix, metrics),
+            "routing": routing,
+            "verify": {"ok": bool(verdict), "text": str(verdict), "tasks": [str(task) for task in verdict.tasks]},
+            "steps": self.steps,
+        }
+        write_json(recipe.output / RESULTS_FILE, results)
+        return results
+
+    def _describe(self, record: TaskRecord) -> dict[str, Any]:
+        file = shard_file(task_key(record.name))
+        return {
+            "name": record.name,
+            "type": record.task_type,
+            "problem_type": record.problem_type,
+            "labels": record.labels,
+            "metric": self.recipe.task(record.name).metric,
+            "examples": {name: len(rows) for name, rows in self.data[record.name].rows.items()},
+            "ancestors": record.ancestors,
+            "units": sum(record.units.values()),
+            "seconds": next((step["seconds"] for step in self.steps if step["task"] == record.name), None),
+            "shard": file,
+            **self._shards()[file],
+        }
+
+    def finish(self) -> dict[str, Any]:
+        """Verify the model as it lies on the disk, let it find the tasks itself, and write the results a last time."""
+        loaded = EideticModel.from_pretrained(self.model_folder)
+        loaded.to(self.model.device)  # type: ignore[arg-type]
+        tests = {name: self.data[name].texts_to_route("test") for name in loaded.tasks}
+        return self._write_results(loaded, evaluate_routing(loaded, self.tokenizer, tests))
