@@ -1,5 +1,6 @@
 """Eidetic Learning for pretrained language models: one model, many text tasks, none ever lost."""
 
+from .callback import EideticCallback
 from .configuration import EideticConfig, TaskError, TaskRecord
 from .kinds import TASK_KINDS
 from .kinds.base import Kind
@@ -18,16 +19,9 @@ from .model.model import (
 )
 from .model.pruning import PruningConfig
 from .model.router import Router, RouterSums
-from .network.architectures import (
-    Architecture,
-    ArchitectureError,
-    BiasTable,
-    Fused,
-    Stack,
-    UnitPaths,
-    register_architecture,
-)
-from .trainer import EideticCallback, EideticTrainer
+from .network.architecture import Architecture, ArchitectureError, BiasTable, Fused, Stack, UnitPaths
+from .network.architectures import register_architecture
+from .trainer import EideticTrainer
 from .version import __version__
 
 __all__ = [

@@ -4,191 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator
 from typing import Any, cast
 
 import datasets
 import torch
-from accelerate.utils import extract_model_from_parallel
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
-from transformers.utils import logging
 
-from .configuration import TaskError, TaskRecord
+from .callback import EideticCallback, _leave_autocast, _progress, _unwrap
+from .configuration import TaskRecord
 from .kinds import kind_of
 from .kinds.collators import LABELS
 from .model.model import EideticModel
 from .model.pruning import PruningConfig
-from .model.router import RouterSums
-
-logger = logging.get_logger(__name__)
-
-
-class EideticCallback(TrainerCallback):
-    """Drives the phases of a task inside any `transformers.Trainer`.
-
-    `EideticTrainer` adds it by itself. With another Trainer, pass it last: `Trainer(model=model, ...,
-    callbacks=[EideticCallback("agnews", PruningConfig(keep=0.4))])`. It then begins the task when the Trainer is made.
-
-    Args:
-        task: name of an added task.
-        pruning: how to cut out its subnetwork.
-        router_dataset: the texts by which the router comes to know the task, as the Trainer's collator takes them; by
-            default the training data. For texts that stand in a template, give them as they will be asked about.
-    """
-
-    def __init__(self, task: str, pruning: PruningConfig | None = None, router_dataset: Any = None) -> None:
-        self.task = task
-        self.pruning = pruning or PruningConfig()
-        self.router_dataset = router_dataset
-        self._wants_evaluation = False
-        self._last_metrics: dict[str, float] = {}
-
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Begin the task, so that the Trainer's optimizer finds its Parameters."""
-        model = _unwrap(kwargs["model"])
-        if args.ddp_broadcast_buffers is None:
-            # Buffers are equal on all ranks, but the importance sums, which each rank keeps for itself.
-            args.ddp_broadcast_buffers = False
-        if model.learning != self.task:
-            model.begin_task(self.task, self.pruning)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Lay out the phases over the run's steps."""
-        model = _unwrap(kwargs["model"])
-        if model.learner is None or model.learner.name != self.task:
-            raise TaskError(f"EideticCallback(task={self.task!r}): the model is learning {model.learning!r} instead.")
-        model.learner.set_steps(state.max_steps)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Switch the importance probe on or off."""
-        learner = _unwrap(kwargs["model"]).learner
-        assert learner is not None
-        learner.active_probe = learner.probe(state.global_step)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Prune when it is due."""
-        learner = _unwrap(kwargs["model"]).learner
-        assert learner is not None
-        learner.active_probe = None
-        step = state.global_step
-        if learner.step(step):
-            self._wants_evaluation = control.should_evaluate = True
-        if step == learner.end and not learner.complete:
-            # Checkpoints from before do not meet the budget: the best one is chosen among those that follow.
-            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
-        if learner.should_stop(step):
-            control.should_training_stop = True
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Decide on a step of the search; turn an early stop of the fit phase into the start of pruning."""
-        learner = _unwrap(kwargs["model"]).learner
-        metrics = kwargs.get("metrics") or {}
-        self._last_metrics = {name: value for name, value in metrics.items() if name.startswith("eval_")}
-        if learner is None:
-            return
-        step = state.global_step
-        if self._wants_evaluation:
-            self._wants_evaluation = False
-            metric, greater = _search_metric(args, metrics)
-            good = learner.evaluated(step, metric, greater)
-            if good is not None:
-                logger.info(f"{self.task}: metric {metric:.4f}, {'kept' if good else 'rolled back'}; "
-                            f"now {learner.kept_share():.1%} of the free units")  # fmt: skip
-        if control.should_training_stop and not learner.complete and step < state.max_steps:
-            phase = learner.phase(step)
-            if phase == "fit":
-                learner.start_pruning(step, state.max_steps)
-            if phase != "recover":
-                control.should_training_stop = False
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say the phase and the share of free units kept, beside the loss."""
-        for row in (kwargs["logs"], state.log_history[-1]):
-            row.update(_progress(_unwrap(kwargs["model"]), state.global_step))
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Commit."""
-        model = _unwrap(kwargs["model"])
-        _leave_autocast(model)
-        metrics = {
-            name.removeprefix("eval_"): float(value)
-            for name, value in self._last_metrics.items()
-            if isinstance(value, (int, float)) and not name.endswith(("runtime", "per_second", "epoch"))
-        }
-        loader = kwargs.get("train_dataloader")
-        dataset = getattr(loader, "dataset", None) if self.router_dataset is None else self.router_dataset
-        sums = _router_sums(model, args, state, dataset, getattr(loader, "collate_fn", None))
-        model.commit_task(metrics, sums)
-
-
-def _unwrap(model: torch.nn.Module) -> EideticModel:
-    model = extract_model_from_parallel(model)
-    if not isinstance(model, EideticModel):
-        raise TypeError(f"EideticCallback needs an EideticModel, got {type(model).__name__}.")
-    return model
-
-
-ROUTER_BATCH = 64
-
-
-def _router_sums(
-    model: EideticModel, args: TrainingArguments, state: TrainerState, dataset: Any, collate: Any
-) -> RouterSums | None:
-    """Sums over a data set, each process taking its share: in the data's order, whatever the sampler did."""
-    if dataset is None or collate is None:
-        logger.warning("No training data set to take router sums from: the task will have to be named to be answered.")
-        return None
-    if hasattr(dataset, "__len__"):
-        rows: Iterator[Any] = (dataset[i] for i in range(args.process_index, len(dataset), args.world_size))
-    else:  # a stream, perhaps without an end: as many as were trained on
-        seen = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows = itertools.islice(dataset, args.process_index, seen, args.world_size)
-    batches = (collate(batch) for batch in iter(lambda: list(itertools.islice(rows, ROUTER_BATCH)), []))
-    sums = model.router_sums(batches)
-    if args.world_size > 1:
-        for tensor in (sums.count, sums.total, sums.moment):
-            shared = tensor.to(args.device)
-            torch.distributed.all_reduce(shared)
-            tensor.copy_(shared)
-    return sums
-
-
-def _progress(model: EideticModel, step: int) -> dict[str, Any]:
-    """Phase and share of free units kept, for the logs; nothing when no task is being learned."""
-    if model.learner is None or model.learner.start < 0:
-        return {}
-    return {"phase": model.learner.phase(step), "units_kept": round(model.learner.kept_share(), 4)}
-
-
-def _leave_autocast(model: EideticModel) -> None:
-    """Undo accelerate's wrapping of `forward`, which would go on rounding outputs after mixed-precision training."""
-    extract_model_from_parallel(model, keep_fp32_wrapper=False)
-    model.__dict__.pop("forward", None)
-
-
-def _search_metric(args: TrainingArguments, metrics: dict[str, float]) -> tuple[float, bool]:
-    """The validation metric that a search goes by, and whether more of it is better."""
-    name = args.metric_for_best_model or "loss"
-    name = name if name.startswith("eval_") else f"eval_{name}"
-    if name not in metrics:
-        raise KeyError(f"metric_for_best_model={name!r} is not among the evaluation's {sorted(metrics)}.")
-    greater = args.greater_is_better
-    return metrics[name], (not name.endswith("loss") if greater is None else greater)
 
 
 class EideticProgressCallback(ProgressCallback):

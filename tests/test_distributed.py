@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
 from eidetic_hf.model.checkpoint import owner_of
-from eidetic_hf.model.pruning import Learner
+from eidetic_hf.model.learner import Learner
 
 SCORES: list[torch.Tensor] = []
 

@@ -29,8 +29,8 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from eidetic_hf import EideticModel, PruningConfig, TaskError
-from eidetic_hf.kinds.pretrained_head import DECODER, ENCODER, family_of
 from eidetic_hf.model.generation import RoutedGeneration
+from eidetic_hf.network.backbone import DECODER, ENCODER, family_of
 
 WRITERS = [name for name, config in ALL_CONFIGS.items() if family_of(config()) != ENCODER]
 GREEDY = {"max_new_tokens": 7, "do_sample": False}

@@ -22,15 +22,8 @@ from transformers import (
 )
 
 from eidetic_hf import EideticModel, PruningConfig, TaskError
-from eidetic_hf.kinds.pretrained_head import (
-    DECODER,
-    ENCODER,
-    ENCODER_DECODER,
-    base_model,
-    family_of,
-    head_parts,
-    read_language_head,
-)
+from eidetic_hf.kinds.pretrained_head import head_parts, read_language_head
+from eidetic_hf.network.backbone import DECODER, ENCODER, ENCODER_DECODER, base_model, family_of
 
 CLASSES = {
     ENCODER: ("masked-lm", AutoModelForMaskedLM),

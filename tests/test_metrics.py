@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from eidetic_hf.kinds.classification import best_spans
 from eidetic_hf.kinds.metrics import (
     answer_f1,
     correlations,
@@ -19,6 +18,7 @@ from eidetic_hf.kinds.metrics import (
     squad_scores,
     token_scores,
 )
+from eidetic_hf.kinds.questions import best_spans
 
 
 @pytest.mark.parametrize(

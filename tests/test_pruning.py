@@ -12,7 +12,7 @@ from conftest import arguments, learn, make_data, tiny_model
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.model.pruning import IMPORTANCES, choose_units, cubic_keep
-from eidetic_hf.network.units import UnitProbe
+from eidetic_hf.network.importance import UnitProbe
 from eidetic_hf.views import LEARNING, View
 
 

@@ -31,8 +31,9 @@ from eidetic_hf import EideticModel, EideticTrainer, TaskRecord
 from eidetic_hf.model.checkpoint import sha256_of
 from eidetic_hf.recipe.recipe import KIND_RULES, SETTINGS, Recipe, RecipeError, TaskRecipe
 from eidetic_hf.recipe.recipe_file import read_recipe
+from eidetic_hf.recipe.results import continual_metrics
 from eidetic_hf.recipe.run import longest_sequence, run_recipe
-from eidetic_hf.recipe.scoring import TaskScore, continual_metrics
+from eidetic_hf.recipe.scoring import TaskScore
 from eidetic_hf.recipe.starting_point import resolve_backbone
 
 

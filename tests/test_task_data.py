@@ -20,9 +20,10 @@ from recipe_files import (  # noqa: F401
 )
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase
 
-from eidetic_hf.recipe.kinds.classification import split_choices, tag_scheme, word_spans, words_of_tokens
+from eidetic_hf.recipe.kinds.choices import split_choices
 from eidetic_hf.recipe.kinds.language import encode_prompts
 from eidetic_hf.recipe.kinds.questions import OUTSIDE, find_answers, make_windows, token_span
+from eidetic_hf.recipe.kinds.token_tags import tag_scheme, word_spans, words_of_tokens
 from eidetic_hf.recipe.recipe import RecipeError
 from eidetic_hf.recipe.recipe_file import read_recipe
 from eidetic_hf.recipe.starting_point import make_config, train_tokenizer

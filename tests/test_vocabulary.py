@@ -17,7 +17,7 @@ from test_language_heads import TRUNKS, with_head
 from torch import Tensor
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, TaskError
-from eidetic_hf.kinds.pretrained_head import DECODER, family_of
+from eidetic_hf.network.backbone import DECODER, family_of
 from eidetic_hf.views import LEARNING, task_key
 
 GROWN = VOCABULARY + 6

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from .base import Kind
-from .classification import MultipleChoice, QuestionAnswering, SequenceClassification, TokenClassification
+from .choices import MultipleChoice
 from .language import CausalLM, MaskedLM, Seq2SeqLM
+from .questions import QuestionAnswering
 from .sentences import FeatureExtraction
+from .sequence_labels import SequenceClassification
+from .token_tags import TokenClassification
 
 TASK_KINDS: dict[str, Kind] = {
     kind.name: kind

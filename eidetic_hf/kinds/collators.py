@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
+from .base import IGNORED
+
 LABELS = ("labels", "label", "label_ids")
 
 

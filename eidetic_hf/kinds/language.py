@@ -23,22 +23,13 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, Seq2SeqLMOutput
 
 from ..configuration import LANGUAGE_MODELS, EideticConfig, TaskRecord
-from .base import (
-    IGNORED,
-    Answer,
-    Kind,
-    arrow_column,
-    divergence,
-    expect_range,
-    expect_shape,
-    expect_some,
-    expect_whole_numbers,
-    shift_right,
-)
+from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, hidden_size
+from .base import IGNORED, Answer, Kind, divergence, shift_right
+from .checks import arrow_column, expect_range, expect_shape, expect_some, expect_whole_numbers
 from .collators import LABELS, TextCollator
 from .heads import LanguageModelHead
 from .metrics import language_scores
-from .pretrained_head import DECODER, ENCODER, ENCODER_DECODER, head_parts, hidden_size
+from .pretrained_head import head_parts
 
 SHORTEST_PROMPT = 4  # that a router learns a text to be continued by
 PROBED_TOKENS = 64  # whose logits a certificate keeps, spread over the vocabulary; its digest is over all of them

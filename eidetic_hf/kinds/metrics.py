@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
 
-IGNORED = -100
+from .base import IGNORED
 
 # -- labels -----------------------------------------------------------------------------------------------------------
 

@@ -15,9 +15,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -26,11 +23,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.initialization import no_init_weights
 
+from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, base_model, family_of, hidden_size
 from .heads import LanguageModelHead
-
-ENCODER, DECODER, ENCODER_DECODER = "encoder", "decoder", "encoder-decoder"
 
 _AUTO_CLASSES = {ENCODER: AutoModelForMaskedLM, DECODER: AutoModelForCausalLM, ENCODER_DECODER: AutoModelForSeq2SeqLM}
 # How classes with a language-model head are called, in `config.architectures`.
@@ -39,19 +34,6 @@ _HEAD_CLASSES = (
 )  # fmt: skip
 # Whose transform is a GELU whatever `config.hidden_act` says.
 _ALWAYS_GELU = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "electra", "mpnet", "longformer")
-
-
-def family_of(config: PreTrainedConfig) -> str:
-    """Whether a backbone is an `"encoder"`, a `"decoder"` (its tokens see only what precedes them) or both."""
-    if config.is_encoder_decoder:
-        return ENCODER_DECODER
-    is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
-    return DECODER if getattr(config, "is_decoder", False) or is_causal else ENCODER
-
-
-def hidden_size(config: PreTrainedConfig) -> int:
-    """Width of a backbone's last hidden states (OPT projects them to another one)."""
-    return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 
 def head_parts(config: PreTrainedConfig) -> dict[str, Any]:
@@ -124,19 +106,6 @@ def load_with_head(
     base = base_model(model)
     missing = set(info["missing_keys"]) & set(_head_tensors(model, base))
     return base, None if missing else read_language_head(model, base)
-
-
-def base_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The backbone in a model with a head; its modules, in a shell of its own where the model is none (T5)."""
-    base = cast(PreTrainedModel, model.base_model)
-    expected: Any = MODEL_MAPPING.get(type(model.config), None)
-    if base is not model or expected is None or isinstance(base, expected):
-        return base
-    with no_init_weights(), torch.device("meta"):
-        shell = AutoModel.from_config(model.config)
-    for name, _ in list(shell.named_children()):
-        setattr(shell, name, getattr(base, name))
-    return shell.train(model.training)
 
 
 def _head_tensors(model: PreTrainedModel, base: PreTrainedModel) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
 from ..configuration import TaskRecord
-from .base import Answer, Kind, expect_shape
+from .base import Answer, Kind
+from .checks import expect_shape
 from .collators import PairCollator
 from .heads import EmbeddingHead
 from .metrics import correlations

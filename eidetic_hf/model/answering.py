@@ -14,7 +14,7 @@ from transformers.modeling_outputs import ModelOutput
 from ..configuration import TaskError
 from ..kinds import kind_of
 from ..kinds.base import TARGETS, Answer, Kind
-from ..kinds.pretrained_head import hidden_size
+from ..network.backbone import hidden_size
 from ..network.network import MODEL_INPUTS, is_nested, pooled_states
 from ..network.trunk import TrunkPass, record, replay
 from ..network.vocabulary import highest_tokens

@@ -28,7 +28,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from ..configuration import WRITING, TaskError, TaskRecord
-from ..kinds.pretrained_head import DECODER, family_of
+from ..network.backbone import DECODER, family_of
 from ..network.trunk import record
 from ..views import View, current_view, task_key, use_view
 from .answering import OF_ONE_TASK, AnsweringNetwork

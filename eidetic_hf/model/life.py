@@ -13,13 +13,15 @@ from torch.nn import functional
 
 from ..configuration import SEQUENCE_CLASSIFICATION, TaskError, TaskRecord, check_task_name
 from ..kinds import check_kind, kind_of
-from ..kinds.pretrained_head import DECODER, family_of
+from ..network.backbone import DECODER, family_of
 from ..network.network import MODEL_INPUTS
-from ..network.units import UnitGroup, freeze, thaw
+from ..network.storage import freeze, thaw
+from ..network.units import UnitGroup
 from ..network.vocabulary import LateRows, read_by_view, table_of
 from ..views import LEARNING, POOL, View, task_key
 from .checkpoint import TRUNK, owner_of
-from .pruning import Learner, PruningConfig
+from .learner import Learner
+from .pruning import PruningConfig
 from .router import RouterSums, reference_inputs
 from .verification import CertifiedNetwork
 

@@ -31,30 +31,16 @@ from transformers.initialization import no_init_weights
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..kinds import kind_of
 from ..kinds.heads import LanguageModelHead
-from ..kinds.pretrained_head import ENCODER as ENCODER_FAMILY
-from ..kinds.pretrained_head import (
-    LanguageHead,
-    base_model,
-    family_of,
-    hidden_size,
-    load_with_head,
-    read_language_head,
-)
-from ..network.architectures import (
-    LAYERS,
-    Architecture,
-    ArchitectureError,
-    architecture_of,
-    choose_trunk,
-    find,
-    is_declared,
-    layers_of,
-    leftovers,
-)
+from ..kinds.pretrained_head import LanguageHead, load_with_head, read_language_head
+from ..network.architecture import LAYERS, Architecture, ArchitectureError, choose_trunk, find, layers_of, leftovers
+from ..network.architectures import architecture_of, is_declared
+from ..network.backbone import ENCODER as ENCODER_FAMILY
+from ..network.backbone import base_model, family_of, hidden_size
 from ..network.layers import TaskNorm
 from ..network.network import WITHOUT_ROOM
+from ..network.storage import Segment, Slots, freeze
 from ..network.trunk import TrunkPass, record, share_trunk
-from ..network.units import Segment, Slots, UnitGroup, freeze
+from ..network.units import UnitGroup
 from ..network.vocabulary import LateRows, read_by_view, table_of
 from ..network.wiring import cut_error, join_tied, refresh_buffers, replace_module, wire_stack
 from ..views import LEARNING, POOL, View, task_key, use_view

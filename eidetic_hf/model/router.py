@@ -21,7 +21,7 @@ from scipy.linalg import eigh
 from torch import Tensor, nn
 
 from ..configuration import TaskError
-from ..network.units import Slots
+from ..network.storage import Slots
 from ..views import task_key
 
 MAX_FEATURES = 640

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..configuration import TaskRecord
 from ..kinds import kind_of
 from ..network.network import TaskNetwork
-from ..network.units import Slots
+from ..network.storage import Slots
 from ..views import View, task_key
 from .certificate import (
     TaskVerification,

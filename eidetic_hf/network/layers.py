@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..views import LEARNING, POOL, View, current_view
-from .units import Segment, Slots, UnitGroup, UnitProbe, UnitView, freeze, thaw
+from .importance import UnitProbe
+from .storage import Segment, Slots, freeze, thaw
+from .units import UnitGroup, UnitView
 
 
 class TaskLinear(nn.Module):

@@ -15,14 +15,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..kinds import kind_of
 from ..kinds.base import Answer
-from ..kinds.pretrained_head import ENCODER, family_of
 from ..model.checkpoint import TRUNK, owner_of
-from ..model.pruning import KINDS, Learner
+from ..model.learner import Learner
+from ..model.pruning import KINDS
 from ..model.router import Router
 from ..views import LEARNING, POOL, View, current_view, task_key, use_view
+from .backbone import ENCODER, family_of
 from .layers import TaskLinear, TaskNorm
+from .storage import Slots
 from .trunk import TrunkPass, pool_states
-from .units import Slots, UnitGroup
+from .units import UnitGroup
 from .vocabulary import LateRows
 from .wiring import fixed_buffers
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..views import LEARNING, POOL, View, running_view
-from .units import Slots
+from .storage import Slots
 from .wiring import Swapped, TiedWeight, swap_class
 
 # Token ids that a backbone is given, and the masks that say which of them count.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..views import LEARNING
-from .architectures import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
+from .architecture import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
 from .layers import JoinedLinear, TaskLinear, TaskNorm, TaskTable
 from .units import UnitGroup
 

@@ -19,9 +19,10 @@ from transformers import PreTrainedTokenizerBase
 from ..configuration import TaskRecord
 from ..kinds.metrics import entities
 from ..model.model import EideticModel
-from .kinds.classification import encode_choices, split_choices, word_spans, words_of_tokens
+from .kinds.choices import encode_choices, split_choices
 from .kinds.language import PROMPT, encode_prompts, fill_template
 from .kinds.questions import QuestionTooLong, find_answers, make_windows
+from .kinds.token_tags import word_spans, words_of_tokens
 
 PREDICT_BATCH = 32
 TOP_K, MAX_NEW_TOKENS, MAX_ANSWER_LENGTH = 5, 64, 30

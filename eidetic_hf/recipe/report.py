@@ -20,7 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from ..model.pruning import KINDS
-from ..network.architectures import DECODER_LAYERS
+from ..network.architecture import DECODER_LAYERS
 from .recipe import LOWER_IS_BETTER
 from .run import write_json
 

@@ -35,15 +35,8 @@ from ..version import __version__
 from ..views import task_key
 from .kinds.base import TRAIN
 from .recipe import CHECKPOINTS_FOLDER, Recipe, RecipeError, TaskRecipe
-from .scoring import (
-    check_record,
-    continual_metrics,
-    evaluate_routing,
-    evaluate_task,
-    load_metric,
-    score_arguments,
-    score_of,
-)
+from .results import continual_metrics
+from .scoring import check_record, evaluate_routing, evaluate_task, load_metric, score_arguments, score_of
 from .starting_point import load_tokenizer, make_config, resolve_backbone
 from .task_data import TaskData, read_task_data
 

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..kinds.pretrained_head import ENCODER, ENCODER_DECODER, family_of
+from ..network.backbone import ENCODER, ENCODER_DECODER, family_of
 from .recipe import SMALLEST_VOCABULARY, Recipe, RecipeError
 
 PACKAGE_PREFIX = "package:"

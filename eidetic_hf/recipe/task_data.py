@@ -11,10 +11,12 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from .kinds.base import TRAIN, Preparation
-from .kinds.classification import Choices, TextLabels, WordTags
+from .kinds.choices import Choices
 from .kinds.language import RunningText, SourcesAndTargets, TextWithGaps
 from .kinds.questions import Questions
 from .kinds.sentences import Pairs
+from .kinds.sequence_labels import TextLabels
+from .kinds.token_tags import WordTags
 from .recipe import Recipe, RecipeError, TaskRecipe
 
 VALIDATION_SHARE = 0.1

@@ -12,7 +12,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 from ...kinds.base import IGNORED
 from ..recipe import RecipeError
 from .base import TRAIN, Preparation, encode_texts
-from .classification import encoded
+from .labels import encoded
 
 PROMPT = "{prompt}"
 DEFAULT_TEMPLATE = PROMPT + "\n"

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.special import log_softmax
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from ...kinds.classification import best_spans
 from ...kinds.metrics import squad_scores
+from ...kinds.questions import best_spans
 from .base import TRAIN, Preparation
 
 OUTSIDE = -1  # where a token that is none of the context's begins and ends

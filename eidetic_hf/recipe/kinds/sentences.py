@@ -9,7 +9,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from .base import Preparation, encode_texts
-from .classification import encoded, is_number
+from .labels import encoded, is_number
 
 
 class Pairs(Preparation):

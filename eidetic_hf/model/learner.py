@@ -1,0 +1,271 @@
+"""State of the task being learned: its clock, its masks, its search for a budget, its snapshots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
+
+from ..network.units import UnitGroup
+from ..views import LEARNING
+from .pruning import KINDS, SCORE_MEMORY, PruningConfig, choose_units, cubic_keep
+
+
+def _mask_name(group: UnitGroup) -> str:
+    return f"kept|{group.name.replace('.', '|')}"
+
+
+class Learner(nn.Module):
+    """State of the task being learned. Invariant: what a resumed run needs is in buffers, so in every checkpoint.
+
+    Args:
+        name: the task's name.
+        config: how to prune.
+        groups: the network's unit groups, by name.
+        model: the model, whose Parameters snapshots are taken of.
+    """
+
+    clock: Tensor
+    search: Tensor
+
+    def __init__(self, name: str, config: PruningConfig, groups: Iterable[UnitGroup], model: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.config = config
+        self._groups = list(groups)
+        self._model = [model]  # in a list, so that it is not registered as a child
+        self.expanded: dict[str, int] = {}  # units that `on_exhausted="expand"` added, by group
+        self.active_probe: str | None = None  # what `probe` says of the step in progress
+        device = self._groups[0].device
+        # Steps at which pruning starts, pruning ends, and training stops (-1: not yet known).
+        self.register_buffer("clock", torch.tensor([-1, -1, -1], device=device))
+        # Bisection: reference metric, largest share known to be too small, smallest known to be good, rounds decided.
+        self.register_buffer("search", torch.tensor([math.nan, 0.0, 1.0, 0.0], dtype=torch.float64, device=device))
+
+    # -- the clock ------------------------------------------------------------------------------------------------
+
+    def set_steps(self, max_steps: int) -> None:
+        """Lay out the phases over a training run, unless a checkpoint already did."""
+        if int(self.clock[0]) < 0:
+            start = min(max(round(self.config.start * max_steps), 1), max_steps)
+            self.clock[:3] = torch.tensor([start, max(round(self.config.end * max_steps), start), max_steps])
+
+    @property
+    def start(self) -> int:
+        """Step after which pruning starts."""
+        return int(self.clock[0])
+
+    @property
+    def end(self) -> int:
+        """Step after which pruning is done."""
+        return int(self.clock[1])
+
+    def phase(self, step: int) -> str:
+        """`"fit"`, `"prune"` or `"recover"` after `step` optimizer steps."""
+        if step < self.start:
+            return "fit"
+        return "prune" if step < self.end else "recover"
+
+    def start_pruning(self, step: int, max_steps: int) -> None:
+        """Leave the fit phase now, for example because its metric stopped improving.
+
+        The later phases keep their length.
+        """
+        length, rest = self.end - self.start, int(self.clock[2]) - self.end
+        start = min(step + 1, max_steps)
+        end = min(start + length, max_steps)
+        self.clock[:3] = torch.tensor([start, end, min(end + rest, max_steps)])
+
+    def should_stop(self, step: int) -> bool:
+        """Whether the run was shortened by `start_pruning` and has reached its end."""
+        return 0 <= int(self.clock[2]) <= step
+
+    @property
+    def interval(self) -> int:
+        """Steps between two pruning events."""
+        return max((self.end - self.start) // self.config.events, 1)
+
+    def probe(self, step: int) -> str | None:
+        """Importance measure to accumulate in the step that follows `step` optimizer steps, if any."""
+        if self.config.importance not in ("fisher", "taylor") or self.complete:
+            return None
+        return self.config.importance if self.start - self.interval <= step < self.end else None
+
+    # -- pruning --------------------------------------------------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing to prune: the whole pool is kept, or there is none."""
+        everything = self.config.keep == 1 and self.config.keep_ancestors == 1 and self.config.tolerance is None
+        return everything or not any(group.count("pool") or group.ancestors[LEARNING] for group in self._groups)
+
+    def step(self, step: int) -> bool:
+        """Do what is due after `step` optimizer steps; returns whether the search needs an evaluation now."""
+        if self.complete or step < self.start or step > self.end:
+            return False
+        if step == self.start:
+            self.take_snapshot("teacher", wanted=self.config.distillation > 0)
+        if self.config.tolerance is not None:
+            return self._search_step(step)
+        elapsed = step - self.start
+        if step == self.end or (elapsed and elapsed % self.interval == 0):
+            progress = elapsed / max(self.end - self.start, 1) if step < self.end else 1.0
+            self.prune(cubic_keep(progress, self.config.keep), cubic_keep(progress, self.config.keep_ancestors))
+        return False
+
+    def finish(self) -> None:
+        """Bring the network within its budget, wherever training ended."""
+        if self.complete:
+            return
+        if self.config.tolerance is not None:
+            if float(self.search[2]) < 1 or self._snapshot("good"):
+                self._roll_back_unless_decided()
+            return
+        self.prune(self.config.keep, self.config.keep_ancestors)
+        self.drop_snapshots()
+
+    def prune(self, keep: float, keep_ancestors: float = 1.0) -> None:
+        """Drop the least important free units until a share `keep` of them is left, per kind."""
+        for kind in KINDS:
+            groups = [group for group in self._groups if group.name.endswith(f".{kind}")]
+            for suffix, share in (("", keep), ("_ancestors", keep_ancestors)):
+                kept = [group.kept(suffix) for group in groups]
+                total = sum(mask.numel() for mask in kept)
+                if total == 0 or share >= 1:
+                    continue
+                count = max(round(share * total), 1)
+                scores = [self.importance(group, suffix) for group in groups]
+                floors = [self._floor(group, suffix, share) for group in groups]
+                for group, mask in zip(groups, choose_units(scores, kept, count, floors), strict=True):
+                    group.kept(suffix).copy_(mask)
+                    group.importance(suffix).mul_(SCORE_MEMORY)
+        for group in self._groups:
+            group.forget_views()
+
+    def _floor(self, group: UnitGroup, suffix: str, share: float) -> int:
+        units = group.kept(suffix).numel()
+        return max(math.floor(self.config.floor * share * units), 1 if units else 0)
+
+    def importance(self, group: UnitGroup, suffix: str = "") -> Tensor:
+        """Scores of a group's free units, `(units,)`; higher is kept. Its ancestors' with `suffix="_ancestors"`."""
+        accumulated = group.importance(suffix)
+        if self.config.importance in ("fisher", "taylor"):
+            return reduce(accumulated.clone(), "sum")
+        if self.config.importance == "random":
+            place = sum(map(ord, group.name + suffix))
+            generator = torch.Generator().manual_seed(self.config.seed * 7919 + place)
+            return torch.rand(accumulated.numel(), generator=generator).to(accumulated.device)
+        order = 1 if self.config.importance == "l1" else 2
+        total = torch.zeros_like(accumulated)
+        for member in group.members:
+            if suffix:
+                rows = member.rows(group.positions(group.ancestors[LEARNING]))
+                weight = member.packed[0][rows]
+            else:
+                weight = member.segment(LEARNING).weight.detach()
+            total += weight.float().reshape(total.numel(), member.width * weight.shape[1]).abs().pow(order).sum(1)
+        return total.pow(1 / order)
+
+    def kept_share(self) -> float:
+        """Share of the free units still kept, over all kinds."""
+        masks = torch.cat([group.kept() for group in self._groups])
+        return float(masks.double().mean()) if len(masks) else 0.0
+
+    # -- search for a budget --------------------------------------------------------------------------------------
+
+    def _search_step(self, step: int) -> bool:
+        if step == self.start:
+            return True
+        done = int(self.search[3])
+        if done >= self.config.rounds or math.isnan(float(self.search[0])):
+            return False
+        length = max((self.end - self.start) // self.config.rounds, 2)
+        elapsed = step - self.start - done * length
+        target = float(self.search[1] + self.search[2]) / 2
+        pruning = max(length // 2, 1)
+        if 0 < elapsed <= pruning:
+            high = float(self.search[2])
+            self.prune(target + (high - target) * (1 - elapsed / pruning) ** 3)
+        return elapsed == length
+
+    def evaluated(self, step: int, metric: float, greater_is_better: bool) -> bool | None:
+        """Take note of the validation metric that `step` asked for.
+
+        Returns:
+            `True` if the pruned network is within the tolerance, `False` if it was rolled back to the last good state,
+            `None` if this was the reference.
+        """
+        if step == self.start:
+            self.search[0] = metric
+            self.take_snapshot("good")
+            return None
+        assert self.config.tolerance is not None
+        loss = (self.search[0] - metric) if greater_is_better else (metric - self.search[0])
+        target = float(self.search[1] + self.search[2]) / 2
+        good = float(loss) <= float(self.config.tolerance) + 1e-12
+        if good:
+            self.search[2] = target
+            self.take_snapshot("good")
+        else:
+            self.search[1] = target
+            self.restore_snapshot("good")
+        self.search[3] += 1
+        return good
+
+    def _roll_back_unless_decided(self) -> None:
+        """Return to the last good state if training ended while a smaller one was being tried."""
+        good = self._snapshot("good")
+        if any(not torch.equal(good[_mask_name(group)], group.kept()) for group in self._groups):
+            self.restore_snapshot("good")
+        self.drop_snapshots()
+
+    # -- snapshots ------------------------------------------------------------------------------------------------
+
+    def _snapshot(self, kind: str) -> dict[str, Tensor]:
+        prefix = f"{kind}:"
+        return {
+            name[len(prefix) :]: tensor
+            for name, tensor in self._buffers.items()
+            if name.startswith(prefix) and tensor is not None
+        }
+
+    def take_snapshot(self, kind: str, wanted: bool = True) -> None:
+        """Remember the trainable parameters and the masks as `"teacher"` or as the last `"good"` state."""
+        if not wanted:
+            return
+        for name, parameter in self._model[0].named_parameters():
+            self.register_buffer(f"{kind}:{name.replace('.', '|')}", parameter.detach().clone())
+        for group in self._groups:
+            self.register_buffer(f"{kind}:{_mask_name(group)}", group.kept().clone())
+
+    @torch.no_grad()
+    def restore_snapshot(self, kind: str) -> None:
+        """Bring the trainable parameters and the masks back to a snapshot, in place."""
+        snapshot = self._snapshot(kind)
+        for name, parameter in self._model[0].named_parameters():
+            parameter.copy_(snapshot[name.replace(".", "|")])
+        for group in self._groups:
+            group.kept().copy_(snapshot[_mask_name(group)])
+            group.forget_views()
+
+    def drop_snapshots(self) -> None:
+        """Free the snapshots' memory."""
+        for name in [name for name in self._buffers if ":" in name]:
+            del self._buffers[name]
+
+    def make_room(self, names: Iterable[str], like: Callable[[str], Tensor]) -> None:
+        """Register buffers for snapshots that a checkpoint holds and this run has not taken yet."""
+        for name in names:
+            if ":" in name and name not in self._buffers:
+                self.register_buffer(name, like(name))
+
+    def teacher(self) -> dict[str, Tensor]:
+        """The unpruned network's parameters by name, or nothing before pruning began or without distillation."""
+        return {
+            name.replace("|", "."): tensor
+            for name, tensor in self._snapshot("teacher").items()
+            if not name.startswith("kept|")
+        }
