@@ -3,8 +3,8 @@
     python recipes/architecture_matrix.py [--workers 2] [--architectures bert t5] [--checks poison bf16]
         [--json matrix.json]
 
-Runs the generated tests of `tests/test_architectures.py` on tiny random backbones and prints a row per architecture
-and a column per check: whether it passed, failed, or has no meaning there (`-`). What a check says stands in its
+Runs the generated tests of `tests/network/test_architectures.py` on tiny random backbones and prints a row per
+architecture and a column per check: whether it passed, failed, or has no meaning there (`-`). What a check says stands in its
 test's docstring, and below the table. Takes about four minutes on two cores, without network. Exits with 1 if a check
 failed.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-TESTS = Path(__file__).parent.parent / "tests" / "test_architectures.py"
+TESTS = Path(__file__).parent.parent / "tests" / "network" / "test_architectures.py"
 MARKS = {"passed": "[green]✓[/]", "failed": "[bold red]✗[/]", "skipped": "[yellow]skipped[/]"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from recipe_files import (  # noqa: F401
+from support.recipe_files import (  # noqa: F401
     COLORS,
     color_rows,
     finished,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import arguments, logits_of, make_data, tiny_model
 from safetensors.torch import load_file, save_file
+from support.backbones import tiny_model
+from support.data import arguments, logits_of, make_data
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
 from eidetic_hf.model.checkpoint import owner_of

@@ -9,7 +9,7 @@ import pytest
 
 from eidetic_hf import VerificationReport
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow

@@ -10,13 +10,13 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import tiny_backbone
-from recipe_files import finished, private_dataset_cache, reading, writing  # noqa: F401
+from support.backbones import tiny_backbone
+from support.recipe_files import finished, private_dataset_cache, reading, writing  # noqa: F401
 
 from eidetic_hf.recipe.recipe import RecipeError
 from eidetic_hf.recipe.run import make_model
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def script(name: str) -> ModuleType:

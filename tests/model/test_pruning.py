@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import arguments, learn, make_data, tiny_model
+from support.backbones import tiny_model
+from support.data import arguments, learn, make_data
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.model.pruning import IMPORTANCES, choose_units, cubic_keep

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCABULARY, arguments, learn, logits_of, make_batch, make_data, tiny_model
 from datasets import Dataset
 from sklearn.metrics import roc_auc_score
+from support.backbones import ARCHITECTURES, VOCABULARY, tiny_model
+from support.data import arguments, learn, logits_of, make_batch, make_data
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -21,9 +22,10 @@ from transformers import (
     pipeline,
 )
 
-from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, RoutedOutput, Router, RouterSums, TaskError, trunk
+from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, RoutedOutput, Router, RouterSums, TaskError
 from eidetic_hf.model.checkpoint import owner_of
 from eidetic_hf.model.router import Discriminant
+from eidetic_hf.network import trunk
 
 TOPICS = ("alpha", "beta", "gamma", "delta")
 
@@ -305,7 +307,7 @@ def test_a_failed_commit_leaves_no_sums(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_the_first_task_of_a_random_backbone_sets_the_reference_after_training(tmp_path: Path) -> None:
-    from conftest import CONFIGS
+    from support.backbones import CONFIGS
 
     torch.manual_seed(0)
     model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1)

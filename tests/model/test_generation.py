@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ALL_CONFIGS, VOCABULARY, make_batch, tiny_backbone
-from test_exactness import poison
+from support.backbones import ALL_CONFIGS, VOCABULARY, tiny_backbone
+from support.data import make_batch
+from support.exactness import poison
+from support.writers import GREEDY, WRITERS, learn_added, learn_to_write, pretrained, prompts, rows_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     GenerationConfig,
     GPT2LMHeadModel,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     StoppingCriteria,
     pipeline,
@@ -30,56 +30,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from eidetic_hf import EideticModel, PruningConfig, TaskError
 from eidetic_hf.model.generation import RoutedGeneration
-from eidetic_hf.network.backbone import DECODER, ENCODER, family_of
-
-WRITERS = [name for name, config in ALL_CONFIGS.items() if family_of(config()) != ENCODER]
-GREEDY = {"max_new_tokens": 7, "do_sample": False}
-
-
-def pretrained(architecture: str) -> PreTrainedModel:
-    """A random language model of transformers, whose logits depend much on what it reads."""
-    torch.manual_seed(1)
-    config = ALL_CONFIGS[architecture]()
-    model = (AutoModelForCausalLM if family_of(config) == DECODER else AutoModelForSeq2SeqLM).from_config(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "rel" not in name:
-                parameter.mul_(4)
-    return model.eval()
-
-
-def kind_of_writing(model: EideticModel) -> str:
-    return "causal-lm" if family_of(model.backbone.config) == DECODER else "seq2seq-lm"
-
-
-def learn_to_write(
-    model: EideticModel, name: str, seed: int = 0, steps: int = 3, keep: float = 0.4, texts: Tensor | None = None
-) -> None:
-    """Add a task that writes, and learn it from random texts, or from these."""
-    model.add_task(name, task_type=kind_of_writing(model))
-    learn_added(model, name, seed, steps, keep, texts)
-
-
-def learn_added(
-    model: EideticModel, name: str, seed: int = 0, steps: int = 3, keep: float = 0.4, texts: Tensor | None = None
-) -> None:
-    """Learn a task that was added."""
-    model.begin_task(name, PruningConfig(keep=keep))
-    torch.manual_seed(seed)
-    batch = (
-        make_batch(seed, rows=8) if texts is None else {"input_ids": texts, "attention_mask": torch.ones_like(texts)}
-    )
-    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    model.train()
-    for _ in range(steps):
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-    if keep < 1:
-        model.learner.prune(keep)
-    model.commit_task(router_sums=model.router_sums([batch]))
+from eidetic_hf.network.backbone import DECODER, family_of
 
 
 @functools.cache
@@ -93,18 +44,6 @@ def _writer(architecture: str) -> EideticModel:
 def writer(architecture: str = "gpt2") -> EideticModel:
     """A model that has learned to write `first` and `second`. Shared: copy it before you change it."""
     return _writer(architecture)
-
-
-def prompts(model: EideticModel, rows: int = 4, seed: int = 5) -> dict[str, Tensor]:
-    """Prompts of uneven length, padded on the side where the backbone's kind wants it."""
-    batch = make_batch(seed, rows=rows, length=8)
-    return {
-        name: value.flip(1) if family_of(model.backbone.config) == DECODER else value for name, value in batch.items()
-    }
-
-
-def rows_of(batch: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-    return {name: value[rows] for name, value in batch.items()}
 
 
 def assert_equal_to_rounding(found: Tensor, expected: Tensor) -> None:
@@ -538,7 +477,7 @@ def test_the_pipeline_continues_texts(stylist: EideticModel, tmp_path: Path, cap
 
 
 def test_the_snippets_of_the_documentation_run(stylist: EideticModel, tmp_path: Path) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "generation.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "generation.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) == 3
     stylist.save_pretrained(tmp_path)

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import arguments, learn, make_batch, tiny_model
 from datasets import Dataset
-from kind_data import (
+from support.backbones import tiny_model
+from support.data import arguments, learn, make_batch
+from support.kind_cases import (
     CASES,
     TAGS,
     KindCase,

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ALL_CONFIGS, VOCABULARY, learn, logits_of, make_batch, tiny_backbone, tiny_model
+from support.backbones import ALL_CONFIGS, VOCABULARY, tiny_backbone, tiny_model
+from support.data import learn, logits_of, make_batch
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -34,8 +35,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from eidetic_hf import Architecture, ArchitectureError, EideticModel, Fused, UnitPaths, architectures
+from eidetic_hf import Architecture, ArchitectureError, EideticModel, Fused, UnitPaths
 from eidetic_hf import register_architecture as register
+from eidetic_hf.network import architectures
 from eidetic_hf.network.units import UnitGroup
 from eidetic_hf.network.wiring import Adapted, TiedWeight, _adapt
 from eidetic_hf.recipe.report import _layer_label, units_picture

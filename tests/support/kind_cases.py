@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import VOCABULARY, arguments, make_data, tiny_backbone
 from datasets import Dataset
+from support.backbones import VOCABULARY, tiny_backbone
+from support.data import arguments, make_data
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

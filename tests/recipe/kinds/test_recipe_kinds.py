@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipe_files import (  # noqa: F401
+from support.recipe_files import (  # noqa: F401
     SPLIT_SIZES,
     color_rows,
     pair_rows,

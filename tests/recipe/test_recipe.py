@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_model
-from recipe_files import (  # noqa: F401
+from support.backbones import tiny_model
+from support.recipe_files import (  # noqa: F401
     COLORS,
     color_rows,
     finished,
@@ -607,7 +607,7 @@ def test_the_longest_sequence_is_what_the_backbone_has_positions_for(architectur
 
 
 def test_the_documentation_names_every_key_of_a_recipe() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
     keys = {f.name for f in dataclasses.fields(Recipe)} - {"name", "folder", "source"}
     keys |= {f.name for f in dataclasses.fields(TaskRecipe)} | set(SETTINGS)
     for rules in KIND_RULES.values():
@@ -622,6 +622,6 @@ def test_a_package_backbone_is_a_folder_of_an_installed_package(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["quickstart", "standard", "kinds", "language", "sentences", "instructions"])
 def test_the_recipes_of_the_repository_are_valid(name: str) -> None:
-    recipe = read_recipe(Path(__file__).parent.parent / "recipes" / f"{name}.yaml")
+    recipe = read_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
     assert recipe.output == Path("runs") / name
     assert len(recipe.tasks) >= 2

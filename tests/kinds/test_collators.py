@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kind_data import word_tokenizer
+from support.kind_cases import word_tokenizer
 
 from eidetic_hf import TASK_KINDS
 from eidetic_hf.kinds.collators import PairCollator, TextCollator

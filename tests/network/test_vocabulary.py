@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ALL_CONFIGS, VOCABULARY, arguments, learn, logits_of, make_batch, make_data, tiny_model
-from test_exactness import poison
-from test_generation import GREEDY, WRITERS, learn_to_write, pretrained, prompts, rows_of
-from test_generation import learn_added as learn_texts
-from test_language_heads import TRUNKS, with_head
+from support.backbones import ALL_CONFIGS, VOCABULARY, tiny_model
+from support.data import arguments, learn, logits_of, make_batch, make_data
+from support.exactness import poison
+from support.pretrained import TRUNKS, with_head
+from support.writers import GREEDY, WRITERS, learn_to_write, pretrained, prompts, rows_of
+from support.writers import learn_added as learn_texts
 from torch import Tensor
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, TaskError

@@ -20,14 +20,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIGS, learn, logits_of, make_batch, tiny_backbone, tiny_model
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from support.backbones import CONFIGS, tiny_backbone, tiny_model
+from support.data import learn, logits_of, make_batch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig
 
-from eidetic_hf import CheckpointError, EideticConfig, EideticModel, PruningConfig, TaskError, checkpoint
+import eidetic_hf
+from eidetic_hf import CheckpointError, EideticConfig, EideticModel, PruningConfig, TaskError
+from eidetic_hf.model import checkpoint
 from eidetic_hf.network.layers import TaskLinear
 
 TRUNK, POOL, INDEX = "eidetic-trunk.safetensors", "eidetic-pool.safetensors", "model.safetensors.index.json"
@@ -367,7 +370,7 @@ def test_a_new_process_answers_with_the_same_bits(grown: EideticModel, grown_sav
 
 def child_environment() -> dict[str, str]:
     """The environment for a process that imports the same package."""
-    source = str(Path(checkpoint.__file__).parents[1])
+    source = str(Path(eidetic_hf.__file__).parents[1])
     return {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
 
 

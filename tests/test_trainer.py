@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import arguments, learn, logits_of, make_data, tiny_model
+from support.backbones import tiny_model
+from support.data import arguments, learn, logits_of, make_data
 from transformers import (
     EarlyStoppingCallback,
     Trainer,

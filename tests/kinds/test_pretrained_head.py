@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ALL_CONFIGS, BERT_LIKE, DECODER_LIKE, make_batch, tiny_backbone
+from support.backbones import ALL_CONFIGS, BERT_LIKE, DECODER_LIKE, tiny_backbone
+from support.data import make_batch
+from support.pretrained import TRUNKS, with_head
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
     BertConfig,
     BertForPreTraining,
     BertForSequenceClassification,
@@ -23,31 +23,7 @@ from transformers import (
 
 from eidetic_hf import EideticModel, PruningConfig, TaskError
 from eidetic_hf.kinds.pretrained_head import head_parts, read_language_head
-from eidetic_hf.network.backbone import DECODER, ENCODER, ENCODER_DECODER, base_model, family_of
-
-CLASSES = {
-    ENCODER: ("masked-lm", AutoModelForMaskedLM),
-    DECODER: ("causal-lm", AutoModelForCausalLM),
-    ENCODER_DECODER: ("seq2seq-lm", AutoModelForSeq2SeqLM),
-}
-TRUNKS = {"albert": 0}
-
-
-def with_head(architecture: str) -> tuple[str, PreTrainedModel]:
-    """A random pretrained model with a language-model head, whose biases and norms are no zeros and ones."""
-    torch.manual_seed(1)
-    config = ALL_CONFIGS[architecture]()
-    kind, auto_class = CLASSES[family_of(config)]
-    model = auto_class.from_config(config).eval()
-    own = {id(parameter) for parameter in base_model(model).parameters()}
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if id(parameter) not in own:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-        for name, buffer in model.named_buffers():
-            if name == "final_logits_bias":
-                buffer.normal_()
-    return kind, model
+from eidetic_hf.network.backbone import base_model
 
 
 def expected_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import VOCABULARY, tiny_backbone
+from support.backbones import VOCABULARY, tiny_backbone
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace

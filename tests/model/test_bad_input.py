@@ -15,7 +15,8 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from conftest import CONFIGS, arguments, learn, logits_of, make_batch, make_data, tiny_backbone, tiny_model
+from support.backbones import CONFIGS, tiny_backbone, tiny_model
+from support.data import arguments, learn, logits_of, make_batch, make_data
 from torch import Tensor
 from transformers import CLIPTextConfig, PreTrainedConfig, TrainerCallback
 
@@ -26,8 +27,8 @@ from eidetic_hf import (
     EideticTrainer,
     PruningConfig,
     TaskError,
-    checkpoint,
 )
+from eidetic_hf.model import checkpoint
 from eidetic_hf.network.layers import TaskLinear, TaskNorm
 from eidetic_hf.network.units import UnitGroup
 

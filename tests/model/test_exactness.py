@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, arguments, learn, logits_of, make_batch, make_data, tiny_model
 from safetensors.torch import load_file, save_file
+from support.backbones import ARCHITECTURES, tiny_model
+from support.data import arguments, learn, logits_of, make_batch, make_data
+from support.exactness import poison
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
 from eidetic_hf.views import LEARNING, task_key
@@ -41,21 +43,6 @@ def learn_three(model: EideticModel, folder: Path, **kwargs: object) -> dict[str
         for earlier, logits in then.items():
             assert torch.equal(logits, logits_of(model, earlier)), f"{earlier} moved while {name} was learned"
     return then
-
-
-def poison(model: EideticModel, name: str) -> EideticModel:
-    """A copy of the model with NaN in every floating-point tensor that the task does not read."""
-    model = copy.deepcopy(model)
-    kept = model.task_tensors(name)
-    poisoned = 0
-    for tensor_name, tensor in model.state_dict().items():
-        if tensor_name not in kept and tensor.is_floating_point():
-            tensor.fill_(torch.nan)
-            poisoned += tensor.numel()
-    assert poisoned > 1000
-    for group in model.groups.values():
-        group.forget_views()  # caches hold copies made before
-    return model
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -260,7 +247,7 @@ def test_training_a_task_while_another_thread_serves_an_old_one_keeps_its_bits(
 
 
 def test_a_random_backbones_trunk_is_trained_by_the_first_task_alone(tmp_path: Path) -> None:
-    from conftest import CONFIGS
+    from support.backbones import CONFIGS
 
     torch.manual_seed(0)
     model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1)

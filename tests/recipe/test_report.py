@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib
 import pytest
-from recipe_files import finished, private_dataset_cache  # noqa: F401
+from support.recipe_files import finished, private_dataset_cache  # noqa: F401
 
 from eidetic_hf.recipe.report import confusion_picture, matrix_picture, report_content, shard_history, write_report
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recipe_files import (  # noqa: F401
+from support.recipe_files import (  # noqa: F401
     choice_rows,
     pair_rows,
     private_dataset_cache,
