@@ -14,11 +14,22 @@ from torch import Tensor
 
 POOL = "pool"
 LEARNING = "learning"
+TRUNK = "trunk"
 
 
 def task_key(name: str) -> str:
     """The component of a tensor's name that says which task owns it: `@agnews`. Dots are written `%2E`."""
     return "@" + name.replace(".", "%2E")
+
+
+def owner_of(tensor_name: str) -> str:
+    """Who owns a tensor, by its name: `trunk`, `pool`, `learning`, or a task's key such as `@agnews`."""
+    for part in tensor_name.split("."):
+        if part in (LEARNING, "progress", "learner"):
+            return LEARNING
+        if part == POOL or part.startswith("@"):
+            return part
+    return TRUNK
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from support.backbones import tiny_model
 from support.data import arguments, logits_of, make_data
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
-from eidetic_hf.model.checkpoint import owner_of
 from eidetic_hf.model.learner import Learner
+from eidetic_hf.views import owner_of
 
 SCORES: list[torch.Tensor] = []
 

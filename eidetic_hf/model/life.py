@@ -18,8 +18,7 @@ from ..network.network import MODEL_INPUTS
 from ..network.storage import freeze, thaw
 from ..network.units import UnitGroup
 from ..network.vocabulary import LateRows, read_by_view, table_of
-from ..views import LEARNING, POOL, View, task_key
-from .checkpoint import TRUNK, owner_of
+from ..views import LEARNING, POOL, TRUNK, View, owner_of, task_key
 from .learner import Learner
 from .pruning import PruningConfig
 from .router import RouterSums, reference_inputs

@@ -43,16 +43,8 @@ from ..network.trunk import TrunkPass, record, share_trunk
 from ..network.units import UnitGroup
 from ..network.vocabulary import LateRows, read_by_view, table_of
 from ..network.wiring import cut_error, join_tied, refresh_buffers, replace_module, wire_stack
-from ..views import LEARNING, POOL, View, task_key, use_view
-from .checkpoint import (
-    TRUNK,
-    CheckpointError,
-    owner_of,
-    read_config,
-    read_generation_config,
-    read_tensors,
-    write_checkpoint,
-)
+from ..views import LEARNING, POOL, TRUNK, View, owner_of, task_key, use_view
+from .checkpoint import CheckpointError, read_config, read_generation_config, read_tensors, write_checkpoint
 from .generation import GeneratingNetwork
 from .life import check_transfer
 from .pruning import KINDS

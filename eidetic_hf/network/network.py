@@ -15,11 +15,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..kinds import kind_of
 from ..kinds.base import Answer
-from ..model.checkpoint import TRUNK, owner_of
 from ..model.learner import Learner
 from ..model.pruning import KINDS
 from ..model.router import Router
-from ..views import LEARNING, POOL, View, current_view, task_key, use_view
+from ..views import LEARNING, POOL, TRUNK, View, current_view, owner_of, task_key, use_view
 from .backbone import ENCODER, family_of
 from .layers import TaskLinear, TaskNorm
 from .storage import Slots

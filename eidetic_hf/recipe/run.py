@@ -28,11 +28,11 @@ from ..configuration import LABELLED, TaskError, TaskRecord
 from ..kinds import check_kind
 from ..kinds.language import MaskingCollator
 from ..model.certificate import environment
-from ..model.checkpoint import COMMITTED, CONFIG_FILE, TRUNK, owner_of, sha256_of, shard_file
+from ..model.checkpoint import COMMITTED, CONFIG_FILE, sha256_of, shard_file
 from ..model.model import EideticModel
 from ..trainer import EideticTrainer
 from ..version import __version__
-from ..views import task_key
+from ..views import TRUNK, owner_of, task_key
 from .kinds.base import TRAIN
 from .recipe import CHECKPOINTS_FOLDER, Recipe, RecipeError, TaskRecipe
 from .results import continual_metrics

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, RoutedOutput, Router, RouterSums, TaskError
-from eidetic_hf.model.checkpoint import owner_of
 from eidetic_hf.model.router import Discriminant
 from eidetic_hf.network import trunk
+from eidetic_hf.views import owner_of
 
 TOPICS = ("alpha", "beta", "gamma", "delta")
 

@@ -35,14 +35,13 @@ from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from ...configuration import FORMAT_VERSION, EideticConfig
-from ...views import LEARNING, POOL, task_key
+from ...views import LEARNING, POOL, TRUNK, owner_of, task_key
 
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 TRUNK_FILE = "eidetic-trunk.safetensors"
 POOL_FILE = "eidetic-pool.safetensors"
 LEARNING_FILE = "eidetic-learning.safetensors"
-TRUNK = "trunk"
 
 SAVING, COMMITTED, LOCK = ".eidetic-save", ".eidetic-commit", ".eidetic.lock"
 LOCK_TIMEOUT_SECONDS = 60.0
@@ -50,16 +49,6 @@ LOCK_TIMEOUT_SECONDS = 60.0
 
 class CheckpointError(ValueError):
     """A checkpoint folder is incomplete, damaged, inconsistent, or must not be written to."""
-
-
-def owner_of(tensor_name: str) -> str:
-    """Who owns a tensor, by its name: `trunk`, `pool`, `learning`, or a task's key such as `@agnews`."""
-    for part in tensor_name.split("."):
-        if part in (LEARNING, "progress", "learner"):
-            return LEARNING
-        if part == POOL or part.startswith("@"):
-            return part
-    return TRUNK
 
 
 def shard_file(owner: str) -> str:
