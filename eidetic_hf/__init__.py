@@ -1,58 +1,57 @@
-"""Eidetic Learning for pretrained language models: one model, many text tasks, none ever lost."""
+"""Eidetic Learning for pretrained language models: one model, many text tasks, none ever lost.
 
-from .callback import EideticCallback
-from .configuration import EideticConfig, TaskError, TaskRecord
-from .kinds import TASK_KINDS
+`EideticTrainer` and `EideticCallback` are imported when they are first asked for: transformers' `Trainer` takes longer
+to import than everything else here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .configuration import EideticConfig, TaskError
+from .kinds import register_kind
 from .kinds.base import Kind
 from .model.answering import RoutedOutput
-from .model.certificate import TaskVerification, VerificationReport
+from .model.auto import register_auto_classes
 from .model.checkpoint import CheckpointError
-from .model.model import (
-    EideticForCausalLM,
-    EideticForFeatureExtraction,
-    EideticForMaskedLM,
-    EideticForMultipleChoice,
-    EideticForQuestionAnswering,
-    EideticForSeq2SeqLM,
-    EideticForTokenClassification,
-    EideticModel,
-)
+from .model.model import EideticModel
 from .model.pruning import PruningConfig
-from .model.router import Router, RouterSums
-from .network.architecture import Architecture, ArchitectureError, BiasTable, Fused, Stack, UnitPaths
+from .network.architecture import Architecture, ArchitectureError, UnitPaths
 from .network.architectures import register_architecture
-from .trainer import EideticTrainer
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .callback import EideticCallback
+    from .trainer import EideticTrainer
+
 __all__ = [
-    "TASK_KINDS",
     "Architecture",
     "ArchitectureError",
-    "BiasTable",
     "CheckpointError",
     "EideticCallback",
     "EideticConfig",
-    "EideticForCausalLM",
-    "EideticForFeatureExtraction",
-    "EideticForMaskedLM",
-    "EideticForMultipleChoice",
-    "EideticForQuestionAnswering",
-    "EideticForSeq2SeqLM",
-    "EideticForTokenClassification",
     "EideticModel",
     "EideticTrainer",
-    "Fused",
     "Kind",
     "PruningConfig",
     "RoutedOutput",
-    "Router",
-    "RouterSums",
-    "Stack",
     "TaskError",
-    "TaskRecord",
-    "TaskVerification",
     "UnitPaths",
-    "VerificationReport",
     "__version__",
     "register_architecture",
+    "register_kind",
 ]
+
+register_auto_classes()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "EideticTrainer":
+        from .trainer import EideticTrainer
+
+        return EideticTrainer
+    if name == "EideticCallback":
+        from .callback import EideticCallback
+
+        return EideticCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

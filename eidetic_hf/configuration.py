@@ -246,6 +246,9 @@ class EideticConfig(PreTrainedConfig):
             return getattr(base, name)
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 
+    def task(self, name: str) -> TaskRecord | None:
+        return next((t for t in self.tasks if t.name == name), None)
+
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The backbone's configuration of its decoder or encoder if one is asked for, else this one.
 

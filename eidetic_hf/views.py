@@ -32,6 +32,11 @@ def owner_of(tensor_name: str) -> str:
     return TRUNK
 
 
+def task_name(key: str) -> str:
+    """Name of the task that a `task_key` is of."""
+    return key[1:].replace("%2E", ".")
+
+
 @dataclass(frozen=True)
 class View:
     """Which subnetwork a forward pass runs.

@@ -124,7 +124,7 @@ def features_of(model: EideticModel, split: Split, tokenizer: Any) -> tuple[torc
     for number, task in enumerate(model.tasks):
         for batch in batches(split[task], tokenizer):
             labels.append(batch.pop("labels"))
-            features.append(model.router.features(model._pooled_trunk(batch)))
+            features.append(model.router.features(model.network.trunk_summary(batch)))
             tasks.append(torch.full_like(labels[-1], number))
     return torch.cat(features), torch.cat(tasks), torch.cat(labels)
 

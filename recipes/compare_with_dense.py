@@ -42,7 +42,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from eidetic_hf import EideticModel, EideticTrainer, TaskRecord
+from eidetic_hf import EideticModel, EideticTrainer
+from eidetic_hf.configuration import TaskRecord
 from eidetic_hf.kinds import kind_of
 from eidetic_hf.kinds.language import MaskingCollator
 from eidetic_hf.kinds.metrics import answer_f1, correlations, entities, language_scores, squad_scores

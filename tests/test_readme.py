@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eidetic_hf import VerificationReport
+from eidetic_hf.model.certificate import VerificationReport
 
 ROOT = Path(__file__).parents[1]
 

@@ -30,7 +30,7 @@ def trainer_for(
 ) -> EideticTrainer:
     """A trainer for a new task `next`, with data to evaluate on."""
     callbacks = kwargs.pop("callbacks", None)
-    if not any(task in ("next",) for task in [*model.tasks, *model._pending]):
+    if not any(task in ("next",) for task in [*model.tasks, *model.added]):
         model.add_task("next", labels=["x", "y", "z"])
     return EideticTrainer(
         model=model,

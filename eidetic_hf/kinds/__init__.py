@@ -46,3 +46,23 @@ def check_kind(record: TaskRecord, config: EideticConfig) -> None:
         raise TaskError(
             f"Task '{record.name}' cannot be {record.task_type}: {reason}. This model can have {possible}."
         )
+
+
+def flat_labels(config: EideticConfig, task_type: str) -> list[str]:
+    return config.flat_labels(task_type)
+
+
+def label_spans(config: EideticConfig, task_type: str) -> dict[str, slice]:
+    return config.label_spans(task_type)
+
+
+def default_kind(config: EideticConfig) -> str:
+    return config.default_type()
+
+
+def owners_of_tokens(config: EideticConfig, reader: TaskRecord) -> list[str]:
+    return config.owners_of_tokens(reader)
+
+
+def register_kind(kind: Kind) -> None:
+    TASK_KINDS[kind.name] = kind

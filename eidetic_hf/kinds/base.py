@@ -55,6 +55,7 @@ class Kind:
     optional_targets = False
     makes_labels = False
     reads_vocabulary = False
+    writes = False
     auto_class: str
     pipeline: str | None = None
 

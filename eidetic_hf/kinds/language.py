@@ -172,6 +172,8 @@ class LanguageModel(Kind):
 class CausalLM(LanguageModel):
     """The next token, from those before it. Instruction tuning has labels of -100 at the prompt."""
 
+    writes = True
+
     name = "causal-lm"
     families = (DECODER,)
     output_class = CausalLMOutputWithPast
@@ -256,6 +258,8 @@ class MaskingCollator:
 
 class Seq2SeqLM(LanguageModel):
     """A text from a text: the encoder reads one, the decoder writes the other."""
+
+    writes = True
 
     name = "seq2seq-lm"
     families = (ENCODER_DECODER,)

@@ -1,25 +1,28 @@
-"""What a model answers: one task named, or each sequence its own, named or chosen by the router."""
+"""What a model answers: one task named, or each sequence its own, named or chosen by the router.
+
+Invariant: a task's answer depends on nothing but the request and the task's own tensors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
-from ..configuration import TaskError
-from ..kinds import kind_of
-from ..kinds.base import TARGETS, Answer, Kind
-from ..network.backbone import hidden_size
-from ..network.network import MODEL_INPUTS, is_nested, pooled_states
-from ..network.trunk import TrunkPass, record, replay
+from ..configuration import TaskError, TaskRecord
+from ..kinds import kind_of, label_spans
+from ..kinds.base import Answer, Kind
+from ..network.backbone import evaluation_mode, flat_sequences, hidden_size
+from ..network.trunk import TrunkPass, replay_trunk
 from ..network.vocabulary import highest_tokens
 from ..views import LEARNING, View, task_key
-from .life import LearningNetwork
+from .parts import Parts, committed, record_of
+from .request import Request
 
 ABSTAIN_SHARE = 0.05  # of a task's own sequences that abstain=True may turn away
 
@@ -66,406 +69,321 @@ class RoutedOutput(ModelOutput):
     outlier_scores: Tensor | None = None
 
 
-class AnsweringNetwork(LearningNetwork):
-    """Answers. Invariant: a task's answer depends on nothing but the batch and the task's own tensors.
+# -- one task ---------------------------------------------------------------------------------------------------------
 
-    Attributes:
-        answers: the kind of tasks that are routed among where no task is named; `None` stands for the kind that
-            `EideticConfig.default_type` says.
+
+def answer(model: Parts, name: str, view: View, request: Request) -> tuple[Answer, Any]:
+    """Run one task's subnetwork and its head on a batch.
+
+    Args:
+        model: the model.
+        name: the task.
+        view: of the task, see `View`.
+        request: the batch.
+
+    Returns:
+        The answer by name, and the backbone's output.
     """
+    kind = kind_of(record_of(model, name))
+    prepared = kind.prepare(request.inputs, model.network.backbone.config)
+    if view.probe is not None:
+        view = replace(view, token_mask=prepared.get("attention_mask"))
+    arguments = dict(request.arguments)
+    kept = arguments.pop("logits_to_keep", 0)
+    output = model.network.run(view, prepared, **arguments)
+    hidden = output.last_hidden_state
+    if kind.reads_vocabulary:  # scoring every token of a prompt is most of the work
+        hidden = hidden[:, kept if isinstance(kept, Tensor) else slice(-kept if kept else None, None)]
+    return _head_answer(model, kind, view, hidden, request.inputs), output
 
-    answers: ClassVar[str | None] = None
 
-    @property
-    def answering(self) -> str:
-        """The kind of tasks that are routed among where no task is named."""
-        return self.answers or self.config.default_type()
+def _head_answer(model: Parts, kind: Kind, view: View, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Answer:
+    """What a task's head makes of hidden states, `(sequences, tokens, hidden)`."""
+    vocabulary = model.network.vocabulary(view if kind.reads_vocabulary else None)
+    return kind.answer(model.heads[view.key], hidden, inputs, vocabulary)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        pair_input_ids: Tensor | None = None,
-        pair_attention_mask: Tensor | None = None,
-        pair_token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        task: str | Sequence[str] | None = None,
-        abstain: bool | float = False,
-        return_dict: bool | None = None,
-        encoder_outputs: Any = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> ModelOutput | tuple[Any, ...]:
-        """Run one task's subnetwork, or several, each on its own sequences.
 
-        Without a task, the router chooses one for each sequence; but while a task is being learned, that one runs.
+def answer_one(model: Parts, name: str, view: View, request: Request) -> ModelOutput:
+    """Run one task on a batch, and compute its loss if there are targets.
 
-        Args:
-            input_ids: token ids, `(batch, sequence)`; for multiple choice `(batch, choices, sequence)`, as all others.
-            attention_mask: 1 for real tokens, 0 for padding, `(batch, sequence)`.
-            token_type_ids: `(batch, sequence)`; ignored by backbones without them.
-            position_ids: `(batch, sequence)`.
-            inputs_embeds: in place of `input_ids`, `(batch, sequence, hidden)`.
-            decoder_input_ids: what an encoder-decoder's decoder reads, `(batch, target sequence)`; made from `labels`,
-                or for kinds that do not write text from `input_ids`, if not given.
-            decoder_attention_mask: `(batch, target sequence)`.
-            pair_input_ids: the other text of a pair of sentences, for feature extraction, `(batch, pair sequence)`.
-            pair_attention_mask: `(batch, pair sequence)`.
-            pair_token_type_ids: `(batch, pair sequence)`.
-            labels: what the loss is computed from, see docs/kinds.md: `(batch,)` int64 for a label per sequence;
-                `(batch, labels)` float for multi-label; `(batch,)` or `(batch, targets)` float for regression;
-                `(batch, sequence)` int64 for a label or a token per token, -100 where there is none.
-            start_positions: first token of the answer to a question, `(batch,)` int64.
-            end_positions: last token of the answer to a question, `(batch,)` int64.
-            task: name of the task; or a list with the name of a committed task per sequence, all of one kind; or
-                `None`, see above.
-            abstain: whether the router may answer that a sequence belongs to no task. A number is the share of a
-                task's own sequences that may be turned away, `True` stands for 0.05.
-            return_dict: `False` for a tuple; as the configuration says by default.
-            encoder_outputs: what an encoder-decoder's encoder put out for the same task, in place of `input_ids`.
-            past_key_values: cache of the tokens before these, by the same task; newer versions of transformers call
-                it `cache`, which is taken, too.
-            use_cache: whether to return the cache; as `past_key_values` was given by default.
-            logits_to_keep: for how many tokens at the end of each sequence a language model scores the vocabulary, or
-                their places; 0 means all.
-            kwargs: further arguments for the backbone, such as `output_hidden_states`.
+    Raises:
+        ValueError: if the targets do not fit the task.
+    """
+    record, config, targets = record_of(model, name), model.network.backbone.config, request.targets
+    kind = kind_of(record)
+    kind.check_targets(record, targets)
+    request = replace(request, inputs=kind.complete_inputs(record, request.inputs, targets, config))
+    found, output = answer(model, name, view, request)
+    if "input_ids" in request.pair:
+        pair = replace(request, inputs=request.pair)
+        targets = {**targets, **kind.pair_targets(record, lambda: answer(model, name, view, pair)[0])}
+    loss = None
+    if targets:
+        loss = kind.loss(record, found, targets)
+        if view.key == LEARNING and model.training:
+            loss = _distil(model, loss, found, record, targets, request)
+    return kind.output(loss, found, targets, output)
 
-        Returns:
-            With one task: what its kind answers (`Kind.output_class`), with the `loss` if there are targets. Else a
-            `RoutedOutput`.
 
-        Raises:
-            TaskError: if a task is unknown, none is committed, or the list has another length than the batch or names
-                tasks of several kinds.
-            ValueError: if targets do not fit the task, or are given without one; if a sequence to be routed has no
-                token.
-        """
-        view = kwargs.pop("view", None)
-        state = {"encoder_outputs": encoder_outputs, "past_key_values": past_key_values, "use_cache": use_cache}
-        kwargs.update((key, value) for key, value in state.items() if value is not None)
-        if isinstance(logits_to_keep, Tensor) or logits_to_keep:
-            kwargs["logits_to_keep"] = logits_to_keep
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "decoder_input_ids": decoder_input_ids,
-            "decoder_attention_mask": decoder_attention_mask,
-        }
-        pair = {
-            "input_ids": pair_input_ids,
-            "attention_mask": pair_attention_mask,
-            "token_type_ids": pair_token_type_ids,
-        }
-        given = zip(TARGETS, (labels, start_positions, end_positions), strict=True)
-        targets = {name: value for name, value in given if value is not None}
-        use_dict = self.config.return_dict if return_dict is None else return_dict
-        is_routed = task is None and view is None and self.learner is None and (len(self._among()) > 1 or abstain)
-        if is_routed or isinstance(task, (list, tuple)):
-            if targets:
-                raise ValueError(
-                    f"{next(iter(targets)).capitalize()} were given, but no single task that they belong to. Pass "
-                    "task='<name>'."
-                )
-            routed = self._answer_each(cast(Sequence[str] | None, task), abstain, inputs, **kwargs)
-            return routed if use_dict else routed.to_tuple()
-        if abstain and view is None:
+def view_of(model: Parts, name: str) -> View:
+    """The view of a task, committed or being learned."""
+    if model.learner is None or name != model.learner.name:
+        return View(task_key(name))
+    return model.learner.view(model.training)
+
+
+def _distil(
+    model: Parts, loss: Tensor, found: Answer, record: TaskRecord, targets: Mapping[str, Tensor], request: Request
+) -> Tensor:
+    """Mix in the distance from the answer of the task's own unpruned network (Hinton et al., arXiv 1503.02531)."""
+    assert model.learner is not None
+    teacher, config = model.learner.teacher(), model.learner.config
+    if not teacher:
+        return loss
+    module, kind = cast(nn.Module, model), kind_of(record)
+    asked = {**request.inputs, **request.arguments, "view": View(LEARNING, teacher=True), "return_dict": True}
+    with torch.no_grad(), evaluation_mode(module):
+        output = torch.func.functional_call(module, teacher, kwargs=asked)
+    wanted = {part: output[part] for part in kind.answers}
+    distance = kind.distance(record, found, wanted, targets, config.temperature)
+    return (1 - config.distillation) * loss + config.distillation * distance
+
+
+# -- which task -------------------------------------------------------------------------------------------------------
+
+
+def respond(
+    model: Parts, request: Request, task: str | Sequence[str] | None, abstain: bool | float, view: View | None
+) -> ModelOutput:
+    """What `EideticModel.forward` returns, for one task or for several."""
+    routes = task is None and view is None and model.learner is None and (len(tasks_of_kind(model)) > 1 or abstain)
+    if routes or isinstance(task, (list, tuple)):
+        if request.targets:
             raise ValueError(
-                "abstain lets the router turn sequences away, but here it does not choose: leave out task=, and wait "
-                "until no task is being learned."
+                f"{next(iter(request.targets)).capitalize()} were given, but no single task that they belong to. "
+                "Pass task='<name>'."
             )
-        if view is None:
-            name = self._resolve_task(cast(str | None, task))
-            view = self._view(name)
-        else:
-            assert self.learner is not None
-            name = self.learner.name
-        result = self._answer_one(name, view, inputs, pair, targets, **kwargs)
-        return result if use_dict else result.to_tuple()
-
-    def _answer_one(
-        self,
-        name: str,
-        view: View,
-        inputs: dict[str, Tensor | None],
-        pair: dict[str, Tensor | None],
-        targets: dict[str, Tensor],
-        **kwargs: Any,
-    ) -> ModelOutput:
-        """Run one task on a batch, and compute its loss if there are targets."""
-        record = self.record(name)
-        kind = kind_of(record)
-        kind.check_targets(record, targets)
-        given = {key: value for key, value in inputs.items() if value is not None}
-        given = kind.complete_inputs(record, given, targets, self.backbone.config)
-        answer, output = self._answer(name, view, given, **kwargs)
-        if pair["input_ids"] is not None:
-            targets = {**targets, **kind.pair_targets(record, lambda: self._answer(name, view, pair, **kwargs)[0])}
-        loss = None
-        if targets:
-            loss = kind.loss(record, answer, targets)
-            if view.key == LEARNING and self.training:
-                loss = self._distil(loss, answer, name, targets, {**given, **kwargs})
-        return kind.output(loss, answer, targets, output)
-
-    def _view(self, name: str) -> View:
-        if self.learner is None or name != self.learner.name:
-            return View(task_key(name))
-        return View(LEARNING, probe=self.learner.active_probe if self.training else None)
-
-    def _distil(
-        self, loss: Tensor, answer: Answer, name: str, targets: Mapping[str, Tensor], inputs: dict[str, Any]
-    ) -> Tensor:
-        """Mix in the distance from the answer of the task's own unpruned network (Hinton et al., arXiv 1503.02531)."""
-        assert self.learner is not None
-        teacher, config = self.learner.teacher(), self.learner.config
-        if not teacher:
-            return loss
-        with torch.no_grad(), self._in_eval_mode():
-            view = View(LEARNING, teacher=True)
-            output = torch.func.functional_call(self, teacher, kwargs={**inputs, "view": view, "return_dict": True})
-        record = self.record(name)
-        kind = kind_of(record)
-        wanted = {part: output[part] for part in kind.answers}
-        distance = kind.distance(record, answer, wanted, targets, config.temperature)
-        return (1 - config.distillation) * loss + config.distillation * distance
-
-    # -- which task -----------------------------------------------------------------------------------------------
-
-    def _among(self, task_type: str | None = None) -> list[str]:
-        """The tasks of a kind that the model answers for, in commit order."""
-        task_type = task_type or self.answering
-        return [name for name in self.tasks if self.record(name).task_type == task_type]
-
-    def _resolve_task(self, task: str | None) -> str:
-        """The task that a forward pass is for: the one given, the one being learned, or the only one of its kind."""
-        if task is None:
-            if self.learner is not None:
-                return self.learner.name
-            among = self._among()
-            if not among:
-                raise self._nothing_to_answer()
-            return among[0]
-        if not isinstance(task, str):
-            raise TaskError(
-                f"task={task!r}: expected the name of a task, a list with one name per sequence, or nothing, to let "
-                f"the router choose. Committed are {self.tasks}."
-            )
-        if task in self.tasks or task == self.learning:
-            return task
-        if task in self._pending:
-            raise TaskError(f"The task '{task}' has been added, but not learned. Train it with EideticTrainer.")
-        raise TaskError(f"There is no task '{task}'. Committed are {self.tasks}.")
-
-    def _nothing_to_answer(self) -> TaskError:
-        if not self.tasks:
-            return TaskError("No task is committed, so there is nothing to answer. Learn one with EideticTrainer.")
-        kinds = {name: self.record(name).task_type for name in self.tasks}
-        loaders = sorted({f"{kind}: {kind_of(kind).auto_class}" for kind in kinds.values()})
-        return TaskError(
-            f"{type(self).__name__} without task= answers {self.answering}, and no such task is committed; there are "
-            f"{kinds}. Pass task='<name>', or load the checkpoint for another kind ({', '.join(loaders)})."
+        return answer_each(model, cast(Sequence[str] | None, task), abstain, request)
+    if abstain and view is None:
+        raise ValueError(
+            "abstain lets the router turn sequences away, but here it does not choose: leave out task=, and wait "
+            "until no task is being learned."
         )
+    if view is not None:
+        assert model.learner is not None
+        return answer_one(model, model.learner.name, view, request)
+    name = resolve_task(model, cast(str | None, task))
+    return answer_one(model, name, view_of(model, name), request)
 
-    def _check_list(self, tasks: Sequence[Any], batch: int) -> list[str]:
-        """A list of tasks, one per sequence, if they are committed and of one kind."""
-        names = [self._check_listed(name) for name in tasks]
-        if len(names) != batch:
-            raise TaskError(f"task= has {len(names)} names for a batch of {batch} sequences; expected one for each.")
-        first: dict[str, str] = {}
-        for name in names:
-            first.setdefault(self.record(name).task_type, name)
-        if len(first) > 1:
-            (one, a), (other, b) = list(first.items())[:2]
-            raise TaskError(
-                f"task= lists tasks of several kinds: '{a}' ({one}) and '{b}' ({other}). What they answer has "
-                "different shapes; give each kind a batch of its own."
-            )
-        return names
 
-    def _check_listed(self, name: Any) -> str:
-        """A name in a list of tasks, if it is a committed task's."""
-        if name == self.learning and name is not None:
-            raise TaskError(f"The task '{name}' is being learned: a list may name committed tasks only, {self.tasks}.")
-        if not isinstance(name, str):
-            raise TaskError(f"task= lists {name!r}, expected names of tasks, of {self.tasks}.")
-        return self._resolve_task(name)
+def tasks_of_kind(model: Parts, task_type: str | None = None) -> list[str]:
+    """The tasks of a kind that the model answers for, in commit order; by default of the kind that it routes among."""
+    task_type = task_type or model.answering
+    return [name for name in committed(model) if record_of(model, name).task_type == task_type]
 
-    # -- several tasks in a batch ---------------------------------------------------------------------------------
 
-    def _answer_each(
-        self, tasks: Sequence[str] | None, abstain: bool | float, inputs: Mapping[str, Tensor | None], **kwargs: Any
-    ) -> RoutedOutput:
-        """Run each sequence's task on it, the one given or the one that the router chooses; the trunk runs once."""
-        wanted = [name for name in OF_ONE_TASK if kwargs.get(name) is not None and kwargs[name] is not False]
-        if wanted:
-            raise ValueError(
-                f"{wanted[0]} with several tasks in a batch: their subnetworks have different shapes. Pass "
-                "task='<name>' for one of them."
-            )
-        given = {name: value for name, value in inputs.items() if value is not None}
-        batch = _batch_size(given)
-        _check_share(abstain)
-        if tasks is not None:
-            if abstain:
-                raise ValueError("abstain lets the router turn sequences away, but the tasks were given.")
-            tasks = self._check_list(tasks, batch)
-        among = self._among(self.record(tasks[0]).task_type if tasks else None)
+def resolve_task(model: Parts, task: str | None) -> str:
+    """The task that a forward pass is for: the one given, the one being learned, or the only one of its kind.
+
+    Raises:
+        TaskError: if there is none.
+    """
+    learning = None if model.learner is None else model.learner.name
+    if task is None:
+        if learning is not None:
+            return learning
+        among = tasks_of_kind(model)
         if not among:
-            raise self._nothing_to_answer()
-        kind = kind_of(self.record(among[0]))
-        given = kind.complete_inputs(self.record(among[0]), given, {}, self.backbone.config)
-        trunk = TrunkPass()
-        if batch:
-            with record() as trunk:
-                self._run(_of_router(among[0]), kind.prepare(given, self.backbone.config), **kwargs)
-        if tasks is None:
-            result = self._route(trunk, given, abstain, among)
-            tasks = _most_likely(cast(Tensor, result.router_scores), among)
-        else:
-            result = RoutedOutput(tasks=list(tasks))
-        room = _Room(kind, [self.record(name) for name in among], self.config.label_spans(kind.name), batch)
-        for name in dict.fromkeys(tasks):
-            rows = torch.tensor([row for row, other in enumerate(tasks) if other == name], device=self.device)
-            room.put(name, rows, self._answer_rows(name, kind, rows, trunk, given, **kwargs))
-        if not batch:
-            room.put(among[0], torch.zeros(0, dtype=torch.long), self._answer_nothing(among[0], given))
-        return replace(result, **cast(dict[str, Any], room.answer))
-
-    def _answer_rows(
-        self, name: str, kind: Kind, rows: Tensor, trunk: TrunkPass, inputs: Mapping[str, Tensor], **kwargs: Any
-    ) -> Answer:
-        """One task's answer to some rows of a batch whose trunk states were recorded."""
-        batch = _batch_size(inputs)
-        view = View(task_key(name))
-        if len(rows) == batch:
-            with replay(trunk, None):
-                return self._answer(name, view, inputs, **kwargs)[0]
-        part, arguments = (
-            {key: value[rows] if _is_batched(value, batch) else value for key, value in values.items()}
-            for values in (inputs, kwargs)
+            raise _nothing_to_answer(model)
+        return among[0]
+    if not isinstance(task, str):
+        raise TaskError(
+            f"task={task!r}: expected the name of a task, a list with one name per sequence, or nothing, to let "
+            f"the router choose. Committed are {committed(model)}."
         )
-        sequences = kind.rows(rows, inputs)
-        if len(sequences) * trunk.states[0].shape[1] < _SMALL_PRODUCT:  # its own sub-batch, to the bit
-            return self._answer(name, view, part, **arguments)[0]
-        with replay(trunk, sequences):
-            return self._answer(name, view, part, **arguments)[0]
+    if task == learning or (model.config.task(task) is not None and model.config.serves(task)):
+        return task
+    if task in model.added:
+        raise TaskError(f"The task '{task}' has been added, but not learned. Train it with EideticTrainer.")
+    raise TaskError(f"There is no task '{task}'. Committed are {committed(model)}.")
 
-    def _answer_nothing(self, name: str, inputs: Mapping[str, Tensor]) -> Answer:
-        """The answer to an empty batch."""
-        prepared = kind_of(self.record(name)).prepare(inputs, self.backbone.config)
-        names = ("decoder_input_ids", "input_ids", "inputs_embeds")
-        tokens = next(prepared[name] for name in names if name in prepared)
-        hidden = self._vocabulary().new_zeros(0, tokens.shape[1], hidden_size(self.backbone.config))
-        return self._head(name, View(task_key(name)), hidden, inputs)
 
-    # -- the router's choice --------------------------------------------------------------------------------------
+def _nothing_to_answer(model: Parts) -> TaskError:
+    if not committed(model):
+        return TaskError("No task is committed, so there is nothing to answer. Learn one with EideticTrainer.")
+    kinds = {name: record_of(model, name).task_type for name in committed(model)}
+    loaders = sorted({f"{kind}: {kind_of(kind).auto_class}" for kind in kinds.values()})
+    return TaskError(
+        f"{type(model).__name__} without task= answers {model.answering}, and no such task is committed; there are "
+        f"{kinds}. Pass task='<name>', or load the checkpoint for another kind ({', '.join(loaders)})."
+    )
 
-    @torch.no_grad()
-    def route(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        abstain: bool | float = False,
-    ) -> RoutedOutput:
-        """Say which task each sequence belongs to, of whatever kind, without answering it.
 
-        The trunk runs, and nothing above it.
+def check_tasks(model: Parts, tasks: Sequence[Any], batch: int) -> list[str]:
+    """A list of tasks, one per sequence.
 
-        Args:
-            input_ids: token ids, `(batch, sequence)`, or `(batch, choices, sequence)`, as all others: the choices of
-                an example are then routed together.
-            attention_mask: 1 for real tokens, 0 for padding, `(batch, sequence)`.
-            token_type_ids: `(batch, sequence)`; ignored by backbones without them.
-            position_ids: `(batch, sequence)`.
-            inputs_embeds: in place of `input_ids`, `(batch, sequence, hidden)`.
-            abstain: as in `forward`.
+    Raises:
+        TaskError: if they are not as many as sequences, not all committed, or not of one kind.
+    """
+    names = [_check_listed(model, name) for name in tasks]
+    if len(names) != batch:
+        raise TaskError(f"task= has {len(names)} names for a batch of {batch} sequences; expected one for each.")
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(record_of(model, name).task_type, name)
+    if len(first) > 1:
+        (one, a), (other, b) = list(first.items())[:2]
+        raise TaskError(
+            f"task= lists tasks of several kinds: '{a}' ({one}) and '{b}' ({other}). What they answer has "
+            "different shapes; give each kind a batch of its own."
+        )
+    return names
 
-        Returns:
-            What `forward` returns without a task, but the answer; the scores are over all of `model.tasks`.
 
-        Raises:
-            TaskError: if no task is committed, or one was committed without router sums.
-            ValueError: if a sequence has no token, or `abstain` is no share.
-        """
-        _check_share(abstain)
-        if not self.tasks:
-            raise self._nothing_to_answer()
-        values = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        given = {name: value for name, value in zip(MODEL_INPUTS, values, strict=True) if value is not None}
-        trunk = TrunkPass()
-        if _batch_size(given):
-            flat = {name: value.flatten(0, 1) if is_nested(given) else value for name, value in given.items()}
-            with record() as trunk:
-                self._run(_of_router(self.tasks[0]), flat)
-        return self._route(trunk, given, abstain, self.tasks)
+def _check_listed(model: Parts, name: Any) -> str:
+    """A name in a list of tasks, if it is a committed task's."""
+    if model.learner is not None and name == model.learner.name:
+        raise TaskError(
+            f"The task '{name}' is being learned: a list may name committed tasks only, {committed(model)}."
+        )
+    if not isinstance(name, str):
+        raise TaskError(f"task= lists {name!r}, expected names of tasks, of {committed(model)}.")
+    return resolve_task(model, name)
 
-    @torch.no_grad()
-    def _route(
-        self, trunk: TrunkPass, inputs: Mapping[str, Tensor], abstain: bool | float, among: list[str]
-    ) -> RoutedOutput:
-        """The router's choice among some tasks for each sequence of a recorded batch."""
-        discriminant = self.router.discriminant(among)
-        if not trunk.states:
-            scores = torch.zeros(0, len(among), device=self.device)
-            if not abstain:
-                return RoutedOutput(tasks=[], router_scores=scores)
-            return RoutedOutput(
-                tasks=[], router_scores=scores, abstained=scores[:, 0].bool(), outlier_scores=scores[:, 0]
-            )
-        mask = inputs.get("attention_mask")
-        empty = [] if mask is None else (mask.flatten(1).sum(1) == 0).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(f"The sequences {empty} have no token (attention_mask is 0): nothing to route.")
-        features = self.router.features(pooled_states(trunk, inputs, self.backbone.config))
-        scores = self._known(discriminant.log_posteriors(features, among), inputs, among).exp()
-        best = _most_likely(scores, among)
+
+# -- several tasks in a batch -----------------------------------------------------------------------------------------
+
+
+def answer_each(model: Parts, tasks: Sequence[str] | None, abstain: bool | float, request: Request) -> RoutedOutput:
+    """Run each sequence's task on it, the one given or the one that the router chooses; the trunk runs once.
+
+    Raises:
+        TaskError: as `check_tasks` does, and if there is no task to choose from.
+        ValueError: if something is asked for that only one task can give.
+    """
+    arguments = request.arguments
+    wanted = [name for name in OF_ONE_TASK if arguments.get(name) is not None and arguments[name] is not False]
+    if wanted:
+        raise ValueError(
+            f"{wanted[0]} with several tasks in a batch: their subnetworks have different shapes. Pass "
+            "task='<name>' for one of them."
+        )
+    config, batch = model.network.backbone.config, request.batch
+    _check_share(abstain)
+    if tasks is not None:
+        if abstain:
+            raise ValueError("abstain lets the router turn sequences away, but the tasks were given.")
+        tasks = check_tasks(model, tasks, batch)
+    among = tasks_of_kind(model, record_of(model, tasks[0]).task_type if tasks else None)
+    if not among:
+        raise _nothing_to_answer(model)
+    record = record_of(model, among[0])
+    kind = kind_of(record)
+    request = replace(request, inputs=kind.complete_inputs(record, request.inputs, {}, config))
+    trunk = TrunkPass()
+    if batch:
+        trunk = model.network.record_trunk(kind.prepare(request.inputs, config), **arguments)
+    if tasks is None:
+        result = choose(model, trunk, request.inputs, abstain, among)
+        tasks = _most_likely(cast(Tensor, result.router_scores), among)
+    else:
+        result = RoutedOutput(tasks=list(tasks))
+    records = [record_of(model, name) for name in among]
+    room = _Room(kind, records, label_spans(model.config, kind.name), batch)
+    for name in dict.fromkeys(tasks):
+        rows = torch.tensor([row for row, other in enumerate(tasks) if other == name], device=model.device)
+        room.put(name, rows, _answer_rows(model, name, kind, rows, trunk, request))
+    if not batch:
+        room.put(among[0], torch.zeros(0, dtype=torch.long), _answer_nothing(model, among[0], request))
+    return replace(result, **cast(dict[str, Any], room.answer))
+
+
+def _answer_rows(model: Parts, name: str, kind: Kind, rows: Tensor, trunk: TrunkPass, request: Request) -> Answer:
+    """One task's answer to some rows of a batch whose trunk states were recorded."""
+    view = View(task_key(name))
+    if len(rows) == request.batch:
+        with replay_trunk(trunk, None):
+            return answer(model, name, view, request)[0]
+    part, sequences = request.rows(rows), kind.rows(rows, request.inputs)
+    if len(sequences) * trunk.states[0].shape[1] < _SMALL_PRODUCT:  # its own sub-batch, to the bit
+        return answer(model, name, view, part)[0]
+    with replay_trunk(trunk, sequences):
+        return answer(model, name, view, part)[0]
+
+
+def _answer_nothing(model: Parts, name: str, request: Request) -> Answer:
+    """The answer to an empty batch."""
+    kind, config = kind_of(record_of(model, name)), model.network.backbone.config
+    prepared = kind.prepare(request.inputs, config)
+    names = ("decoder_input_ids", "input_ids", "inputs_embeds")
+    tokens = next(prepared[name] for name in names if name in prepared)
+    hidden = model.network.vocabulary().new_zeros(0, tokens.shape[1], hidden_size(config))
+    return _head_answer(model, kind, View(task_key(name)), hidden, request.inputs)
+
+
+# -- the router's choice ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def route(model: Parts, request: Request, abstain: bool | float) -> RoutedOutput:
+    """The router's choice among all tasks, of whatever kind, see `EideticModel.route`."""
+    _check_share(abstain)
+    names = committed(model)
+    if not names:
+        raise _nothing_to_answer(model)
+    trunk = TrunkPass()
+    if request.batch:
+        trunk = model.network.record_trunk(flat_sequences(request.inputs))
+    return choose(model, trunk, request.inputs, abstain, names)
+
+
+@torch.no_grad()
+def choose(
+    model: Parts, trunk: TrunkPass, inputs: Mapping[str, Tensor], abstain: bool | float, among: list[str]
+) -> RoutedOutput:
+    """The router's choice among some tasks for each sequence of a recorded batch."""
+    discriminant = model.router.discriminant(among)
+    if not trunk.states:
+        scores = torch.zeros(0, len(among), device=model.device)
         if not abstain:
-            return RoutedOutput(tasks=list(best), router_scores=scores)
-        outliers = self.router.outlier_scores(features, best, among)
-        abstained = outliers > NormalDist().inv_cdf(1 - (ABSTAIN_SHARE if abstain is True else abstain))
-        return RoutedOutput(
-            tasks=[None if away else name for away, name in zip(abstained.tolist(), best, strict=True)],
-            router_scores=scores,
-            abstained=abstained,
-            outlier_scores=outliers,
+            return RoutedOutput(tasks=[], router_scores=scores)
+        return RoutedOutput(tasks=[], router_scores=scores, abstained=scores[:, 0].bool(), outlier_scores=scores[:, 0])
+    mask = inputs.get("attention_mask")
+    empty = [] if mask is None else (mask.flatten(1).sum(1) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"The sequences {empty} have no token (attention_mask is 0): nothing to route.")
+    features = model.router.features(model.network.summarize(trunk, inputs))
+    scores = _of_known_tokens(model, discriminant.log_posteriors(features, among), inputs, among).exp()
+    best = _most_likely(scores, among)
+    if not abstain:
+        return RoutedOutput(tasks=list(best), router_scores=scores)
+    outliers = model.router.outlier_scores(features, best, among)
+    abstained = outliers > NormalDist().inv_cdf(1 - (ABSTAIN_SHARE if abstain is True else abstain))
+    return RoutedOutput(
+        tasks=[None if away else name for away, name in zip(abstained.tolist(), best, strict=True)],
+        router_scores=scores,
+        abstained=abstained,
+        outlier_scores=outliers,
+    )
+
+
+def _of_known_tokens(model: Parts, scores: Tensor, inputs: Mapping[str, Tensor], among: list[str]) -> Tensor:
+    """Log posteriors `(batch, tasks)` without the tasks that do not know a token of the sequence."""
+    rows = model.network.input_rows
+    highest = highest_tokens(inputs) if rows.has_grown else None
+    if highest is None:
+        return scores
+    sizes = [rows.size(View(task_key(name))) for name in among]
+    unknown = (highest.unsqueeze(1) >= torch.tensor(sizes, device=highest.device)).to(scores.device)
+    nobodys = unknown.all(1).nonzero().flatten().tolist()
+    if nobodys:
+        row = nobodys[0]
+        raise ValueError(
+            f"The sequence {row} holds the token {int(highest[row])}, which no task knows: {among} know "
+            f"{max(sizes)} tokens, 0 to {max(sizes) - 1}. Learn a task with it, or leave it out."
         )
-
-    def _known(self, scores: Tensor, inputs: Mapping[str, Tensor], among: list[str]) -> Tensor:
-        """Log posteriors `(batch, tasks)` without the tasks that do not know a token of the sequence."""
-        highest = highest_tokens(inputs) if self.input_rows.has_grown else None
-        if highest is None:
-            return scores
-        sizes = [self.input_rows.size(View(task_key(name))) for name in among]
-        unknown = (highest.unsqueeze(1) >= torch.tensor(sizes, device=highest.device)).to(scores.device)
-        nobodys = unknown.all(1).nonzero().flatten().tolist()
-        if nobodys:
-            row = nobodys[0]
-            raise ValueError(
-                f"The sequence {row} holds the token {int(highest[row])}, which no task knows: {among} know "
-                f"{max(sizes)} tokens, 0 to {max(sizes) - 1}. Learn a task with it, or leave it out."
-            )
-        left = scores.masked_fill(unknown, -torch.inf).log_softmax(1)
-        return torch.where(unknown.any(1, keepdim=True), left, scores)
-
-
-def _of_router(name: str) -> View:
-    """The view that the trunk is run with for all tasks; none of the one named is read."""
-    return View(task_key(name), whole_vocabulary=True)
+    left = scores.masked_fill(unknown, -torch.inf).log_softmax(1)
+    return torch.where(unknown.any(1, keepdim=True), left, scores)
 
 
 class _Room:
@@ -493,14 +411,6 @@ def _most_likely(scores: Tensor, among: list[str]) -> list[str]:
     return [among[index] for index in scores.argmax(-1).tolist()]
 
 
-def _batch_size(inputs: Mapping[str, Any]) -> int:
-    return len(next((inputs[name] for name in ("input_ids", "inputs_embeds") if name in inputs), ()))
-
-
 def _check_share(abstain: bool | float) -> None:
     if not isinstance(abstain, bool) and not 0 < abstain < 1:
         raise ValueError(f"abstain={abstain!r}: expected True, False or a share between 0 and 1.")
-
-
-def _is_batched(value: Any, batch: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch

@@ -1,4 +1,4 @@
-"""The evidence that a committed task has not changed: digests of what it reads and of what it answers."""
+"""The evidence that a committed task has not changed: written at its commit, recomputed whenever somebody asks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ import hashlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..compat import attention_of
+from ..configuration import TaskError, TaskRecord
+from ..kinds import kind_of
+from ..network.backbone import evaluation_mode
+from ..network.storage import Slots, named_tensors
+from ..views import View, task_key
+from .answering import answer
+from .checkpoint import CheckpointError
+from .parts import Parts, committed, record_of
+from .request import Request
 
 PROBE_SHAPE = (4, 16)
 
@@ -140,3 +151,117 @@ def compare_logits(then: Tensor, now: Tensor, same_environment: bool) -> tuple[b
         return torch.equal(then, now), difference
     tolerance = 1e-3 if then.dtype in (torch.float32, torch.float64) else 1e-1
     return torch.allclose(then.double(), now.double(), rtol=tolerance, atol=tolerance), difference
+
+
+# -- of a model -------------------------------------------------------------------------------------------------------
+
+
+def closed_set(model: Parts, name: str) -> dict[str, Tensor]:
+    """Every tensor that a committed task's output reads, see `EideticModel.task_tensors`.
+
+    Raises:
+        TaskError: if the task is not committed.
+    """
+    record = record_of(model, name)
+    if name in model.added:
+        raise TaskError(f"The task '{name}' is not committed yet: its tensors still change.")
+    return _closed_set(model, record)
+
+
+def _closed_set(model: Parts, record: TaskRecord) -> dict[str, Tensor]:
+    key, ancestors = task_key(record.name), [task_key(name) for name in record.ancestors]
+    reads_output = kind_of(record).reads_output_embeddings(record)
+    tensors = model.network.tensors_of(key, ancestors, record.vocab_size or 0, reads_output)
+    return {**tensors, **named_tensors(model.heads[key], f"heads.{key}")}
+
+
+def certify(model: Parts, record: TaskRecord) -> None:
+    """Store digests of the closed set and the logits of the probe batch."""
+    probe = Slots()
+    inputs = probe_inputs(record.name, model.network.backbone.config.vocab_size)
+    digests = tensor_digests(_closed_set(model, record))
+    logits = _probe_logits(model, inputs, record)
+    kept = kind_of(record).probe_kept(logits)
+    for slot, value in {**inputs, "logits": kept, "digests": digests}.items():
+        probe.put(slot, value.to(model.device))
+    model.probes[task_key(record.name)] = probe
+    record.certificate = {
+        "weights_sha256": digest_of_digests(digests),
+        "logits_sha256": _logits_digest(logits),
+        "environment": environment_of(model),
+    }
+    if kept.shape != logits.shape:
+        record.certificate["kept_logits_sha256"] = _logits_digest(kept)
+
+
+def environment_of(model: Parts) -> dict[str, Any]:
+    """What bit-for-bit equality of a model's logits may depend on."""
+    return environment(model.device, model.dtype, attention_of(model.network.backbone.config))
+
+
+@torch.no_grad()
+def _probe_logits(model: Parts, inputs: Mapping[str, Tensor], record: TaskRecord) -> Tensor:
+    """A committed task's answer to its probe batch."""
+    kind = kind_of(record)
+    with evaluation_mode(cast(nn.Module, model)), torch.autocast(model.device.type, enabled=False):
+        batch = kind.probe_inputs({key: value.to(model.device) for key, value in inputs.items()})
+        return kind.probe_answer(answer(model, record.name, View(task_key(record.name)), Request(batch))[0]).cpu()
+
+
+def verify(model: Parts, tasks: list[str] | None) -> VerificationReport:
+    """Recompute every certificate, see `EideticModel.verify`."""
+    cache: dict[str, bytes] = {}
+    names = tasks or committed(model)
+    return VerificationReport([_verify_task(model, record_of(model, name), cache) for name in names])
+
+
+def _verify_task(model: Parts, record: TaskRecord, cache: dict[str, bytes]) -> TaskVerification:
+    probe = cast(Slots, model.probes[task_key(record.name)])
+    kept_digest = record.certificate.get("kept_logits_sha256", record.certificate["logits_sha256"])
+    tensors = closed_set(model, record.name)
+    now, then = tensor_digests(tensors, cache), probe.need("digests").cpu()
+    first = None
+    if now.shape != then.shape:
+        first = f"(the closed set has {len(now)} tensors, at commit it had {len(then)})"
+    elif not torch.equal(now, then):
+        first = sorted(tensors)[int((now != then).any(1).nonzero()[0])]
+    elif digest_of_digests(then) != record.certificate["weights_sha256"]:
+        first = "(the stored digests differ from config.json)"
+    elif _logits_digest(probe.need("logits")) != kept_digest:
+        first = f"probes.{task_key(record.name)}.logits"
+    before, after = record.certificate["environment"], environment_of(model)
+    changes = {key: (before.get(key), after[key]) for key in after if before.get(key) != after[key]}
+    logits = _probe_logits(model, {name: probe.need(name) for name in ("input_ids", "attention_mask")}, record)
+    match, difference = compare_logits(probe.need("logits"), kind_of(record).probe_kept(logits), not changes)
+    if not changes:
+        match = match and _logits_digest(logits) == record.certificate["logits_sha256"]
+    digest = record.certificate["weights_sha256"]
+    return TaskVerification(record.name, first is None, match, first, changes, difference, digest)
+
+
+def check_unchanged(model: Parts) -> None:
+    """Hold the weights of every committed task against its certificate, before they are saved.
+
+    Raises:
+        CheckpointError: if one is not, to the bit, what its certificate says.
+    """
+    cache: dict[str, bytes] = {}
+    dtype = str(model.dtype).removeprefix("torch.")
+    for task in model.config.tasks:
+        then = task.certificate["environment"]["dtype"]
+        if then != dtype:
+            raise CheckpointError(
+                f"This model computes in torch.{dtype}, but the task '{task.name}' was committed in {then}. Saving "
+                f"would change its shard. Load the checkpoint with dtype=torch.{then} to save it."
+            )
+        digests = tensor_digests(_closed_set(model, task), cache)
+        if digest_of_digests(digests) != task.certificate["weights_sha256"]:
+            report = _verify_task(model, task, cache)
+            raise CheckpointError(
+                f"The committed task '{task.name}' has changed in memory, first in {report.first_difference}. It "
+                "was not saved; load the last good checkpoint."
+            )
+
+
+def _logits_digest(logits: Tensor) -> str:
+    return digest_of_digests(tensor_digests({"logits": logits}))

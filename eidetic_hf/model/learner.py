@@ -9,9 +9,11 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
-from ..network.units import UnitGroup
-from ..views import LEARNING
-from .pruning import KINDS, SCORE_MEMORY, PruningConfig, choose_units, cubic_keep
+from ..network.importance import importance_of
+from ..network.network import Thawed
+from ..network.units import UNIT_TYPES, UnitGroup
+from ..views import LEARNING, POOL, View
+from .pruning import SCORE_MEMORY, PruningConfig, choose_units, cubic_keep
 
 
 def _mask_name(group: UnitGroup) -> str:
@@ -26,6 +28,11 @@ class Learner(nn.Module):
         config: how to prune.
         groups: the network's unit groups, by name.
         model: the model, whose Parameters snapshots are taken of.
+
+    Attributes:
+        expanded: units that were added for the task, by group; it gives them back if it is abandoned.
+        trunk: what the first task of a random backbone trains of the trunk, which it will own.
+        active_probe: importance measure to accumulate in the step in progress.
     """
 
     clock: Tensor
@@ -37,8 +44,9 @@ class Learner(nn.Module):
         self.config = config
         self._groups = list(groups)
         self._model = [model]  # in a list, so that it is not registered as a child
-        self.expanded: dict[str, int] = {}  # units that `on_exhausted="expand"` added, by group
-        self.active_probe: str | None = None  # what `probe` says of the step in progress
+        self.expanded: dict[str, int] = {}
+        self.trunk: list[Thawed] = []
+        self.active_probe: str | None = None
         device = self._groups[0].device
         # Steps at which pruning starts, pruning ends, and training stops (-1: not yet known).
         self.register_buffer("clock", torch.tensor([-1, -1, -1], device=device))
@@ -46,6 +54,10 @@ class Learner(nn.Module):
         self.register_buffer("search", torch.tensor([math.nan, 0.0, 1.0, 0.0], dtype=torch.float64, device=device))
 
     # -- the clock ------------------------------------------------------------------------------------------------
+
+    def view(self, training: bool) -> View:
+        """The subnetwork of the task being learned; in training it is probed, when it is due."""
+        return View(LEARNING, probe=self.active_probe if training else None)
 
     def set_steps(self, max_steps: int) -> None:
         """Lay out the phases over a training run, unless a checkpoint already did."""
@@ -90,7 +102,7 @@ class Learner(nn.Module):
 
     def probe(self, step: int) -> str | None:
         """Importance measure to accumulate in the step that follows `step` optimizer steps, if any."""
-        if self.config.importance not in ("fisher", "taylor") or self.complete:
+        if not importance_of(self.config.importance).needs_gradient or self.complete:
             return None
         return self.config.importance if self.start - self.interval <= step < self.end else None
 
@@ -100,7 +112,7 @@ class Learner(nn.Module):
     def complete(self) -> bool:
         """Whether there is nothing to prune: the whole pool is kept, or there is none."""
         everything = self.config.keep == 1 and self.config.keep_ancestors == 1 and self.config.tolerance is None
-        return everything or not any(group.count("pool") or group.ancestors[LEARNING] for group in self._groups)
+        return everything or not any(group.count(POOL) or group.ancestors[LEARNING] for group in self._groups)
 
     def step(self, step: int) -> bool:
         """Do what is due after `step` optimizer steps; returns whether the search needs an evaluation now."""
@@ -129,8 +141,8 @@ class Learner(nn.Module):
 
     def prune(self, keep: float, keep_ancestors: float = 1.0) -> None:
         """Drop the least important free units until a share `keep` of them is left, per kind."""
-        for kind in KINDS:
-            groups = [group for group in self._groups if group.name.endswith(f".{kind}")]
+        for unit_type in UNIT_TYPES:
+            groups = [group for group in self._groups if group.unit_type == unit_type]
             for suffix, share in (("", keep), ("_ancestors", keep_ancestors)):
                 kept = [group.kept(suffix) for group in groups]
                 total = sum(mask.numel() for mask in kept)
@@ -151,23 +163,23 @@ class Learner(nn.Module):
 
     def importance(self, group: UnitGroup, suffix: str = "") -> Tensor:
         """Scores of a group's free units, `(units,)`; higher is kept. Its ancestors' with `suffix="_ancestors"`."""
-        accumulated = group.importance(suffix)
-        if self.config.importance in ("fisher", "taylor"):
-            return reduce(accumulated.clone(), "sum")
-        if self.config.importance == "random":
-            place = sum(map(ord, group.name + suffix))
-            generator = torch.Generator().manual_seed(self.config.seed * 7919 + place)
-            return torch.rand(accumulated.numel(), generator=generator).to(accumulated.device)
-        order = 1 if self.config.importance == "l1" else 2
-        total = torch.zeros_like(accumulated)
+        importance, accumulated = importance_of(self.config.importance), group.importance(suffix)
+        if importance.needs_gradient:
+            accumulated = reduce(accumulated.clone(), "sum")
+        seed = self.config.seed * 7919 + sum(map(ord, group.name + suffix))
+        return importance.score(accumulated, lambda: self._weights(group, suffix), seed)
+
+    @staticmethod
+    def _weights(group: UnitGroup, suffix: str) -> list[Tensor]:
+        """The weights of each projection of a group's free units, `(units, weights)`; or of its ancestors'."""
+        found = []
         for member in group.members:
             if suffix:
-                rows = member.rows(group.positions(group.ancestors[LEARNING]))
-                weight = member.packed[0][rows]
+                weight = member.packed[0][member.rows(group.positions(group.ancestors[LEARNING]))]
             else:
                 weight = member.segment(LEARNING).weight.detach()
-            total += weight.float().reshape(total.numel(), member.width * weight.shape[1]).abs().pow(order).sum(1)
-        return total.pow(1 / order)
+            found.append(weight.float().reshape(group.kept(suffix).numel(), member.width * weight.shape[1]))
+        return found
 
     def kept_share(self) -> float:
         """Share of the free units still kept, over all kinds."""

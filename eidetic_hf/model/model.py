@@ -2,67 +2,72 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     GenerationConfig,
+    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.initialization import no_init_weights
+from transformers.masking_utils import create_masks_for_generate
+from transformers.modeling_outputs import ModelOutput
 
+from ..compat import (
+    attention_of,
+    hub_arguments,
+    static_cache_shape,
+)
 from ..configuration import EideticConfig, TaskError, TaskRecord
-from ..kinds import kind_of
+from ..kinds import default_kind, kind_of
 from ..kinds.heads import LanguageModelHead
 from ..kinds.pretrained_head import LanguageHead, load_with_head, read_language_head
-from ..network.architecture import LAYERS, Architecture, ArchitectureError, choose_trunk, find, layers_of, leftovers
+from ..network.architecture import choose_trunk, layers_of
 from ..network.architectures import architecture_of, is_declared
-from ..network.backbone import ENCODER as ENCODER_FAMILY
-from ..network.backbone import base_model, family_of, hidden_size
-from ..network.layers import TaskNorm
-from ..network.network import WITHOUT_ROOM
-from ..network.storage import Segment, Slots, freeze
-from ..network.trunk import TrunkPass, record, share_trunk
-from ..network.units import UnitGroup
-from ..network.vocabulary import LateRows, read_by_view, table_of
-from ..network.wiring import cut_error, join_tied, refresh_buffers, replace_module, wire_stack
-from ..views import LEARNING, POOL, TRUNK, View, owner_of, task_key, use_view
-from .checkpoint import CheckpointError, read_config, read_generation_config, read_tensors, write_checkpoint
-from .generation import GeneratingNetwork
-from .life import check_transfer
-from .pruning import KINDS
-from .router import Router
+from ..network.backbone import DECODER, base_model, family_of, hidden_size, initializer_range
+from ..network.network import Network
+from ..network.storage import Slots, fixed_buffers, freeze, restore_fixed
+from ..views import POOL, current_view, task_key, use_view
+from . import answering, certificate, generation, life, persistence
+from .answering import RoutedOutput
+from .certificate import VerificationReport
+from .learner import Learner
+from .parts import Added, committed, record_of
+from .pruning import PruningConfig
+from .request import Request
+from .router import Router, RouterSums
 
-# Arguments of `from_pretrained` that say where a repository's files are.
-_HUB_ARGUMENTS = (
-    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "user_agent",
-    "_commit_hash",
-)  # fmt: skip
-# Further arguments that transformers' factories pass, and that have nothing to decide here.
-_FACTORY_ARGUMENTS = (
-    "_from_auto", "_from_pipeline", "adapter_kwargs", "low_cpu_mem_usage", "output_loading_info", "trust_remote_code",
-    "use_safetensors", "weights_only", "code_revision", "tqdm_class", "_adapter_model_path",
-)  # fmt: skip
+# Modules whose tensors a checkpoint brings along, in shapes of their own.
+WITHOUT_ROOM = ("probes.", "router.")
 
 
-class EideticModel(GeneratingNetwork):
+class CheckpointWithView:
+    """Gradient checkpointing whose replay, in the backward pass and outside of `forward`, runs the same task."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+
+    def __call__(self, layer: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Run a layer so that it is computed again in the backward pass."""
+        view = current_view()
+
+        def replayed(*a: Any, **k: Any) -> Any:
+            with use_view(view):
+                return layer(*a, **k)
+
+        return self.function(replayed, *args, **kwargs)
+
+
+class EideticModel(PreTrainedModel, GenerationMixin):
     """One backbone, many tasks.
 
     Invariant: after `commit_task(t)`, nothing changes a tensor that task t's output reads.
@@ -89,6 +94,12 @@ class EideticModel(GeneratingNetwork):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    answering_type: ClassVar[str | None] = None
+
+    config: EideticConfig
+    generation_config: GenerationConfig
+    learner: Learner | None
+
     def __init__(
         self,
         config: EideticConfig,
@@ -99,38 +110,28 @@ class EideticModel(GeneratingNetwork):
         super().__init__(config)
         own = None if language_head is None else language_head.generation_config
         self.generation_config = own or GenerationConfig.from_model_config(config.base_config)
-        architecture = architecture_of(config.base_config)
+        architecture_of(config.base_config)  # an error before any memory is taken
         if backbone is None:
             backbone = AutoModel.from_config(config.base_config)
-        layers = layers_of(architecture, backbone)
-        for path in architecture.unused:
-            replace_module(backbone, path, None)
-        self.backbone = backbone
-        self.groups = nn.ModuleDict()
+        self.network = Network(config, backbone, empty)
+        self.backbone, self.groups = self.network.backbone, self.network.groups
         self.heads = nn.ModuleDict()
         self.language_head = nn.ModuleDict()
-        self.output_embeddings = Slots()
-        self.input_rows = LateRows(table_of(backbone.get_input_embeddings()))
-        self.output_rows = LateRows(self.output_embeddings)
+        self.output_embeddings = self.network.output_embeddings
+        self.input_rows, self.output_rows = self.network.input_rows, self.network.output_rows
         self.probes = nn.ModuleDict()
         self.router = Router()
         self.learner = None
-        self._pending, self._transfer, self._thawed = {}, {}, None
-        self._backbone_arguments = set(inspect.signature(backbone.forward).parameters)
-        self._wire(architecture, layers, empty)
-        # Somebody may hold the Parameters of a backbone that was given, an optimizer for example: then copy them.
-        freeze(self.backbone, copy=not empty)
+        self.added: dict[str, Added] = {}
         self._keep_language_head(language_head)
-        for name, n_units in config.expanded.items():
-            cast(UnitGroup, self.groups[_module_name(name)]).expand(n_units, 0.0)
-        norms = self._norms()
+        for group in self.network.unit_groups():
+            if group.name in config.expanded:
+                group.expand(config.expanded[group.name], 0.0)
         for task in config.tasks:
-            self._rebuild(task, norms)
-        self._resize_pool()
-        if self.input_rows.has_grown:
-            read_by_view(self.input_rows)
+            self._rebuild(task)
+        self.network.rebuild_pool()
         if not empty:
-            self.pack()
+            self.network.pack()
         self.post_init()
         self._set_labels()
         self.eval()
@@ -176,7 +177,7 @@ class EideticModel(GeneratingNetwork):
             architecture_of(backbone)
             model = AutoModel.from_config(backbone, **kwargs)
         else:
-            config = AutoConfig.from_pretrained(backbone, **_hub_arguments(kwargs))
+            config = AutoConfig.from_pretrained(backbone, **hub_arguments(kwargs))
             if isinstance(config, EideticConfig):
                 raise ValueError(f"{backbone} is an EideticModel already. Load it with EideticModel.from_pretrained.")
             architecture_of(config)
@@ -190,9 +191,9 @@ class EideticModel(GeneratingNetwork):
             trunk_pretrained=pretrained,
             forward_transfer=forward_transfer,
             dtype=model.dtype,
-            attn_implementation=model.config._attn_implementation,
+            attn_implementation=attention_of(model.config),
         )
-        check_transfer(forward_transfer)
+        life.check_transfer(forward_transfer)
         if head is not None:
             config.language_head = head.parts if head.agrees else {"unreadable": head.owner}
             config.output_embeddings = None if head.embeddings is None else list(head.embeddings.shape)
@@ -234,37 +235,7 @@ class EideticModel(GeneratingNetwork):
         """
         if model_args:
             raise TypeError(f"EideticModel.from_pretrained takes no further positional arguments, got {model_args!r}.")
-        unknown = sorted(set(kwargs) - set(_HUB_ARGUMENTS) - set(_FACTORY_ARGUMENTS))
-        if unknown:
-            raise TypeError(
-                f"EideticModel.from_pretrained got {unknown[0]!r}, which it does not know; it takes config, tasks, "
-                f"dtype, device_map, attn_implementation and {', '.join(_HUB_ARGUMENTS[:-1])}."
-            )
-        hub = _hub_arguments(kwargs)
-        own_config = read_config(pretrained_model_name_or_path, hub)
-        if attn_implementation is None and config is not None:
-            attn_implementation = config._attn_implementation
-        if tasks is None and config is not None and any(isinstance(task, str) for task in config.tasks):
-            tasks = cast(list[str], config.tasks)  # AutoModel.from_pretrained(..., tasks=[...]) puts them here
-        if tasks is not None:
-            _restrict(own_config, tasks)
-        elif config is not None and config.served is not None:
-            _restrict(own_config, config.served)
-        if attn_implementation is not None:
-            own_config.base_config._attn_implementation = attn_implementation
-        with ThreadPoolExecutor(1) as pool:  # the shards are read and hashed while the modules are made
-            tensors = pool.submit(read_tensors, pretrained_model_name_or_path, own_config, hub)
-            try:
-                with no_init_weights():
-                    model = cls(own_config, empty=True)
-            except Exception:
-                tensors.result()  # Damage in the files is the better explanation.
-                raise
-        model._fill(tensors.result())
-        if family_of(own_config.base_config) != ENCODER_FAMILY:
-            stored = read_generation_config(pretrained_model_name_or_path, hub)
-            model.generation_config = stored or model.generation_config
-        model.config.name_or_path = str(pretrained_model_name_or_path)
+        model = persistence.load(cls, pretrained_model_name_or_path, config, tasks, attn_implementation, kwargs)
         if dtype is not None and dtype != "auto":
             cast(nn.Module, model).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if device_map is not None:
@@ -272,37 +243,243 @@ class EideticModel(GeneratingNetwork):
                 device_map = device_map[""]
             if device_map == "auto":
                 device_map = "cuda" if torch.cuda.is_available() else "cpu"
-            model.to(device_map)
+            cast(nn.Module, model).to(device_map)
         if kwargs.get("output_loading_info"):
             info: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
             return model, info  # type: ignore[return-value]
         return model
 
-    def _wire(self, architecture: Architecture, layers: nn.ModuleList, empty: bool) -> None:
-        """Put the task layers in place of the backbone's above the trunk."""
-        join_tied(self.backbone, empty)
-        refresh_buffers(self.backbone)
-        unowned: list[str] = []
-        for prefix, stack in architecture.stacks.items():
-            stacked = cast(nn.ModuleList, self.backbone.get_submodule(stack.layers))
-            first = self.config.trunk_layers if prefix == LAYERS else 0
-            for group in wire_stack(prefix, stack, stacked, first, self.backbone.config):
-                self.groups[_module_name(group.name)] = group
-            for index in range(first, len(stacked)):
-                unowned += [f"{stack.layers}.{index}.{name}" for name in leftovers(architecture, stacked[index])]
-        if unowned:
-            raise ArchitectureError(
-                f"The declaration of '{architecture.model_type}' leaves parameters above the trunk that no task owns: "
-                f"{unowned[:5]}. Every projection and every norm there has to be declared; what is to stay at its "
-                "pretrained values for every task is declared as shared."
+    def _keep_language_head(self, given: LanguageHead | None) -> None:
+        """Make, or make room for, the pretrained language-model head and output embeddings of their own."""
+        config = self.config
+        vocab_size, width = cast(Tensor, self.get_input_embeddings().weight).shape
+        std = initializer_range(self.backbone.config)
+        parts = config.language_head or {}
+        if config.pool and (parts.get("transform") is not None or parts.get("bias")):
+            head = LanguageModelHead(hidden_size(self.backbone.config), width, vocab_size, parts, std)
+            if given is not None:
+                head.load_state_dict(given.head.state_dict())
+            self.language_head[POOL] = freeze(head.to(self.device, self.dtype))
+        if config.output_embeddings is not None:
+            weight = None if given is None else given.embeddings
+            if weight is None:
+                weight = torch.empty(config.output_embeddings, dtype=self.dtype, device=self.device).normal_(0, std)
+            self.output_embeddings.put("weight", weight)
+
+    def _set_labels(self) -> None:
+        """Bring the configuration's labels up to date with the tasks that this class answers for."""
+        self.config.set_labels(self.answering)
+        self.num_labels = self.config.num_labels
+
+    def _rebuild(self, task: TaskRecord) -> None:
+        """Make room for a committed task's tensors, which a checkpoint will fill."""
+        key, ancestors = task_key(task.name), [task_key(name) for name in task.ancestors]
+        self.network.rebuild(key, ancestors, task.units)
+        self.network.rebuild_tokens(key, task.vocab_size, kind_of(task).reads_output_embeddings(task))
+        self.heads[key] = freeze(life.new_head(self, task))
+        self.probes[key] = Slots()
+        self.router.make_room(task.name)
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the committed tasks that the model answers for, in commit order."""
+        return committed(self)
+
+    @property
+    def learning(self) -> str | None:
+        """Name of the task that is being learned."""
+        return self.learner.name if self.learner is not None else None
+
+    @property
+    def answering(self) -> str:
+        """The kind of tasks that are routed among where no task is named."""
+        return self.answering_type or default_kind(self.config)
+
+    def record(self, name: str) -> TaskRecord:
+        """What is known of a task, committed or only added.
+
+        Raises:
+            TaskError: if there is no task of this name.
+        """
+        return record_of(self, name)
+
+    def is_committed(self, name: str) -> bool:
+        """Whether a task has been learned."""
+        return self.config.task(name) is not None
+
+    def capacity(self) -> dict[str, Any]:
+        """How the units are shared out.
+
+        Returns:
+            `total` and `free` numbers of units, `free_share`, `free_share_by_kind` (heads, neurons, and `cross_heads`
+            in an encoder-decoder), `owned` per task, and `groups`: per unit group, the units of each task and of
+            `"free"`.
+        """
+        return self.network.capacity([task.name for task in self.config.tasks])
+
+    def task_tensors(self, name: str) -> dict[str, Tensor]:
+        """The closed set: every tensor that a committed task's output reads, by its name in the state dict.
+
+        All others may hold anything, NaN included, and the task's logits stay the same bit for bit.
+
+        Raises:
+            TaskError: if the task is not committed.
+        """
+        return certificate.closed_set(self, name)
+
+    def verify(self, tasks: list[str] | None = None) -> VerificationReport:
+        """Recompute every certificate: has any committed task changed?
+
+        Returns:
+            A report that is true in a condition if nothing has, and names the first tensor that differs otherwise.
+        """
+        return certificate.verify(self, tasks)
+
+    def add_task(
+        self,
+        name: str,
+        task_type: str = "sequence-classification",
+        labels: list[str] | None = None,
+        forward_transfer: str | list[str] | None = None,
+        **options: Any,
+    ) -> TaskRecord:
+        """Declare a task, to be learned with `EideticTrainer(model, task=name, ...)`.
+
+        Args:
+            name: 1 to 64 letters, digits, `-`, `_`, `.`; not starting with a dot.
+            task_type: the kind of task: `"sequence-classification"`, `"token-classification"`,
+                `"question-answering"`, `"multiple-choice"`, `"causal-lm"`, `"seq2seq-lm"`, `"masked-lm"` or
+                `"feature-extraction"` (see docs/kinds.md).
+            labels: names of the labels in the order of the logits, in the kinds that classify sequences or tokens.
+                For regression, names of the targets (`["score"]` by default).
+            forward_transfer: which earlier tasks this one reads: `"all"`, `"none"` or names; the model's by default.
+            options: settings of the kind, see docs/kinds.md: `problem_type`, `pooling`, `head_dropout`, `temperature`,
+                `normalize`, `own_output_embeddings`, ...
+
+        Raises:
+            TaskError: if the name is malformed or taken, or there are no labels, or an ancestor is unknown, or the
+                backbone can not have this kind of task.
+        """
+        if options.get("problem_type") == "regression" and not labels:
+            labels = ["score"]
+        options = {
+            "pooling": "last" if family_of(self.config.base_config) == DECODER else "mean",
+            **{k: v for k, v in options.items() if v is not None},
+        }
+        record = TaskRecord(
+            name, task_type, labels=list(labels) if isinstance(labels, (list, tuple)) else labels or [], **options
+        )
+        return life.add_task(self, record, forward_transfer)
+
+    def begin_task(self, name: str, pruning: PruningConfig | None = None) -> Learner:
+        """Open the pool for a task that was added: from here on the model has Parameters to train.
+
+        `EideticTrainer` calls it. Call it yourself to build an optimizer of your own before training.
+
+        Raises:
+            TaskError: if the task is unknown or committed, or another one is being learned, or no unit is free and
+                `pruning.on_exhausted` is `"error"`.
+        """
+        return life.begin_task(self, name, pruning or PruningConfig())
+
+    def abandon_task(self) -> None:
+        """Drop the task being learned: every tensor is as it was before it began. The task stays added."""
+        life.abandon_task(self)
+
+    def commit_task(
+        self, metrics: Mapping[str, float] | None = None, router_sums: RouterSums | None = None
+    ) -> TaskRecord:
+        """Freeze the task being learned: it takes its kept units out of the pool, for good, and gets its certificate.
+
+        Args:
+            metrics: figures for the model card.
+            router_sums: what `router_sums` returned for the task's training data. Without them the model answers the
+                task only when it is named.
+
+        Raises:
+            TaskError: if no task is being learned.
+        """
+        record = life.commit_task(self, metrics or {}, router_sums)
+        self._set_labels()
+        return record
+
+    def router_sums(self, batches: Iterable[Mapping[str, Any]]) -> RouterSums:
+        """What the task being learned leaves behind for the router: one pass over its data through the trunk.
+
+        Args:
+            batches: as `forward` takes them, with `labels` if the task has a single label per sequence. Sequences
+                without a token or with the label -100 do not count. Each kind of task says which text it is known by:
+                all choices of a multiple-choice example together, both texts of a pair of sentences, and of a text to
+                be continued the part that carries no label, its prompt, or the text and its beginnings.
+
+        Returns:
+            Sums to give to `commit_task`. Those of several processes may be added with `RouterSums.merged`.
+
+        Raises:
+            TaskError: if no task is being learned.
+            ValueError: if a batch has no labels that the task needs.
+        """
+        return life.router_sums(self, batches)
+
+    def expand(self, units: float | int, groups: list[str] | None = None) -> dict[str, int]:
+        """Add free units. Their out-projections start at zero; no committed task reads them.
+
+        Args:
+            units: how many per group; a fraction below 1 is a share of the group's size (at least one unit).
+            groups: names of unit groups such as `layers.2.heads`; all by default.
+
+        Returns:
+            The number of units added, by group.
+
+        Raises:
+            TaskError: while a task is being learned.
+            ValueError: if `units` is not positive or a group does not exist.
+        """
+        return life.expand(self, units, groups)
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Add tokens to the vocabulary, for tasks to come. No committed task sees them: it keeps its vocabulary.
+
+        The next task that reads one of the new tokens, or scores them as a language model, trains the rows of all of
+        them, and takes them with it at its commit; later tasks read them there.
+
+        Args:
+            new_num_tokens: size of the whole vocabulary, such as `len(tokenizer)`; as it is, if not given.
+            pad_to_multiple_of: round it up to a multiple of this.
+            mean_resizing: start new rows at the mean of the backbone's own rows; else draw them from a normal
+                distribution.
+
+        Returns:
+            The input embeddings.
+
+        Raises:
+            TaskError: while a task is being learned, or if the model has no pool.
+            ValueError: if the vocabulary would shrink.
+        """
+        total = self.input_rows.total
+        size = total if new_num_tokens is None else new_num_tokens
+        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        for name, value in (("new_num_tokens", size), ("pad_to_multiple_of", multiple)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number above 0.")
+        size = -(-size // multiple) * multiple
+        embeddings = cast(nn.Embedding, self.get_input_embeddings())
+        if size < total:
+            raise ValueError(
+                f"new_num_tokens={size}: the vocabulary has {total} tokens, and it can only grow, since committed "
+                "tasks and the trunk read them. Leave it as it is: tokens that a tokenizer does not have do no harm."
             )
-        for path in architecture.final_norms:
-            norm = find(self.backbone, path)
-            if norm is not None:
-                replace_module(self.backbone, path, TaskNorm(norm))
-        embeddings = self.backbone.get_submodule(architecture.embeddings) if architecture.embeddings else None
-        trunk, above_trunk = layers[: self.config.trunk_layers], layers[self.config.trunk_layers]
-        share_trunk(embeddings, list(trunk), above_trunk)
+        if size == total:
+            return embeddings
+        life.grow_vocabulary(self, size, None if mean_resizing else initializer_range(self.backbone.config))
+        return embeddings
 
     def check_architecture(self) -> None:
         """Hold the backbone's own code against what a subnetwork asks of it: to run with fewer units.
@@ -318,131 +495,259 @@ class EideticModel(GeneratingNetwork):
         """
         if self.learner is not None:
             raise TaskError(f"'{self.learner.name}' is being learned; check the architecture before a task begins.")
-        ids = torch.arange(16, device=self.device).reshape(2, 8) % self.backbone.config.vocab_size
+        self.network.check_architecture()
 
-        def run() -> Tensor:
-            return self._run(View(LEARNING), {"input_ids": ids, "decoder_input_ids": ids}).last_hidden_state
+    # -- answers --------------------------------------------------------------------------------------------------
 
-        groups, norms = self._groups(), self._norms()
-        tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.2
-        with torch.no_grad(), self._in_eval_mode():
-            for kind in KINDS:
-                error = cut_error([group for group in groups if group.kind == kind], groups, norms, run)
-                if error > tolerance:
-                    raise ArchitectureError(
-                        f"A '{self.backbone.config.model_type}' backbone does not run right with fewer {kind}: its "
-                        f"output is off by {error:.2g} times what cutting half of them makes. Its code counts {kind} "
-                        "or lays them out in another way than declared; see docs/architectures.md (counts, Fused)."
-                    )
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        pair_input_ids: Tensor | None = None,
+        pair_attention_mask: Tensor | None = None,
+        pair_token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        task: str | Sequence[str] | None = None,
+        abstain: bool | float = False,
+        return_dict: bool | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Run one task's subnetwork, or several, each on its own sequences.
 
-    def _keep_language_head(self, given: LanguageHead | None) -> None:
-        """Make, or make room for, the pretrained language-model head and output embeddings of their own."""
-        config = self.config
-        vocab_size, width = cast(Tensor, self.get_input_embeddings().weight).shape
-        std = getattr(self.backbone.config, "initializer_range", 0.02)
-        parts = config.language_head or {}
-        if config.pool and (parts.get("transform") is not None or parts.get("bias")):
-            head = LanguageModelHead(hidden_size(self.backbone.config), width, vocab_size, parts, std)
-            if given is not None:
-                head.load_state_dict(given.head.state_dict())
-            self.language_head[POOL] = freeze(head.to(self.device, self.dtype))
-        if config.output_embeddings is not None:
-            weight = None if given is None else given.embeddings
-            if weight is None:
-                weight = torch.empty(config.output_embeddings, dtype=self.dtype, device=self.device).normal_(0, std)
-            self.output_embeddings.put("weight", weight)
+        Without a task, the router chooses one for each sequence; but while a task is being learned, that one runs.
 
-    def _set_labels(self) -> None:
-        """Bring the configuration's labels up to date with the tasks that this class answers for."""
-        self.config.set_labels(self.answers)
-        self.num_labels = self.config.num_labels
+        Args:
+            input_ids: token ids, `(batch, sequence)`; for multiple choice `(batch, choices, sequence)`, as all others.
+            attention_mask: 1 for real tokens, 0 for padding, `(batch, sequence)`.
+            token_type_ids: `(batch, sequence)`; ignored by backbones without them.
+            position_ids: `(batch, sequence)`.
+            inputs_embeds: in place of `input_ids`, `(batch, sequence, hidden)`.
+            decoder_input_ids: what an encoder-decoder's decoder reads, `(batch, target sequence)`; made from `labels`,
+                or for kinds that do not write text from `input_ids`, if not given.
+            decoder_attention_mask: `(batch, target sequence)`.
+            pair_input_ids: the other text of a pair of sentences, for feature extraction, `(batch, pair sequence)`.
+            pair_attention_mask: `(batch, pair sequence)`.
+            pair_token_type_ids: `(batch, pair sequence)`.
+            labels: what the loss is computed from, see docs/kinds.md: `(batch,)` int64 for a label per sequence;
+                `(batch, labels)` float for multi-label; `(batch,)` or `(batch, targets)` float for regression;
+                `(batch, sequence)` int64 for a label or a token per token, -100 where there is none.
+            start_positions: first token of the answer to a question, `(batch,)` int64.
+            end_positions: last token of the answer to a question, `(batch,)` int64.
+            task: name of the task; or a list with the name of a committed task per sequence, all of one kind; or
+                `None`, see above.
+            abstain: whether the router may answer that a sequence belongs to no task. A number is the share of a
+                task's own sequences that may be turned away, `True` stands for 0.05.
+            return_dict: `False` for a tuple; as the configuration says by default.
+            encoder_outputs: what an encoder-decoder's encoder put out for the same task, in place of `input_ids`.
+            past_key_values: cache of the tokens before these, by the same task; newer versions of transformers call
+                it `cache`, which is taken, too.
+            use_cache: whether to return the cache; as `past_key_values` was given by default.
+            logits_to_keep: for how many tokens at the end of each sequence a language model scores the vocabulary, or
+                their places; 0 means all.
+            kwargs: further arguments for the backbone, such as `output_hidden_states`.
 
-    def _rebuild(self, task: TaskRecord, norms: list[TaskNorm]) -> None:
-        """Make room for a committed task's tensors."""
-        key, ancestors = task_key(task.name), [task_key(name) for name in task.ancestors]
-        for group in self._groups():
-            group.rebuild(key, ancestors, task.units[group.name])
-        for norm in norms:
-            norm.rebuild(key)
-        self._rebuild_vocabulary(task)
-        self.heads[key] = freeze(self._new_head(task))
-        self.probes[key] = Slots()
-        self.router.make_room(task.name)
+        Returns:
+            With one task: what its kind answers (`Kind.output_class`), with the `loss` if there are targets. Else a
+            `RoutedOutput`.
 
-    def _rebuild_vocabulary(self, task: TaskRecord) -> None:
-        """Make room for the tokens that a committed task took."""
-        for rows in self._tables():
-            if rows is self.input_rows or kind_of(task).reads_output_embeddings(task):
-                rows.rebuild(task_key(task.name), task.vocab_size or len(rows.own))
+        Raises:
+            TaskError: if a task is unknown, none is committed, or the list has another length than the batch or names
+                tasks of several kinds.
+            ValueError: if targets do not fit the task, or are given without one; if a sequence to be routed has no
+                token.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+            "pair_input_ids": pair_input_ids,
+            "pair_attention_mask": pair_attention_mask,
+            "pair_token_type_ids": pair_token_type_ids,
+            "labels": labels,
+            "start_positions": start_positions,
+            "end_positions": end_positions,
+            "encoder_outputs": encoder_outputs,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+            "logits_to_keep": logits_to_keep,
+        }
+        view = kwargs.pop("view", None)  # of the unpruned network, when it teaches
+        output = answering.respond(self, Request.of({**given, **kwargs}), task, abstain, view)
+        use_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if use_dict else output.to_tuple()
 
-    def _resize_pool(self) -> None:
-        """Take what tasks own out of the pool's place, before a checkpoint fills both."""
-        if self.config.pool:
-            for rows in self._tables():
-                rows.rebuild_pool(self.config.vocab_size)
-        for group in self._groups():
-            owned = sum(group.count(key) for key in group.order)
-            if owned or not self.config.pool:
-                group.resize_pool(group.count(POOL) - owned if self.config.pool else 0)
+    @torch.no_grad()
+    def route(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        abstain: bool | float = False,
+    ) -> RoutedOutput:
+        """Say which task each sequence belongs to, of whatever kind, without answering it.
 
-    def _fill(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a checkpoint's tensors, each in fresh, aligned memory."""
-        modules, vocabulary = dict(self.named_modules()), self.get_input_embeddings()
-        expected = {name for name in self.state_dict() if self.config.pool or owner_of(name) != POOL}
-        for name in sorted(tensors):
-            module_name, _, leaf = name.rpartition(".")
-            module = modules.get(module_name)
-            if module is None or (leaf not in module._buffers and not module_name.startswith(WITHOUT_ROOM)):
-                raise CheckpointError(f"The checkpoint holds {name}, for which config.json leaves no place.")
-            old = module._buffers.get(leaf)
-            if old is not None and old.shape != tensors[name].shape:
-                raise CheckpointError(
-                    f"{name} has the shape {tuple(tensors[name].shape)}, config.json expects {tuple(old.shape)}."
-                )
-            # The copy matters: a product over unaligned data may round differently. `pack` copies segments, and of the
-            # embeddings only those that language models score tokens with are more than looked up.
-            tensor = tensors.pop(name)
-            as_read = isinstance(module, Segment) or (isinstance(module, nn.Embedding) and module is not vocabulary)
-            module._buffers[leaf] = tensor if as_read else tensor.clone()
-            expected.discard(name)
-        missing = sorted(expected)
-        if missing:
-            raise CheckpointError(
-                f"The checkpoint lacks {len(missing)} tensors that config.json expects: {missing[:3]}."
-            )
-        self.pack()
+        The trunk runs, and nothing above it.
 
-    # -- the backbone's forward pass ------------------------------------------------------------------------------
+        Args:
+            input_ids: token ids, `(batch, sequence)`, or `(batch, choices, sequence)`, as all others: the choices of
+                an example are then routed together.
+            attention_mask: 1 for real tokens, 0 for padding, `(batch, sequence)`.
+            token_type_ids: `(batch, sequence)`; ignored by backbones without them.
+            position_ids: `(batch, sequence)`.
+            inputs_embeds: in place of `input_ids`, `(batch, sequence, hidden)`.
+            abstain: as in `forward`.
 
-    def _trunk(self, inputs: Mapping[str, Any]) -> TrunkPass:
-        """Run the trunk alone."""
-        with record() as trunk:
-            self._run(View(LEARNING), inputs)
-        return trunk
+        Returns:
+            What `forward` returns without a task, but the answer; the scores are over all of `model.tasks`.
 
-    def _run(self, view: View, inputs: Mapping[str, Any], **kwargs: Any) -> Any:
-        """Run the backbone on one subnetwork; arguments that it does not know are left out of `inputs`."""
-        accepted = self._backbone_arguments
-        given = {key: value for key, value in inputs.items() if value is not None and key in accepted}
-        given.update((key, value) for key, value in kwargs.items() if value is not None)
-        past = given.pop("past_key_values", given.pop("cache", None))
-        if past is not None:
-            given["cache" if "cache" in accepted else "past_key_values"] = past
-        if "use_cache" in accepted:
-            given.setdefault("use_cache", past is not None)
-        if self.input_rows.has_grown:
-            given = self.input_rows.readable(given, view, self._reader(view))
-        if view.probe is not None:
-            tokens = given["input_ids"] if "input_ids" in given else given["inputs_embeds"]
-            view = replace(view, decoder_token_mask=given.get("decoder_attention_mask"), batch=len(tokens))
-        with use_view(view):
-            return self.backbone(**given, return_dict=True)
+        Raises:
+            TaskError: if no task is committed, or one was committed without router sums.
+            ValueError: if a sequence has no token, or `abstain` is no share.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        return answering.route(self, Request.of(given), abstain)
 
-    def _reader(self, view: View) -> str:
-        """What an error calls the reader of a batch."""
-        if view.whole_vocabulary:
-            return "the model"
-        return f"the task '{self.task_of(view)}'"
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        task: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> Tensor | ModelOutput:
+        """Continue prompts, or write a text for each text, with all options of transformers' `generate`.
+
+        It runs in evaluation mode. Without a task, the router chooses one for each prompt among the tasks that write;
+        but while a task is being learned, that one writes. A text ends where the backbone's context does.
+
+        Args:
+            inputs: the prompts, `(batch, sequence)`; the same as `input_ids`.
+            generation_config: as in transformers. What it and `kwargs` leave open is as in `model.generation_config`,
+                and special tokens are as they were when the task was committed.
+            task: name of the task; or a list with one name for each prompt; or `None`, see above.
+            kwargs: as in transformers: `input_ids`, `attention_mask`, `max_new_tokens`, `do_sample`, `num_beams`,
+                `streamer`, `stopping_criteria`, ...
+
+        Returns:
+            As in transformers. Where a list was given or the router chose, `return_dict_in_generate=True` returns
+            `tasks` and `router_scores`, too; in a batch of several tasks, a `RoutedGeneration`.
+
+        Raises:
+            TaskError: if a task is unknown, or does not write; if no task does; if the list has another length than
+                the batch.
+            NotImplementedError: for `cache_implementation="paged"`.
+            ValueError: if there is no prompt, or an empty one, or one that fills the context; if something is asked
+                for that only one task can give, in a batch of several.
+        """
+        return generation.generate(self, inputs, generation_config, task, kwargs)
+
+    # -- what transformers' generation asks -----------------------------------------------------------------------
+
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What `forward` is given for the next token: the task, too, which is that of the current view."""
+        return generation.prepare_inputs(self, super().prepare_inputs_for_generation(*args, **kwargs))
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: continuous batching calls the model without saying for which task."""
+        generation.refuse_continuous_batching()
+
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: tuple[Tensor, ...],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """As in transformers, where every step scores the whole vocabulary; a task may know less of one that grew."""
+        scores = generation.in_whole_vocabulary(scores, self.config.vocab_size)
+        return cast(Any, super()).compute_transition_scores(sequences, scores, beam_indices, normalize_logits)
+
+    def create_masks_for_generate(self, config: PreTrainedConfig, **kwargs: Any) -> Any:
+        """The masks that go with a static cache: those of the backbone, whose layers may look back less far."""
+        create = getattr(self.backbone, "create_masks_for_generate", create_masks_for_generate)
+        return create(config=self.backbone.config, **kwargs)
+
+    def _get_static_cache_init_shape(self) -> None:
+        return static_cache_shape()
+
+    # -- what a PreTrainedModel derives from Parameters -------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network's tensors."""
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the network's floating-point tensors."""
+        return self.network.dtype
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Any:
+        """Move or cast the network; what is computed from the configuration keeps its dtype."""
+        fixed = fixed_buffers(self.backbone)
+        super()._apply(fn, recurse)
+        restore_fixed(fixed)
+        for rows in (self.input_rows, self.output_rows):
+            if not rows.is_packed():  # moved to another device or dtype, piece by piece
+                rows.pack()
+        return self
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of weights: trainable ones while a task is being learned, and all frozen ones."""
+        count = super().num_parameters(only_trainable, exclude_embeddings)
+        if only_trainable:
+            return count
+        embeddings = {f"{n}.weight" for n, m in self.named_modules() if isinstance(m, nn.Embedding)}
+        for name, buffer in self.named_buffers():
+            is_weight = buffer.is_floating_point() and not name.startswith(("probes.", "router.", "learner."))
+            if is_weight and not (exclude_embeddings and name in embeddings):
+                count += buffer.numel()
+        return count
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's token embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recompute activations in the backward pass.
+
+        Always the non-reentrant kind: the reentrant one passes no gradient behind a trunk that has no Parameter.
+        """
+        gradient_checkpointing_kwargs = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        function = CheckpointWithView(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, function, every_n_layers)
 
     # -- saving ---------------------------------------------------------------------------------------------------
 
@@ -454,24 +759,8 @@ class EideticModel(GeneratingNetwork):
         Raises:
             CheckpointError: if the state dict holds other values for a committed task.
         """
-        state_dict = dict(state_dict)
-        own = self.state_dict(keep_vars=True)
-        fixed = {task_key(task.name) for task in self.config.tasks} | ({TRUNK} if self._thawed is None else set())
-        for name in list(state_dict):
-            if owner_of(name) not in fixed:
-                continue
-            if name not in own or not torch.equal(own[name].cpu(), state_dict[name].cpu()):
-                raise CheckpointError(
-                    f"The state to load has another {name} than this model, and it is frozen. The checkpoint belongs "
-                    "to another model; load the one that it was made from."
-                )
-            state_dict[name] = own[name]
-        if self.learner is not None:
-            prefix = "learner."
-            names = [name[len(prefix) :] for name in state_dict if name.startswith(prefix)]
-            self.learner.make_room(names, lambda name: torch.empty_like(state_dict[prefix + name], device=self.device))
-        result = super().load_state_dict(state_dict, strict=strict, assign=False)
-        for group in self._groups():
+        result = super().load_state_dict(persistence.to_restore(self, state_dict), strict=strict, assign=False)
+        for group in self.network.unit_groups():
             group.forget_views()
         return result
 
@@ -506,110 +795,6 @@ class EideticModel(GeneratingNetwork):
         if not is_main_process:
             return
         folder = Path(save_directory)
-        if folder.is_file():
-            raise CheckpointError(f"{folder} is a file, expected a folder.")
-        self._check_unchanged()
-        config = EideticConfig.from_dict(self.config.to_dict())
-        config.architectures = [EideticModel.__name__]  # whichever class it was loaded with
-        config.dtype = str(self.dtype).removeprefix("torch.")
-        config.learning = self.learning
-        config.pool = self.config.pool and include_pool
-        if not config.pool:
-            config.forget_free_tokens()
-        resumable = self.learner is not None
-        writes = family_of(config.base_config) != ENCODER_FAMILY
-        generation_config = self.generation_config if writes else None
-        written = write_checkpoint(
-            folder, state_dict or self.state_dict(), config, config.pool, resumable, generation_config
-        )
-        if not resumable and include_pool:
-            self.config.files = written.files
+        persistence.save(self, folder, state_dict or self.state_dict(), include_pool)
         if push_to_hub:
-            repo_id = kwargs.pop("repo_id", folder.name)
-            self.push_to_hub(repo_id, **kwargs)
-
-
-def _module_name(group_name: str) -> str:
-    return group_name.replace(".", "_")
-
-
-def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
-
-
-def _restrict(config: EideticConfig, names: list[str]) -> None:
-    """Keep the named tasks, and the tasks whose units or tokens they read; and no pool, since the rest is unknown."""
-    known = {task.name: task for task in config.tasks}
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise TaskError(f"tasks={names!r}: the checkpoint has {list(known)}, not {unknown or 'nothing to choose'}.")
-    needed, todo = set(), list(names)
-    while todo:
-        name = todo.pop()
-        needed.add(name)
-        read = [*known[name].ancestors, *config.owners_of_tokens(known[name])]
-        todo.extend(other for other in read if other not in needed)
-    config.tasks = [task for task in config.tasks if task.name in needed]
-    config.served = [name for name in names if name in known]
-    config.pool = False
-    config.forget_free_tokens()
-    config.set_labels()
-
-
-class EideticForTokenClassification(EideticModel):
-    """An `EideticModel` that, where no task is named, routes among the tasks that label tokens."""
-
-    answers = "token-classification"
-
-
-class EideticForQuestionAnswering(EideticModel):
-    """An `EideticModel` that, where no task is named, routes among the tasks that answer questions."""
-
-    answers = "question-answering"
-
-
-class EideticForMultipleChoice(EideticModel):
-    """An `EideticModel` that, where no task is named, routes among the tasks of multiple choice."""
-
-    answers = "multiple-choice"
-
-
-class EideticForCausalLM(EideticModel):
-    """An `EideticModel` that, where no task is named, routes among the tasks that continue texts."""
-
-    answers = "causal-lm"
-
-
-class EideticForSeq2SeqLM(EideticModel):
-    """An `EideticModel` that, where no task is named, routes among the tasks that write texts from texts."""
-
-    answers = "seq2seq-lm"
-
-
-class EideticForMaskedLM(EideticModel):
-    """An `EideticModel` that, where no task is named, routes among the tasks that fill gaps."""
-
-    answers = "masked-lm"
-
-
-class EideticForFeatureExtraction(EideticModel):
-    """An `EideticModel` that, where no task is named, routes among the tasks that embed texts.
-
-    `AutoModel` loads an `EideticModel`; this class is for those who want embeddings of a model that has other tasks.
-    """
-
-    answers = "feature-extraction"
-
-
-AutoConfig.register(EideticConfig.model_type, EideticConfig, exist_ok=True)
-for _auto_class, _model_class in (
-    (AutoModel, EideticModel),
-    (AutoModelForSequenceClassification, EideticModel),
-    (AutoModelForTokenClassification, EideticForTokenClassification),
-    (AutoModelForQuestionAnswering, EideticForQuestionAnswering),
-    (AutoModelForMultipleChoice, EideticForMultipleChoice),
-    (AutoModelForCausalLM, EideticForCausalLM),
-    (AutoModelForSeq2SeqLM, EideticForSeq2SeqLM),
-    (AutoModelForMaskedLM, EideticForMaskedLM),
-):
-    _auto_class.register(EideticConfig, _model_class, exist_ok=True)
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IMPORTANCES = ("fisher", "taylor", "l1", "l2", "random")
+from ..network.capacity import capacities
+from ..network.importance import importances
+
 RECYCLES = ("pretrained", "random")
-ON_EXHAUSTED = ("private", "expand", "error")
-KINDS = ("heads", "cross_heads", "neurons")
 
 # Scores of one pruning event fade by this factor before the next, so that a decision rests on more than one interval.
 SCORE_MEMORY = 0.5
@@ -76,8 +76,16 @@ class PruningConfig:
             self.tolerance is None or (is_number(self.tolerance) and self.tolerance >= 0), "tolerance", "a number >= 0"
         )
         check(self.tolerance is None or self.keep_ancestors == 1, "keep_ancestors", "1 together with a tolerance")
-        for name, allowed in (("importance", IMPORTANCES), ("recycle", RECYCLES), ("on_exhausted", ON_EXHAUSTED)):
-            check(getattr(self, name) in allowed, name, f"one of {list(allowed)}")
+        for name, allowed in (
+            ("importance", importances()),
+            ("recycle", RECYCLES),
+            ("on_exhausted", capacities()),
+        ):
+            check(
+                isinstance(getattr(self, name), str) and getattr(self, name) in allowed,
+                name,
+                f"one of {list(allowed)}",
+            )
         check(is_number(self.start) and 0 <= self.start < 1, "start", "a share in [0, 1)")
         check(is_number(self.end) and self.start <= self.end <= 1, "end", f"a share in [start={self.start}, 1]")
         for name in ("rounds", "events"):

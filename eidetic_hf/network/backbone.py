@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -13,9 +16,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.initialization import no_init_weights
+
+from ..compat import no_init_weights
 
 ENCODER, DECODER, ENCODER_DECODER = "encoder", "decoder", "encoder-decoder"
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
 
 
 def family_of(config: PreTrainedConfig) -> str:
@@ -42,3 +47,44 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
     for name, _ in list(shell.named_children()):
         setattr(shell, name, getattr(base, name))
     return shell.train(model.training)
+
+
+def initializer_range(config: PreTrainedConfig) -> float:
+    """Standard deviation of a backbone's initial weights."""
+    return getattr(config, "initializer_range", 0.02)
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Tokens that a backbone has positions for; `None` if that has no limit."""
+    return getattr(config, "max_position_embeddings", None)
+
+
+def is_nested(inputs: Mapping[str, Tensor]) -> bool:
+    """Whether each row of a batch holds several sequences, as in multiple choice."""
+    dims = {"input_ids": 2, "inputs_embeds": 3}
+    return any(inputs[name].dim() > dim for name, dim in dims.items() if inputs.get(name) is not None)
+
+
+def flat_sequences(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch with one sequence per row, `(sequences, tokens)`."""
+    nested = is_nested(inputs)
+    return {name: value.flatten(0, 1) if nested else value for name, value in inputs.items()}
+
+
+def batch_size(inputs: Mapping[str, Any]) -> int:
+    """Number of rows of a batch; 0 if it has none."""
+    names = ("input_ids", "inputs_embeds")
+    return len(next((inputs[name] for name in names if inputs.get(name) is not None), ()))
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode; a module that is in it already, as one that other threads answer with, is not touched."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.train()

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..views import LEARNING, POOL, View, current_view
 from .importance import UnitProbe
-from .storage import Segment, Slots, freeze, thaw
+from .storage import Segment, Slots, freeze, named_tensors, thaw
 from .units import UnitGroup, UnitView
 
 
@@ -184,6 +184,18 @@ class TaskLinear(nn.Module):
         self.segments[POOL] = Segment(torch.cat([pool.weight, new.weight]), bias)
         self.pack()
 
+    def tensors_of(self, name: str, key: str, private: bool) -> dict[str, Tensor]:
+        """What the output of a task that reads `key`'s units reads of them here, by name in the state dict.
+
+        Args:
+            name: of this module.
+            key: of the task that owns the units.
+            private: whether that is the task itself, whose bias it reads, too.
+        """
+        found = named_tensors(self.segment(key), f"{name}.segments.{key}")
+        bias = self.biases.get(key) if private else None
+        return found if bias is None else {**found, f"{name}.biases.{key}": bias}
+
     # -- forward --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode(False)
@@ -325,6 +337,15 @@ class TaskNorm(nn.Module):
         """Give `key` a frozen copy of the norm being learned."""
         self.tasks[key] = freeze(deepcopy(self.tasks[LEARNING]))
 
+    def drop(self, key: str) -> None:
+        """Take a commit back."""
+        if key in self.tasks:
+            del self.tasks[key]
+
+    def tensors_of(self, name: str, key: str, private: bool) -> dict[str, Tensor]:
+        """What a task's output reads here, by name in the state dict: its own norm, none of its ancestors'."""
+        return named_tensors(self.tasks[key], f"{name}.tasks.{key}") if private else {}
+
     def rebuild(self, key: str) -> None:
         """Make room for a committed task's tensors, which a checkpoint will fill (a shallow copy: it is cheaper)."""
         pool = self.tasks[POOL]
@@ -338,3 +359,7 @@ class TaskNorm(nn.Module):
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Normalize `(..., hidden)` with the current task's parameters."""
         return self.tasks[current_view().key](hidden, *args, **kwargs)
+
+
+# What stands in place of a backbone's own modules above its trunk, with tensors by owner.
+TASK_MODULES = (TaskLinear, TaskNorm)

@@ -1,345 +1,399 @@
-"""What every part of an `EideticModel` shares: its state, and the questions that are answered from it."""
+"""`Network`: a backbone in which tasks own units, and one pass on one task's subnetwork."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..configuration import EideticConfig, TaskError, TaskRecord
-from ..kinds import kind_of
-from ..kinds.base import Answer
-from ..model.learner import Learner
-from ..model.pruning import KINDS
-from ..model.router import Router
-from ..views import LEARNING, POOL, TRUNK, View, current_view, owner_of, task_key, use_view
-from .backbone import ENCODER, family_of
-from .layers import TaskLinear, TaskNorm
-from .storage import Slots
-from .trunk import TrunkPass, pool_states
-from .units import UnitGroup
-from .vocabulary import LateRows
-from .wiring import fixed_buffers
-
-# Modules whose tensors a checkpoint brings along, in shapes of their own.
-WITHOUT_ROOM = ("probes.", "router.")
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+from ..configuration import EideticConfig
+from ..views import LEARNING, POOL, View, task_key, task_name, use_view
+from .architecture import LAYERS, Architecture, ArchitectureError, find, layers_of, leftovers
+from .architectures import architecture_of
+from .backbone import ENCODER, batch_size, evaluation_mode, family_of, flat_sequences, is_nested
+from .layers import TASK_MODULES, TaskLinear, TaskNorm
+from .storage import Slots, freeze, put_tensor, tensors_of, thaw_own
+from .trunk import TrunkPass, pool_states, record_trunk, share_trunk
+from .units import UNIT_TYPES, UnitGroup
+from .vocabulary import LateRows, read_by_view, table_of
+from .wiring import cut_error, join_tied, refresh_buffers, replace_module, wire_stack
 
 
-def is_nested(inputs: Mapping[str, Tensor]) -> bool:
-    """Whether each row of a batch holds several sequences, as in multiple choice."""
-    dims = {"input_ids": 2, "inputs_embeds": 3}
-    return any(inputs[name].dim() > dim for name, dim in dims.items() if inputs.get(name) is not None)
+@dataclass(frozen=True)
+class Thawed:
+    """A tensor of the trunk that the first task of a random backbone trains.
 
-
-def pooled_states(trunk: TrunkPass, inputs: Mapping[str, Tensor], config: PreTrainedConfig) -> Tensor:
-    """What recorded trunk states say of each row of a batch, `(batch, parts, hidden)`; see `pool_states`.
-
-    Of several sequences in a row each counts for as much as it has tokens, in whatever order they stand.
+    Attributes:
+        module: that has it.
+        leaf: its name there.
+        before: its value before.
     """
-    mask, is_several = inputs.get("attention_mask"), is_nested(inputs)
-    flat = mask.flatten(0, 1) if is_several and mask is not None else mask
-    pooled = torch.stack(pool_states(trunk.states, flat, "first" if family_of(config) == ENCODER else "last"), 1)
-    if not is_several:
-        return pooled
-    batch = len(inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"])
-    pooled = pooled.unflatten(0, (batch, -1))
-    weights = pooled.new_ones(pooled.shape[:2]) if mask is None else mask.sum(2).float()
-    return (pooled * weights[:, :, None, None]).sum(1) / weights.sum(1).clamp(min=1)[:, None, None]
+
+    module: nn.Module
+    leaf: str
+    before: Tensor
 
 
-class CheckpointWithView:
-    """Gradient checkpointing whose replay, in the backward pass and outside of `forward`, runs the same task."""
+class Network:
+    """A backbone in which tasks own units. Invariant: what a committed task reads is in no Parameter, and never moves.
 
-    def __init__(self, function: Callable) -> None:
-        self.function = function
+    A plain object. The model registers the same modules under the same names (`backbone`, `groups`,
+    `output_embeddings`, `input_rows`, `output_rows`), so that their tensors are in its state dict.
 
-    def __call__(self, layer: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Run a layer so that it is computed again in the backward pass."""
-        view = current_view()
-
-        def replayed(*a: Any, **k: Any) -> Any:
-            with use_view(view):
-                return layer(*a, **k)
-
-        return self.function(replayed, *args, **kwargs)
-
-
-class TaskNetwork(PreTrainedModel):
-    """A backbone in which tasks own units. `EideticModel` makes it; what it learns and answers builds on it.
+    Args:
+        config: of the model.
+        backbone: the base model, whose modules are taken over.
+        empty: leave out what only moves values, for a network that a checkpoint is about to fill.
 
     Attributes:
         backbone: the base model, with task layers above its trunk.
         groups: the books of units, by name.
-        heads: one per task, and one of the task being learned.
-        language_head: the pretrained language-model head, from which those of tasks start, if there was one.
+        norms: the norms above the trunk.
+        projections: the projections above the trunk.
         output_embeddings: the `weight` that scores tokens, where it is not the input embeddings'.
         input_rows: rows of the input embeddings that the vocabulary has grown by.
         output_rows: the same for `output_embeddings`.
-        probes: what each task's certificate compares with.
-        router: says which task a sequence belongs to.
-        learner: state of the task being learned.
     """
 
-    config: EideticConfig
-    backbone: PreTrainedModel
-    groups: nn.ModuleDict
-    heads: nn.ModuleDict
-    language_head: nn.ModuleDict
-    output_embeddings: Slots
-    input_rows: LateRows
-    output_rows: LateRows
-    probes: nn.ModuleDict
-    router: Router
-    learner: Learner | None
-    _pending: dict[str, TaskRecord]
-    _transfer: dict[str, str | list[str]]
-    _thawed: dict[str, Tensor] | None
+    def __init__(self, config: EideticConfig, backbone: PreTrainedModel, empty: bool) -> None:
+        architecture = architecture_of(config.base_config)
+        layers = layers_of(architecture, backbone)
+        for path in architecture.unused:
+            replace_module(backbone, path, None)
+        self.config, self.backbone = config, backbone
+        self.groups = nn.ModuleDict()
+        self.output_embeddings = Slots()
+        self.input_rows = LateRows(table_of(backbone.get_input_embeddings()))
+        self.output_rows = LateRows(self.output_embeddings)
+        self._accepted = set(inspect.signature(backbone.forward).parameters)
+        join_tied(backbone, empty)
+        refresh_buffers(backbone)
+        self._wire(architecture, layers)
+        named = [(name, module) for name, module in backbone.named_modules() if isinstance(module, TASK_MODULES)]
+        self._owned = {name: module for name, module in named}
+        self.norms = [module for _, module in named if isinstance(module, TaskNorm)]
+        self.projections = [module for _, module in named if isinstance(module, TaskLinear)]
+        # Somebody may hold the Parameters of a backbone that was given, an optimizer for example: then copy them.
+        freeze(backbone, copy=not empty)
 
-    if TYPE_CHECKING:
+    def _wire(self, architecture: Architecture, layers: nn.ModuleList) -> None:
+        """Put the task layers in place of the backbone's above the trunk."""
+        config, unowned = self.config, list[str]()
+        for prefix, stack in architecture.stacks.items():
+            stacked = cast(nn.ModuleList, self.backbone.get_submodule(stack.layers))
+            first = config.trunk_layers if prefix == LAYERS else 0
+            for group in wire_stack(prefix, stack, stacked, first, self.backbone.config):
+                self.groups[module_name(group.name)] = group
+            for index in range(first, len(stacked)):
+                unowned += [f"{stack.layers}.{index}.{name}" for name in leftovers(architecture, stacked[index])]
+        if unowned:
+            raise ArchitectureError(
+                f"The declaration of '{architecture.model_type}' leaves parameters above the trunk that no task owns: "
+                f"{unowned[:5]}. Every projection and every norm there has to be declared; what is to stay at its "
+                "pretrained values for every task is declared as shared."
+            )
+        for path in architecture.final_norms:
+            norm = find(self.backbone, path)
+            if norm is not None:
+                replace_module(self.backbone, path, TaskNorm(norm))
+        embeddings = self.backbone.get_submodule(architecture.embeddings) if architecture.embeddings else None
+        share_trunk(embeddings, list(layers[: config.trunk_layers]), layers[config.trunk_layers])
 
-        def _run(self, view: View, inputs: Mapping[str, Any], **kwargs: Any) -> Any: ...
+    # -- what it is made of ---------------------------------------------------------------------------------------
 
-        def _trunk(self, inputs: Mapping[str, Any]) -> TrunkPass: ...
-
-        def _set_labels(self) -> None: ...
-
-    # -- tasks ----------------------------------------------------------------------------------------------------
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of the committed tasks that the model answers for, in commit order."""
-        return [task.name for task in self.config.tasks if self.config.serves(task.name)]
-
-    @property
-    def learning(self) -> str | None:
-        """Name of the task that is being learned."""
-        return self.learner.name if self.learner is not None else None
-
-    def record(self, name: str) -> TaskRecord:
-        """What is known of a task, committed or only added.
-
-        Raises:
-            TaskError: if there is no task of this name.
-        """
-        for task in [*self.config.tasks, *self._pending.values()]:
-            if task.name == name:
-                return task
-        raise TaskError(
-            f"There is no task '{name}'; committed are {self.tasks}, added {list(self._pending)}. Add it with "
-            f"model.add_task({name!r}, labels=[...])."
-        )
-
-    def is_committed(self, name: str) -> bool:
-        """Whether a task has been learned."""
-        return any(task.name == name for task in self.config.tasks)
-
-    def task_of(self, view: View) -> str:
-        """Name of the task that a view is of.
-
-        Raises:
-            KeyError: if it is of none, such as the whole model's before a task begins.
-        """
-        names = {task_key(task.name): task.name for task in self.config.tasks}
-        return names[view.key] if self.learning is None or view.key != LEARNING else self.learning
-
-    def _groups(self) -> list[UnitGroup]:
+    def unit_groups(self) -> list[UnitGroup]:
+        """The books of units, in the order of the layers."""
         return cast(list[UnitGroup], list(self.groups.values()))
 
-    def _norms(self) -> list[TaskNorm]:
-        return [module for module in self.backbone.modules() if isinstance(module, TaskNorm)]
+    def tables(self) -> list[LateRows]:
+        """The tables of embeddings that grow with the vocabulary: the input's, and the output's if it has its own."""
+        return [self.input_rows, *([] if self.output_embeddings.get("weight") is None else [self.output_rows])]
 
-    def pack(self) -> None:
-        """Lay every projection's segments into one aligned tensor each."""
-        for module in self.modules():
-            if isinstance(module, (TaskLinear, LateRows)):
-                module.pack()
+    def vocabulary(self, view: View | None = None) -> Tensor:
+        """The output embeddings, `(tokens, embedding)`: the input embeddings, unless the backbone has others.
 
-    def capacity(self) -> dict[str, Any]:
-        """How the units are shared out.
-
-        Returns:
-            `total` and `free` numbers of units, `free_share`, `free_share_by_kind` (heads, neurons, and `cross_heads`
-            in an encoder-decoder), `owned` per task, and `groups`: per unit group, the units of each task and of
-            `"free"`.
+        Those that a view knows, if one is given.
         """
-        names = [task.name for task in self.config.tasks]
+        return self.tables()[-1].seen(view)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network's tensors."""
+        return next(self.backbone.buffers()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the network's floating-point tensors."""
+        return next(
+            tensor.dtype
+            for module in self.backbone.modules()
+            for tensor in tensors_of(module).values()
+            if tensor.is_floating_point()
+        )
+
+    def capacity(self, names: list[str]) -> dict[str, Any]:
+        """How the units are shared out among the committed tasks, see `EideticModel.capacity`."""
         groups = {
             group.name: {**{name: group.count(task_key(name)) for name in names}, "free": group.count(POOL)}
-            for group in self._groups()
+            for group in self.unit_groups()
         }
-        by_kind = {}
-        for kind in KINDS:
-            rows = [row for name, row in groups.items() if name.endswith(f".{kind}")]
-            if not rows:
-                continue
-            by_kind[kind] = sum(row["free"] for row in rows) / max(sum(sum(row.values()) for row in rows), 1)
+        by_type = {}
+        for unit_type in UNIT_TYPES:
+            rows = [row for name, row in groups.items() if name.endswith(f".{unit_type}")]
+            if rows:
+                all_units = max(sum(sum(row.values()) for row in rows), 1)
+                by_type[unit_type] = sum(row["free"] for row in rows) / all_units
         total = sum(sum(row.values()) for row in groups.values())
         free = sum(row["free"] for row in groups.values())
         return {
             "total": total,
             "free": free,
             "free_share": free / max(total, 1),
-            "free_share_by_kind": by_kind,
+            "free_share_by_kind": by_type,
             "owned": {name: sum(row[name] for row in groups.values()) for name in names},
             "groups": groups,
         }
 
-    def task_tensors(self, name: str) -> dict[str, Tensor]:
-        """The closed set: every tensor that a committed task's output reads, by its name in the state dict.
+    # -- who reads what -------------------------------------------------------------------------------------------
 
-        All others may hold anything, NaN included, and the task's logits stay the same bit for bit.
+    def trunk_tensors(self, with_output: bool) -> dict[str, Tensor]:
+        """Tensors that every task reads, by name; the output embeddings only if asked for."""
+        found = {
+            f"{name}.{leaf}": tensor
+            for name, module in _outside_of(self.backbone, "backbone", TASK_MODULES)
+            for leaf, tensor in tensors_of(module).items()
+        }
+        if with_output and (weight := self.output_embeddings.get("weight")) is not None:
+            found["output_embeddings.weight"] = weight
+        return found
 
-        Raises:
-            TaskError: if the task is not committed.
-        """
-        record = self.record(name)
-        if not self.is_committed(name):
-            raise TaskError(f"The task '{name}' is not committed yet: its tensors still change.")
-        own, reads_output = task_key(name), kind_of(record).reads_output_embeddings(record)
-        inherited = {task_key(ancestor) for ancestor in record.ancestors}
-        tokens = record.vocab_size or 0
-        late = {"input_rows": set(self.input_rows.owners(tokens)), "output_rows": set()}
-        if reads_output:
-            late["output_rows"] = set(self.output_rows.owners(tokens))
-        tensors = {}
-        for tensor_name, tensor in self.state_dict(keep_vars=True).items():
-            owner = owner_of(tensor_name)
-            if tensor_name.startswith(WITHOUT_ROOM) or ".units." in tensor_name:
-                continue
-            if tensor_name.startswith("output_embeddings.") and not reads_output:
-                continue
-            if tensor_name.partition(".")[0] in late:
-                if owner in late[tensor_name.partition(".")[0]]:
-                    tensors[tensor_name] = tensor
-                continue
-            if owner in (TRUNK, own) or (owner in inherited and ".segments." in tensor_name):
-                tensors[tensor_name] = tensor
-        return tensors
+    def tensors_of(self, key: str, ancestors: list[str], tokens: int, with_output: bool) -> dict[str, Tensor]:
+        """Every tensor that a committed task's hidden states and scores of tokens are made of, by name.
 
-    # -- one task's answer ----------------------------------------------------------------------------------------
-
-    def _answer(self, name: str, view: View, inputs: Mapping[str, Any], **kwargs: Any) -> tuple[Answer, Any]:
-        """Run one task's subnetwork and its head on a batch.
+        Its cost does not grow with the number of other tasks.
 
         Args:
-            name: the task.
-            view: of the task, see `View`.
-            inputs: the batch, as `forward` was given it.
+            key: of the task.
+            ancestors: keys of the tasks whose units it reads.
+            tokens: how many tokens it knows; 0 for those that the backbone came with.
+            with_output: whether it reads the model's output embeddings.
+        """
+        found = self.trunk_tensors(with_output)
+        for name, module in self._owned.items():
+            for owner in [key, *ancestors]:
+                found.update(module.tensors_of(f"backbone.{name}", owner, private=owner == key))
+        for name, group in self.groups.items():
+            gates = cast(UnitGroup, group).gates.get(key)
+            if gates is not None:
+                found[f"groups.{name}.gates.{key}"] = gates
+        for name, rows in [("input_rows", self.input_rows), *([("output_rows", self.output_rows)] * with_output)]:
+            found.update((f"{name}.{owner}", rows.need(owner)) for owner in rows.owners(tokens))
+        return found
+
+    # -- a pass ---------------------------------------------------------------------------------------------------
+
+    def run(self, view: View, inputs: Mapping[str, Any], **kwargs: Any) -> Any:
+        """Run the backbone on one subnetwork; arguments that it does not know are left out of `inputs`.
+
+        Args:
+            view: which subnetwork, see `View`.
+            inputs: sequences in two dimensions, `(sequences, tokens)`, and what a decoder reads.
             kwargs: further arguments for the backbone.
 
         Returns:
-            The answer by name, and the backbone's output.
-        """
-        kind = kind_of(self.record(name))
-        prepared = kind.prepare(inputs, self.backbone.config)
-        if view.probe is not None:
-            view = replace(view, token_mask=prepared.get("attention_mask"))
-        kept = kwargs.pop("logits_to_keep", 0)
-        output = self._run(view, prepared, **kwargs)
-        hidden = output.last_hidden_state
-        if kind.reads_vocabulary:  # scoring every token of a prompt is most of the work
-            hidden = hidden[:, kept if isinstance(kept, Tensor) else slice(-kept if kept else None, None)]
-        return self._head(name, view, hidden, inputs), output
+            What the backbone puts out, with `last_hidden_state` `(sequences, tokens, hidden)`.
 
-    def _head(self, name: str, view: View, hidden: Tensor, inputs: Mapping[str, Any]) -> Answer:
-        """What a task's head makes of hidden states, `(sequences, tokens, hidden)`."""
-        kind = kind_of(self.record(name))
-        vocabulary = self._vocabulary(view if kind.reads_vocabulary else None)
-        return kind.answer(self.heads[view.key], hidden, inputs, vocabulary)
+        Raises:
+            ValueError: if the task does not know a token.
+        """
+        accepted = self._accepted
+        given = {key: value for key, value in inputs.items() if value is not None and key in accepted}
+        given.update((key, value) for key, value in kwargs.items() if value is not None)
+        past = given.pop("past_key_values", given.pop("cache", None))
+        if past is not None:
+            given["cache" if "cache" in accepted else "past_key_values"] = past
+        if "use_cache" in accepted:
+            given.setdefault("use_cache", past is not None)
+        if self.input_rows.has_grown:
+            given = self.input_rows.readable(given, view, _reader(view))
+        if view.probe is not None:
+            tokens = given["input_ids"] if "input_ids" in given else given["inputs_embeds"]
+            view = replace(view, decoder_token_mask=given.get("decoder_attention_mask"), batch=len(tokens))
+        with use_view(view):
+            return self.backbone(**given, return_dict=True)
+
+    def record_trunk(self, inputs: Mapping[str, Any], learning: bool = False, **kwargs: Any) -> TrunkPass:
+        """Run the trunk alone, on every token of the vocabulary.
+
+        Args:
+            inputs: as in `run`.
+            learning: whether to read new tokens as the task being learned has them now.
+            kwargs: as in `run`.
+        """
+        with record_trunk() as trunk:
+            self.run(View(LEARNING, whole_vocabulary=not learning), inputs, **kwargs)
+        return trunk
 
     @torch.no_grad()
-    def _pooled_trunk(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What the router sees of each row of a batch, `(batch, parts, hidden)`."""
-        flat = {name: value.flatten(0, 1) if is_nested(inputs) else value for name, value in inputs.items()}
-        return pooled_states(self._trunk(flat), inputs, self.backbone.config)
+    def trunk_summary(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What the trunk says of each row of a batch to learn from, `(batch, parts, hidden)`; see `summarize`."""
+        return self.summarize(self.record_trunk(flat_sequences(inputs), learning=True), inputs)
 
-    def _new_head(self, task: TaskRecord) -> nn.Module:
-        """A head with initial weights."""
-        return kind_of(task).make_head(self.backbone.config, task).to(device=self.device, dtype=self.dtype)
+    def summarize(self, trunk: TrunkPass, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What recorded trunk states say of each row of a batch, `(batch, parts, hidden)`; see `pool_states`.
 
-    def _tables(self) -> list[LateRows]:
-        """The tables of embeddings that grow with the vocabulary."""
-        return [self.input_rows, *([] if self.output_embeddings.get("weight") is None else [self.output_rows])]
-
-    def _vocabulary(self, view: View | None = None) -> Tensor:
-        """The output embeddings, `(tokens, embedding)`: the input embeddings, unless the backbone has others.
-
-        Those that a view knows, if one is given.
+        Of several sequences in a row each counts for as much as it has tokens, in whatever order they stand.
         """
-        return self._tables()[-1].seen(view)
+        mask, is_several = inputs.get("attention_mask"), is_nested(inputs)
+        flat = mask.flatten(0, 1) if is_several and mask is not None else mask
+        edge = "first" if family_of(self.backbone.config) == ENCODER else "last"
+        pooled = torch.stack(pool_states(trunk.states, flat, edge), 1)
+        if not is_several:
+            return pooled
+        pooled = pooled.unflatten(0, (batch_size(inputs), -1))
+        weights = pooled.new_ones(pooled.shape[:2]) if mask is None else mask.sum(2).float()
+        return (pooled * weights[:, :, None, None]).sum(1) / weights.sum(1).clamp(min=1)[:, None, None]
 
-    # -- what a PreTrainedModel derives from Parameters -------------------------------------------------------------
+    # -- the life of a task ---------------------------------------------------------------------------------------
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the network's tensors."""
-        return next(self.buffers()).device
+    def begin(self, ancestors: list[str]) -> None:
+        """Open the pool for a task: its working copies are Parameters from here on."""
+        for group in self.unit_groups():
+            group.begin(ancestors)
+        for norm in self.norms:
+            norm.begin()
+        self.input_rows.begin()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the network's floating-point tensors."""
-        return next(
-            buffer.dtype
-            for module in self.backbone.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None and buffer.is_floating_point() and name not in module._non_persistent_buffers_set
-        )
+    def commit(self, key: str, undo: ExitStack, recycle_std: float | None) -> None:
+        """Give the kept units and the norms to `key`, as buffers.
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> Any:
-        """Move or cast the network; what is computed from the configuration keeps its dtype."""
-        fixed = fixed_buffers(self.backbone)
-        super()._apply(fn, recurse)
-        for module, name, buffer in fixed:
-            module._buffers[name] = buffer.to(cast(Tensor, module._buffers[name]).device)
+        Args:
+            key: of the task.
+            undo: takes what brings the network back to what it was.
+            recycle_std: standard deviation of what returns to the pool; `None` for its pretrained value.
+        """
+        for group in self.unit_groups():
+            undo.callback(group.undo_commit, key, group.snapshot())
+            group.commit(key, recycle_std)
+        for norm in self.norms:
+            undo.callback(norm.drop, key)
+            norm.commit(key)
+
+    def commit_tokens(self, key: str, takes: tuple[bool, bool], undo: ExitStack) -> None:
+        """Settle which tokens `key` knows; if it takes those of the pool, in either table, they are its own."""
+        for rows, taken in zip(self.tables(), takes, strict=False):
+            undo.callback(rows.undo_commit, key, rows.snapshot())
+            rows.commit(key, taken)
+
+    def end(self) -> None:
+        """Drop everything that belongs to the task being learned."""
+        for group in self.unit_groups():
+            group.end()
+        for norm in self.norms:
+            norm.end()
         for rows in (self.input_rows, self.output_rows):
-            if not rows.is_packed():  # moved to another device or dtype, piece by piece
-                rows.pack()
-        return self
+            rows.end()
 
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Number of weights: trainable ones while a task is being learned, and all frozen ones."""
-        count = super().num_parameters(only_trainable, exclude_embeddings)
-        if only_trainable:
-            return count
-        embeddings = {f"{n}.weight" for n, m in self.named_modules() if isinstance(m, nn.Embedding)}
-        for name, buffer in self.named_buffers():
-            is_weight = buffer.is_floating_point() and not name.startswith(("probes.", "router.", "learner."))
-            if is_weight and not (exclude_embeddings and name in embeddings):
-                count += buffer.numel()
-        return count
+    def thaw_trunk(self, with_output: bool) -> list[Thawed]:
+        """Make the trunk of a random backbone trainable; the output embeddings only if asked for."""
+        modules = [module for _, module in _outside_of(self.backbone, "backbone", TASK_MODULES)]
+        thawed = []
+        for module in [*modules, *([self.output_embeddings] if with_output else [])]:
+            thawed += [Thawed(module, leaf, before) for leaf, before in thaw_own(module).items()]
+        return thawed
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The backbone's token embeddings."""
-        return self.backbone.get_input_embeddings()
+    def freeze_trunk(self, thawed: list[Thawed], restore: bool, undo: ExitStack | None = None) -> None:
+        """Freeze what `thaw_trunk` returned.
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """Recompute activations in the backward pass.
-
-        Always the non-reentrant kind: the reentrant one passes no gradient behind a trunk that has no Parameter.
+        Args:
+            thawed: what it returned.
+            restore: at the values from before, else at those that it was trained to.
+            undo: takes what lets it be trained again.
         """
-        gradient_checkpointing_kwargs = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+        for entry in thawed:
+            trained = tensors_of(entry.module)[entry.leaf]
+            if undo is not None:
+                undo.callback(put_tensor, entry.module, entry.leaf, trained)
+            put_tensor(entry.module, entry.leaf, entry.before if restore else trained.detach().clone())
 
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
-    ) -> None:
-        function = CheckpointWithView(gradient_checkpointing_func)
-        super()._set_gradient_checkpointing(enable, function, every_n_layers)
+    # -- from and to a checkpoint ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def _in_eval_mode(self) -> Iterator[None]:
-        training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(training)
+    def rebuild(self, key: str, ancestors: list[str], units: Mapping[str, int]) -> None:
+        """Make room for a committed task's units and norms, which a checkpoint will fill."""
+        for group in self.unit_groups():
+            group.rebuild(key, ancestors, units[group.name])
+        for norm in self.norms:
+            norm.rebuild(key)
+
+    def rebuild_tokens(self, key: str, tokens: int | None, with_output: bool) -> None:
+        """Make room for the tokens that a committed task took."""
+        for rows in self.tables():
+            if rows is self.input_rows or with_output:
+                rows.rebuild(key, tokens or len(rows.own))
+
+    def rebuild_pool(self) -> None:
+        """Take what tasks own out of the pool's place, before a checkpoint fills both."""
+        if self.config.pool:
+            for rows in self.tables():
+                rows.rebuild_pool(self.config.vocab_size)
+        for group in self.unit_groups():
+            owned = sum(group.count(key) for key in group.order)
+            if owned or not self.config.pool:
+                group.resize_pool(group.count(POOL) - owned if self.config.pool else 0)
+        if self.input_rows.has_grown:
+            read_by_view(self.input_rows)
+
+    def pack(self) -> None:
+        """Lay every projection's segments, and every table's rows, into one aligned tensor each."""
+        for part in (*self.projections, self.input_rows, self.output_rows):
+            part.pack()
+
+    # -- the declaration ------------------------------------------------------------------------------------------
+
+    def check_architecture(self) -> None:
+        """Hold the backbone's own code against what a subnetwork asks of it, see `EideticModel.check_architecture`."""
+        ids = torch.arange(16, device=self.device).reshape(2, 8) % self.backbone.config.vocab_size
+
+        def run() -> Tensor:
+            return self.run(View(LEARNING), {"input_ids": ids, "decoder_input_ids": ids}).last_hidden_state
+
+        groups = self.unit_groups()
+        tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.2
+        with torch.no_grad(), evaluation_mode(self.backbone):
+            for unit_type in UNIT_TYPES:
+                cut = [group for group in groups if group.unit_type == unit_type]
+                error = cut_error(cut, groups, self.norms, run)
+                if error > tolerance:
+                    raise ArchitectureError(
+                        f"A '{self.backbone.config.model_type}' backbone does not run right with fewer {unit_type}: "
+                        f"its output is off by {error:.2g} times what cutting half of them makes. Its code counts "
+                        f"{unit_type} or lays them out in another way than declared; see docs/architectures.md "
+                        "(counts, Fused)."
+                    )
+
+
+def module_name(group_name: str) -> str:
+    """A unit group's name as the name of a module: without dots."""
+    return group_name.replace(".", "_")
+
+
+def _outside_of(root: nn.Module, name: str, kinds: Any) -> Iterator[tuple[str, nn.Module]]:
+    """A module and all below it by name, without those of some classes and what is below them."""
+    if isinstance(root, kinds):
+        return
+    yield name, root
+    for child_name, child in root.named_children():
+        yield from _outside_of(child, f"{name}.{child_name}", kinds)
+
+
+def _reader(view: View) -> str:
+    """What an error calls the reader of a batch."""
+    if view.whole_vocabulary:
+        return "the model"
+    return "the task being learned" if view.key == LEARNING else f"the task '{task_name(view.key)}'"

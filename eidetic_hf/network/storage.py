@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, cast
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    pass
 
 
 def freeze(module: nn.Module, copy: bool = True) -> nn.Module:
@@ -86,3 +83,55 @@ class Segment(nn.Module):
         """A segment of `rows` rows to be filled, of the same dtype and device, and with a bias if this has one."""
         bias = None if self.bias is None else self.bias.new_empty(rows)
         return Segment(self.weight.new_empty(rows, self.weight.shape[1]), bias)
+
+
+def put_tensor(module: nn.Module, leaf: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a module's own: a `Parameter` can be trained, any other tensor is a buffer."""
+    is_parameter = isinstance(tensor, nn.Parameter)
+    (module._buffers if is_parameter else module._parameters).pop(leaf, None)
+    place: dict[str, Any] = module._parameters if is_parameter else module._buffers
+    place[leaf] = tensor
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own tensors that a checkpoint holds, by name; not those of its children."""
+    fixed = module._non_persistent_buffers_set
+    found = {name: buffer for name, buffer in module._buffers.items() if name not in fixed}
+    return {name: tensor for name, tensor in {**module._parameters, **found}.items() if tensor is not None}
+
+
+def thaw_own(module: nn.Module) -> dict[str, Tensor]:
+    """Turn a module's own floating-point buffers into Parameters with copies of their values; not its children's.
+
+    Returns:
+        The buffers by name.
+    """
+    before = {name: tensor for name, tensor in tensors_of(module).items() if tensor.is_floating_point()}
+    for name, tensor in before.items():
+        put_tensor(module, name, nn.Parameter(tensor.detach().clone()))
+    return before
+
+
+def named_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """The tensors of a module and all below it that a checkpoint holds, by their names in the state dict."""
+    return module.state_dict(prefix=f"{name}.", keep_vars=True)
+
+
+def fixed_buffers(backbone: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """Floating-point buffers that no checkpoint holds, since they follow from the configuration: rotary frequencies.
+
+    Returns:
+        Module, name and tensor of each.
+    """
+    return [
+        (module, name, buffer)
+        for module in backbone.modules()
+        for name, buffer in module._buffers.items()
+        if name in module._non_persistent_buffers_set and buffer is not None and buffer.is_floating_point()
+    ]
+
+
+def restore_fixed(fixed: list[tuple[nn.Module, str, Tensor]]) -> None:
+    """Put back what `fixed_buffers` returned, on the device that each is on now."""
+    for module, name, buffer in fixed:
+        module._buffers[name] = buffer.to(cast(Tensor, module._buffers[name]).device)

@@ -83,7 +83,7 @@ def _use(trunk: TrunkPass) -> Iterator[None]:
 
 
 @contextmanager
-def record() -> Iterator[TrunkPass]:
+def record_trunk() -> Iterator[TrunkPass]:
     """Record what the trunk puts out in the backbone's forward pass inside, which ends where the trunk does."""
     trunk = TrunkPass()
     with _use(trunk):
@@ -95,11 +95,11 @@ def record() -> Iterator[TrunkPass]:
 
 
 @contextmanager
-def replay(trunk: TrunkPass, rows: Tensor | None) -> Iterator[None]:
+def replay_trunk(trunk: TrunkPass, rows: Tensor | None) -> Iterator[None]:
     """Run the backbone on some rows of a recorded batch, without computing the trunk again.
 
     Args:
-        trunk: what `record` returned.
+        trunk: what `record_trunk` returned.
         rows: numbers of the rows, `(rows,)`; `None` for the whole batch.
     """
     with _use(TrunkPass(trunk.states, trunk.entry, rows, replaying=True, rest=trunk.rest)):

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .layers import TaskLinear
 
 
+UNIT_TYPES = ("heads", "cross_heads", "neurons")
+
+
 @dataclass(frozen=True)
 class UnitView:
     """Units that one subnetwork sees in one group.
@@ -67,7 +70,7 @@ class UnitGroup(nn.Module):
         return sum(map(self.count, [*self.order, POOL]))
 
     @property
-    def kind(self) -> str:
+    def unit_type(self) -> str:
         """What its units are: `heads`, `cross_heads` or `neurons`."""
         return self.name.rpartition(".")[2]
 

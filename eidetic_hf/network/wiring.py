@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..compat import initialize, tied_weights
 from ..views import LEARNING
 from .architecture import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
 from .layers import JoinedLinear, TaskLinear, TaskNorm, TaskTable
+from .storage import fixed_buffers
 from .units import UnitGroup
 
 
@@ -82,20 +84,6 @@ class TiedWeight(Swapped):
         return {leaf: property(weight)}
 
 
-def fixed_buffers(backbone: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    """Floating-point buffers that no checkpoint holds, since they follow from the configuration: rotary frequencies.
-
-    Returns:
-        Module, name and tensor of each.
-    """
-    return [
-        (module, name, buffer)
-        for module in backbone.modules()
-        for name, buffer in module._buffers.items()
-        if name in module._non_persistent_buffers_set and buffer is not None and buffer.is_floating_point()
-    ]
-
-
 def refresh_buffers(backbone: PreTrainedModel) -> None:
     """Compute rotary frequencies again, in float32: casting a model to another dtype rounded them.
 
@@ -117,7 +105,7 @@ def refresh_buffers(backbone: PreTrainedModel) -> None:
                 "a task's output for a text would change with the texts before it. Set another rope_type, such as "
                 "'linear', in config.rope_parameters."
             )
-        backbone._init_weights(module)
+        initialize(backbone, module)
 
 
 def join_tied(backbone: PreTrainedModel, empty: bool) -> None:
@@ -130,7 +118,7 @@ def join_tied(backbone: PreTrainedModel, empty: bool) -> None:
     Raises:
         ArchitectureError: if the configuration ties weights that differ in this backbone.
     """
-    for target, source in backbone.get_expanded_tied_weights_keys(all_submodels=True).items():
+    for target, source in tied_weights(backbone).items():
         tensors = backbone.get_parameter(target), backbone.get_parameter(source)
         if not empty and tensors[0] is not tensors[1] and not torch.equal(*tensors):
             raise ArchitectureError(

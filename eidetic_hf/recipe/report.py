@@ -19,8 +19,8 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ..model.pruning import KINDS
 from ..network.architecture import DECODER_LAYERS
+from ..network.units import UNIT_TYPES
 from .recipe import LOWER_IS_BETTER
 from .run import write_json
 
@@ -246,7 +246,7 @@ def confusion_picture(routing: Mapping[str, Any]) -> Markup:
 
 def units_picture(tasks: list[str], capacity: Mapping[str, Any]) -> Markup:
     """Units owned per layer (`d0`: in the decoder) and task as stacked bars, each kind apart, free units in grey."""
-    kinds = [kind for kind in KINDS if any(name.endswith(f".{kind}") for name in capacity["groups"])]
+    kinds = [kind for kind in UNIT_TYPES if any(name.endswith(f".{kind}") for name in capacity["groups"])]
     figure, axes = _figure(8, 3.2, len(kinds))
     colors = matplotlib.colormaps["tab10" if len(tasks) <= 10 else "turbo"]
     shades = {task: colors(i if len(tasks) <= 10 else i / max(len(tasks) - 1, 1)) for i, task in enumerate(tasks)}

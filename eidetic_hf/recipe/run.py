@@ -248,7 +248,7 @@ class _Run:
         place = f"task {recipe.tasks.index(task) + 1} of {len(recipe.tasks)}"
         what = f"{len(data.labels)} labels" if data.labels else task.type
         say(f"{task.name}: {place}, {what}, {sizes}")
-        if task.name not in self.model._pending:
+        if task.name not in self.model.added:
             self._add(task, data)
         arguments = recipe.training_arguments(task)
         set_seed(arguments.seed)

@@ -22,7 +22,7 @@ from ..configuration import SEQUENCE_CLASSIFICATION, TaskRecord
 from ..kinds import kind_of
 from ..kinds.metrics import squad_scores
 from ..model.model import EideticModel
-from ..network.network import MODEL_INPUTS
+from ..network.backbone import MODEL_INPUTS
 from ..trainer import EideticTrainer, task_metrics
 from .kinds.questions import Questions
 from .predicting import Predictor, Query

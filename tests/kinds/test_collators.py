@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.kind_cases import word_tokenizer
 
-from eidetic_hf import TASK_KINDS
+from eidetic_hf.kinds import TASK_KINDS
 from eidetic_hf.kinds.collators import PairCollator, TextCollator
 
 

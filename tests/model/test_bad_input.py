@@ -28,7 +28,7 @@ from eidetic_hf import (
     PruningConfig,
     TaskError,
 )
-from eidetic_hf.model import checkpoint
+from eidetic_hf.model import checkpoint, life
 from eidetic_hf.network.layers import TaskLinear, TaskNorm
 from eidetic_hf.network.units import UnitGroup
 
@@ -501,10 +501,10 @@ def test_swapped_shards_of_equal_size_are_not_read(tmp_path: Path) -> None:
     for name in ("a", "b"):
         model.add_task(name, labels=["x", "y"])
         model.begin_task(name, PruningConfig(keep=1.0, importance="random"))
-        for group in model._groups():
+        for group in model.network.unit_groups():
             group.progress.get("kept")[len(group.progress.get("kept")) // 4 :] = False
         model.commit_task()
-    for group in model._groups():
+    for group in model.network.unit_groups():
         group.forget_views()
     model.save_pretrained(tmp_path)
     one, two = tmp_path / "eidetic-task-a.safetensors", tmp_path / "eidetic-task-b.safetensors"
@@ -649,7 +649,7 @@ class FailAt(TrainerCallback):
 
 def learn_third(model: EideticModel, folder: Path, *callbacks: TrainerCallback, **pruning: Any) -> None:
     """Learn a third task from a fixed seed, whether it was added before or not."""
-    if "third" not in model._pending:
+    if "third" not in model.added:
         model.add_task("third", labels=["x", "y", "z"])
     pruning = {"keep": 0.4, **pruning}
     trainer_for(model, "third", folder, pruning=PruningConfig(**pruning), callbacks=[*callbacks]).train()
@@ -698,7 +698,7 @@ def test_failed_training_with_distillation_can_be_repeated(
     assert learns_as_if_nothing_had_happened(model, uninterrupted, tmp_path)
 
 
-def fail_at_call(patch: pytest.MonkeyPatch, owner: type, name: str, at: int, error: type[BaseException]) -> list[int]:
+def fail_at_call(patch: pytest.MonkeyPatch, owner: Any, name: str, at: int, error: type[BaseException]) -> list[int]:
     """Fail at the `at`-th call of a method, before it does anything; returns the calls so far."""
     real, calls = getattr(owner, name), []
 
@@ -713,7 +713,7 @@ def fail_at_call(patch: pytest.MonkeyPatch, owner: type, name: str, at: int, err
 
 
 COMMIT_STEPS = [
-    (EideticModel, "_certify", 0),
+    (life, "certify", 0),
     (TaskNorm, "commit", 1),
     (UnitGroup, "commit", 3),
     (TaskLinear, "stage", 2),
@@ -743,7 +743,7 @@ def test_a_commit_that_fails_is_taken_back_and_can_be_repeated(
 
 @pytest.mark.parametrize(
     ("owner", "name", "at"),
-    [(UnitGroup, "begin", 2), (TaskLinear, "begin", 3), (TaskNorm, "begin", 1), (EideticModel, "_new_head", 0)],
+    [(UnitGroup, "begin", 2), (TaskLinear, "begin", 3), (TaskNorm, "begin", 1), (life, "new_head", 0)],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_beginning_that_fails_is_taken_back_and_can_be_repeated(
@@ -755,12 +755,12 @@ def test_a_beginning_that_fails_is_taken_back_and_can_be_repeated(
     assert learns_as_if_nothing_had_happened(model, uninterrupted, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["_certify", "_new_head"])
+@pytest.mark.parametrize("name", ["certify", "new_head"])
 def test_a_failure_in_the_first_task_of_a_random_backbone_takes_the_trunk_back(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1)
     with unharmed(model), pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="boom"):
-        fail_at_call(patch, EideticModel, name, 0, RuntimeError)
+        fail_at_call(patch, life, name, 0, RuntimeError)
         learn_third(model, tmp_path)
     learn_third(model, tmp_path)
     assert model.tasks == ["third"] and model.verify().ok

@@ -12,8 +12,8 @@ from support.backbones import tiny_model
 from support.data import arguments, learn, make_data
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, TaskError
-from eidetic_hf.model.pruning import IMPORTANCES, choose_units, cubic_keep
-from eidetic_hf.network.importance import UnitProbe
+from eidetic_hf.model.pruning import choose_units, cubic_keep
+from eidetic_hf.network.importance import UnitProbe, importances
 from eidetic_hf.views import LEARNING, View
 
 
@@ -91,7 +91,7 @@ def test_padding_tokens_change_no_score(tmp_path: Path) -> None:
     torch.testing.assert_close(totals[0], totals[1], rtol=1e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("importance", importances())
 def test_no_importance_touches_an_owned_unit(importance: str, tmp_path: Path) -> None:
     model = tiny_model()
     pruning = PruningConfig(keep=0.5, importance=importance)
@@ -174,7 +174,7 @@ def test_an_exhausted_pool_leaves_private_parameters_to_learn_with(tmp_path: Pat
     assert model.verify().ok
 
 
-@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("importance", importances())
 def test_one_exhausted_group_among_others_is_no_obstacle(importance: str, tmp_path: Path) -> None:
     model = tiny_model()
     model.add_task("first", labels=["x", "y", "z"])

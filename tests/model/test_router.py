@@ -22,8 +22,8 @@ from transformers import (
     pipeline,
 )
 
-from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, RoutedOutput, Router, RouterSums, TaskError
-from eidetic_hf.model.router import Discriminant
+from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, RoutedOutput, TaskError
+from eidetic_hf.model.router import Discriminant, Router, RouterSums
 from eidetic_hf.network import trunk
 from eidetic_hf.views import owner_of
 

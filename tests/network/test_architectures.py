@@ -35,9 +35,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from eidetic_hf import Architecture, ArchitectureError, EideticModel, Fused, UnitPaths
+from eidetic_hf import Architecture, ArchitectureError, EideticModel, UnitPaths
 from eidetic_hf import register_architecture as register
+from eidetic_hf.model import answering
+from eidetic_hf.model.request import Request
 from eidetic_hf.network import architectures
+from eidetic_hf.network.architecture import Fused
 from eidetic_hf.network.units import UnitGroup
 from eidetic_hf.network.wiring import Adapted, TiedWeight, _adapt
 from eidetic_hf.recipe.report import _layer_label, units_picture
@@ -270,7 +273,7 @@ def test_dense(architecture: str) -> None:
         model.add_task("all", labels=["x", "y"])
         model.begin_task("all")
         model.eval()
-        actual = model._run(View(LEARNING), inputs).last_hidden_state
+        actual = model.network.run(View(LEARNING), inputs).last_hidden_state
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -281,19 +284,19 @@ def test_cut(architecture: str) -> None:
     inputs = inputs_of(architecture, **make_batch())
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        whole = model._run(View(LEARNING), inputs).last_hidden_state
+        whole = model.network.run(View(LEARNING), inputs).last_hidden_state
         for group in model.groups.values():
             kept = torch.rand(group.total, generator=generator) < 0.5
             kept[int(torch.randint(0, group.total, (), generator=generator))] = True
             group.kept().copy_(kept)
             group.forget_views()
-        cut = model._run(View(LEARNING), inputs).last_hidden_state
+        cut = model.network.run(View(LEARNING), inputs).last_hidden_state
         for group in model.groups.values():
             output = group.members[-1]
             output.segment(LEARNING).weight[~group.kept().repeat_interleave(output.width)] = 0
             group.kept().fill_(True)
             group.forget_views()
-        silent = model._run(View(LEARNING), inputs).last_hidden_state
+        silent = model.network.run(View(LEARNING), inputs).last_hidden_state
     torch.testing.assert_close(cut, silent, atol=1e-5, rtol=1e-4)
     assert (whole - silent).abs().max() > 0.05
 
@@ -371,7 +374,7 @@ def test_importance(architecture: str) -> None:
     found = []
     for inputs in (batch, padded):
         model = begun(architecture)
-        answer, _ = model._answer("begun", View(LEARNING, probe="fisher"), inputs)
+        answer, _ = answering.answer(model, "begun", View(LEARNING, probe="fisher"), Request(inputs))
         nn.functional.cross_entropy(answer["logits"], labels).backward()
         found.append([group.importance().clone() for group in model.groups.values()])
     for scores, with_padding in zip(*found, strict=True):
@@ -419,13 +422,15 @@ def test_cache(architecture: str, learned: Learned) -> None:
     if architecture in ENCODER_DECODERS:
         read, fixed = "decoder_input_ids", {"input_ids": ids.flip(1)}
     with torch.no_grad():
-        whole = learned.model._run(view, {**fixed, read: ids})
+        whole = learned.model.network.run(view, {**fixed, read: ids})
         assert whole.get("cache", whole.get("past_key_values")) is None  # nothing is kept unless asked for
-        output = learned.model._run(view, {**fixed, read: ids[:, :4]}, use_cache=True)
+        output = learned.model.network.run(view, {**fixed, read: ids[:, :4]}, use_cache=True)
         states = [output.last_hidden_state]
         for position in range(4, 9):
             past = output.get("cache", output.get("past_key_values"))
-            output = learned.model._run(view, {**fixed, read: ids[:, position : position + 1]}, past_key_values=past)
+            output = learned.model.network.run(
+                view, {**fixed, read: ids[:, position : position + 1]}, past_key_values=past
+            )
             states.append(output.last_hidden_state)
     torch.testing.assert_close(torch.cat(states, 1), whole.last_hidden_state, atol=1e-5, rtol=1e-4)
 
@@ -555,7 +560,7 @@ def test_the_backbone_is_taken_out_of_a_model_with_a_head(architecture: str, cla
         model = EideticModel.from_backbone(whole, trunk_layers=1)
         model.add_task("all", labels=["x", "y"])
         model.begin_task("all")
-        actual = model.eval()._run(View(LEARNING), inputs).last_hidden_state
+        actual = model.eval().network.run(View(LEARNING), inputs).last_hidden_state
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -21,8 +21,9 @@ from support.recipe_files import (  # noqa: F401
 from transformers import AutoTokenizer
 from typer.testing import CliRunner, Result
 
-from eidetic_hf import EideticModel, TaskRecord
+from eidetic_hf import EideticModel
 from eidetic_hf.cli import app
+from eidetic_hf.configuration import TaskRecord
 from eidetic_hf.recipe.predicting import Predictor, Query, find_words, read_query, word_answer
 
 

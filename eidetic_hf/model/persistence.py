@@ -1,0 +1,169 @@
+"""How a model is kept: loaded from a checkpoint folder, saved to one, restored by the Trainer in the middle of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..compat import FACTORY_ARGUMENTS, HUB_ARGUMENTS, attention_of, hub_arguments, no_init_weights, set_attention
+from ..configuration import EideticConfig, TaskError
+from ..kinds import owners_of_tokens
+from ..network.backbone import ENCODER, family_of
+from ..network.storage import Segment, put_tensor, tensors_of
+from ..views import POOL, TRUNK, owner_of, task_key
+from . import certificate
+from .checkpoint import CheckpointError, read_config, read_generation_config, read_tensors, write_checkpoint
+from .parts import Parts
+
+# Modules whose tensors a checkpoint brings along, in shapes of their own.
+WITHOUT_ROOM = ("probes.", "router.")
+MODEL_CLASS = "EideticModel"  # in config.json, whichever class a model was loaded with
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def load(
+    cls: type[Model],
+    source: str | os.PathLike,
+    config: EideticConfig | None,
+    tasks: list[str] | None,
+    attn_implementation: str | None,
+    kwargs: Mapping[str, Any],
+) -> Model:
+    """A model of a class as a checkpoint has it, see `EideticModel.from_pretrained`.
+
+    Raises:
+        CheckpointError: if the folder is no release, or a file is missing, damaged or not what was saved.
+        TaskError: if `tasks` names a task that the checkpoint does not have.
+        TypeError: if an argument is unknown.
+    """
+    unknown = sorted(set(kwargs) - set(HUB_ARGUMENTS) - set(FACTORY_ARGUMENTS))
+    if unknown:
+        raise TypeError(
+            f"EideticModel.from_pretrained got {unknown[0]!r}, which it does not know; it takes config, tasks, "
+            f"dtype, device_map, attn_implementation and {', '.join(HUB_ARGUMENTS[:-1])}."
+        )
+    hub = hub_arguments(kwargs)
+    own_config = read_config(source, hub)
+    if attn_implementation is None and config is not None:
+        attn_implementation = attention_of(config)
+    if tasks is None and config is not None and any(isinstance(task, str) for task in config.tasks):
+        tasks = cast(list[str], config.tasks)  # AutoModel.from_pretrained(..., tasks=[...]) puts them here
+    if tasks is not None:
+        restrict(own_config, tasks)
+    elif config is not None and config.served is not None:
+        restrict(own_config, config.served)
+    if attn_implementation is not None:
+        set_attention(own_config.base_config, attn_implementation)
+    with ThreadPoolExecutor(1) as pool:  # the shards are read and hashed while the modules are made
+        tensors = pool.submit(read_tensors, source, own_config, hub)
+        try:
+            with no_init_weights():
+                model = cast(Any, cls)(own_config, empty=True)
+        except Exception:
+            tensors.result()  # Damage in the files is the better explanation.
+            raise
+    fill(cast(Any, model), tensors.result())
+    if family_of(own_config.base_config) != ENCODER:
+        stored = read_generation_config(source, hub)
+        model.generation_config = stored or model.generation_config
+    model.config.name_or_path = str(source)
+    return model
+
+
+def restrict(config: EideticConfig, names: list[str]) -> None:
+    """Keep the named tasks, and the tasks whose units or tokens they read; and no pool, since the rest is unknown."""
+    known = {task.name: task for task in config.tasks}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise TaskError(f"tasks={names!r}: the checkpoint has {list(known)}, not {unknown or 'nothing to choose'}.")
+    needed, todo = set(), list(names)
+    while todo:
+        name = todo.pop()
+        needed.add(name)
+        read = [*known[name].ancestors, *owners_of_tokens(config, known[name])]
+        todo.extend(other for other in read if other not in needed)
+    config.tasks = [task for task in config.tasks if task.name in needed]
+    config.served = [name for name in names if name in known]
+    config.pool = False
+    config.forget_free_tokens()
+
+
+def fill(model: Parts, tensors: dict[str, Tensor]) -> None:
+    """Take over a checkpoint's tensors, each in fresh, aligned memory."""
+    module_of = dict(cast(nn.Module, model).named_modules())
+    vocabulary = model.network.backbone.get_input_embeddings()
+    expected = {name for name in cast(nn.Module, model).state_dict() if model.config.pool or owner_of(name) != POOL}
+    for name in sorted(tensors):
+        module_name, _, leaf = name.rpartition(".")
+        module = module_of.get(module_name)
+        if module is None or (leaf not in tensors_of(module) and not module_name.startswith(WITHOUT_ROOM)):
+            raise CheckpointError(f"The checkpoint holds {name}, for which config.json leaves no place.")
+        old = tensors_of(module).get(leaf)
+        if old is not None and old.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{name} has the shape {tuple(tensors[name].shape)}, config.json expects {tuple(old.shape)}."
+            )
+        # The copy matters: a product over unaligned data may round differently. `pack` copies segments, and of the
+        # embeddings only those that language models score tokens with are more than looked up.
+        tensor = tensors.pop(name)
+        as_read = isinstance(module, Segment) or (isinstance(module, nn.Embedding) and module is not vocabulary)
+        put_tensor(module, leaf, tensor if as_read else tensor.clone())
+        expected.discard(name)
+    missing = sorted(expected)
+    if missing:
+        raise CheckpointError(f"The checkpoint lacks {len(missing)} tensors that config.json expects: {missing[:3]}.")
+    model.network.pack()
+
+
+def to_restore(model: Parts, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict to load into a model, see `EideticModel.load_state_dict`.
+
+    Raises:
+        CheckpointError: if it holds other values for what is frozen.
+    """
+    state_dict = dict(state_dict)
+    own = cast(nn.Module, model).state_dict(keep_vars=True)
+    fixed = {task_key(task.name) for task in model.config.tasks}
+    if model.learner is None or not model.learner.trunk:
+        fixed.add(TRUNK)
+    for name in list(state_dict):
+        if owner_of(name) not in fixed:
+            continue
+        if name not in own or not torch.equal(own[name].cpu(), state_dict[name].cpu()):
+            raise CheckpointError(
+                f"The state to load has another {name} than this model, and it is frozen. The checkpoint belongs "
+                "to another model; load the one that it was made from."
+            )
+        state_dict[name] = own[name]
+    if model.learner is not None:
+        prefix = "learner."
+        names = [name[len(prefix) :] for name in state_dict if name.startswith(prefix)]
+        model.learner.make_room(names, lambda name: torch.empty_like(state_dict[prefix + name], device=model.device))
+    return state_dict
+
+
+def save(model: Parts, folder: Path, tensors: Mapping[str, Tensor], include_pool: bool) -> None:
+    """Write the checkpoint folder, see `EideticModel.save_pretrained`."""
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file, expected a folder.")
+    certificate.check_unchanged(model)
+    config = EideticConfig.from_dict(model.config.to_dict())
+    config.architectures = [MODEL_CLASS]  # whichever class it was loaded with
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.learning = None if model.learner is None else model.learner.name
+    config.pool = model.config.pool and include_pool
+    if not config.pool:
+        config.forget_free_tokens()
+    resumable = model.learner is not None
+    writes = family_of(config.base_config) != ENCODER
+    generation_config = model.generation_config if writes else None
+    written = write_checkpoint(folder, tensors, config, config.pool, resumable, generation_config)
+    if not resumable and include_pool:
+        model.config.files = written.files
