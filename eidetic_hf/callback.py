@@ -44,7 +44,7 @@ class EideticCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin the task, so that the Trainer's optimizer finds its Parameters."""
-        model = _unwrap(kwargs["model"])
+        model = unwrapped(kwargs["model"])
         if args.ddp_broadcast_buffers is None:
             # Buffers are equal on all ranks, but the importance sums, which each rank keeps for itself.
             args.ddp_broadcast_buffers = False
@@ -55,7 +55,7 @@ class EideticCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Lay out the phases over the run's steps."""
-        model = _unwrap(kwargs["model"])
+        model = unwrapped(kwargs["model"])
         if model.learner is None or model.learner.name != self.task:
             raise TaskError(f"EideticCallback(task={self.task!r}): the model is learning {model.learning!r} instead.")
         model.learner.set_steps(state.max_steps)
@@ -64,7 +64,7 @@ class EideticCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Switch the importance probe on or off."""
-        learner = _unwrap(kwargs["model"]).learner
+        learner = unwrapped(kwargs["model"]).learner
         assert learner is not None
         learner.active_probe = learner.probe(state.global_step)
 
@@ -72,7 +72,7 @@ class EideticCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Prune when it is due."""
-        learner = _unwrap(kwargs["model"]).learner
+        learner = unwrapped(kwargs["model"]).learner
         assert learner is not None
         learner.active_probe = None
         step = state.global_step
@@ -88,7 +88,7 @@ class EideticCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Decide on a step of the search; turn an early stop of the fit phase into the start of pruning."""
-        learner = _unwrap(kwargs["model"]).learner
+        learner = unwrapped(kwargs["model"]).learner
         metrics = kwargs.get("metrics") or {}
         self._last_metrics = {name: value for name, value in metrics.items() if name.startswith("eval_")}
         if learner is None:
@@ -111,14 +111,14 @@ class EideticCallback(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say the phase and the share of free units kept, beside the loss."""
         for row in (kwargs["logs"], state.log_history[-1]):
-            row.update(_progress(_unwrap(kwargs["model"]), state.global_step))
+            row.update(progress_of(unwrapped(kwargs["model"]), state.global_step))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Commit."""
-        model = _unwrap(kwargs["model"])
-        _leave_autocast(model)
+        model = unwrapped(kwargs["model"])
+        leave_autocast(model)
         metrics = {
             name.removeprefix("eval_"): float(value)
             for name, value in self._last_metrics.items()
@@ -130,7 +130,7 @@ class EideticCallback(TrainerCallback):
         model.commit_task(metrics, sums)
 
 
-def _unwrap(model: torch.nn.Module) -> EideticModel:
+def unwrapped(model: torch.nn.Module) -> EideticModel:
     model = extract_model_from_parallel(model)
     if not isinstance(model, EideticModel):
         raise TypeError(f"EideticCallback needs an EideticModel, got {type(model).__name__}.")
@@ -162,14 +162,14 @@ def _router_sums(
     return sums
 
 
-def _progress(model: EideticModel, step: int) -> dict[str, Any]:
+def progress_of(model: EideticModel, step: int) -> dict[str, Any]:
     """Phase and share of free units kept, for the logs; nothing when no task is being learned."""
     if model.learner is None or model.learner.start < 0:
         return {}
     return {"phase": model.learner.phase(step), "units_kept": round(model.learner.kept_share(), 4)}
 
 
-def _leave_autocast(model: EideticModel) -> None:
+def leave_autocast(model: EideticModel) -> None:
     """Undo accelerate's wrapping of `forward`, which would go on rounding outputs after mixed-precision training."""
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
     model.__dict__.pop("forward", None)

@@ -6,13 +6,13 @@ import dataclasses
 import functools
 from typing import Any, cast
 
-import datasets
 import torch
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from .callback import EideticCallback, _leave_autocast, _progress, _unwrap
+from .callback import EideticCallback, leave_autocast, progress_of, unwrapped
+from .compat import is_dataset
 from .configuration import TaskRecord
 from .kinds import kind_of
 from .kinds.collators import LABELS
@@ -28,7 +28,7 @@ class EideticProgressCallback(ProgressCallback):
     ) -> None:
         """Advance the bar."""
         super().on_step_end(args, state, control, **kwargs)
-        learner = _unwrap(kwargs["model"]).learner
+        learner = unwrapped(kwargs["model"]).learner
         if self.training_bar is not None and learner is not None:
             phase = learner.phase(state.global_step)
             self.training_bar.set_postfix(task=learner.name, phase=phase, units=f"{learner.kept_share():.0%}")
@@ -152,7 +152,7 @@ class EideticTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except BaseException:
-            _leave_autocast(model)
+            leave_autocast(model)
             model.abandon_task()
             raise
         finally:
@@ -163,7 +163,7 @@ class EideticTrainer(Trainer):
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log with the phase and the share of free units kept."""
-        super().log({**logs, **_progress(self.model, self.state.global_step)}, start_time)
+        super().log({**logs, **progress_of(self.model, self.state.global_step)}, start_time)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         return {**super()._prepare_inputs(inputs), "task": self.task}
@@ -200,7 +200,7 @@ def _check_dataset(record: TaskRecord, name: str, data: Any) -> None:
         return
     if len(data) == 0:
         raise ValueError(f"Task '{record.name}': the {name} is empty.")
-    if isinstance(data, datasets.Dataset):
+    if is_dataset(data):
         kind_of(record).check_dataset(record, name, data)
 
 
@@ -208,7 +208,7 @@ def _check_labels_are_given(record: TaskRecord, data: Any) -> None:
     """Raise if labels are to be made of the tokens, and nobody is there to do it."""
     if (
         kind_of(record).makes_labels
-        and isinstance(data, datasets.Dataset)
+        and is_dataset(data)
         and not set(LABELS) & set(data.column_names)
     ):
         raise ValueError(

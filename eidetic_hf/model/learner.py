@@ -236,27 +236,27 @@ class Learner(nn.Module):
 
     # -- snapshots ------------------------------------------------------------------------------------------------
 
-    def _snapshot(self, kind: str) -> dict[str, Tensor]:
-        prefix = f"{kind}:"
+    def _snapshot(self, which: str) -> dict[str, Tensor]:
+        prefix = f"{which}:"
         return {
             name[len(prefix) :]: tensor
-            for name, tensor in self._buffers.items()
+            for name, tensor in self.named_buffers(recurse=False)
             if name.startswith(prefix) and tensor is not None
         }
 
-    def take_snapshot(self, kind: str, wanted: bool = True) -> None:
+    def take_snapshot(self, which: str, wanted: bool = True) -> None:
         """Remember the trainable parameters and the masks as `"teacher"` or as the last `"good"` state."""
         if not wanted:
             return
         for name, parameter in self._model[0].named_parameters():
-            self.register_buffer(f"{kind}:{name.replace('.', '|')}", parameter.detach().clone())
+            self.register_buffer(f"{which}:{name.replace('.', '|')}", parameter.detach().clone())
         for group in self._groups:
-            self.register_buffer(f"{kind}:{_mask_name(group)}", group.kept().clone())
+            self.register_buffer(f"{which}:{_mask_name(group)}", group.kept().clone())
 
     @torch.no_grad()
-    def restore_snapshot(self, kind: str) -> None:
+    def restore_snapshot(self, which: str) -> None:
         """Bring the trainable parameters and the masks back to a snapshot, in place."""
-        snapshot = self._snapshot(kind)
+        snapshot = self._snapshot(which)
         for name, parameter in self._model[0].named_parameters():
             parameter.copy_(snapshot[name.replace(".", "|")])
         for group in self._groups:
@@ -265,13 +265,13 @@ class Learner(nn.Module):
 
     def drop_snapshots(self) -> None:
         """Free the snapshots' memory."""
-        for name in [name for name in self._buffers if ":" in name]:
-            del self._buffers[name]
+        for name in [name for name, _ in self.named_buffers(recurse=False) if ":" in name]:
+            delattr(self, name)
 
     def make_room(self, names: Iterable[str], like: Callable[[str], Tensor]) -> None:
         """Register buffers for snapshots that a checkpoint holds and this run has not taken yet."""
         for name in names:
-            if ":" in name and name not in self._buffers:
+            if ":" in name and not hasattr(self, name):
                 self.register_buffer(name, like(name))
 
     def teacher(self) -> dict[str, Tensor]:

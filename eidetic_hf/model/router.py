@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import torch
-from scipy.linalg import eigh
 from torch import Tensor, nn
 
 from ..configuration import TaskError
@@ -371,10 +370,12 @@ def _directions(centered: Tensor, covariance: Tensor, at_most: int) -> Tensor:
         covariance: `(features, features)`.
         at_most: number of directions to keep.
     """
-    size = len(covariance)
-    between, within = (centered.T @ centered).numpy(), covariance.numpy()
-    strength, found = eigh(between, within, subset_by_index=[max(size - at_most, 0), size - 1])
-    return torch.from_numpy(found[:, strength > 1e-12 * max(strength[-1], 1e-300)])
+    root = torch.linalg.cholesky(covariance)  # C = L Lᵀ; with Z = L⁻ᵀ U, U are the eigenvectors of L⁻¹ B L⁻ᵀ
+    whitened = torch.linalg.solve_triangular(root, centered.T, upper=False)
+    strength, found = torch.linalg.eigh(whitened @ whitened.T)
+    strength, found = strength[-at_most:], found[:, -at_most:]
+    strong = strength > 1e-12 * strength[-1].clamp(min=1e-300)
+    return torch.linalg.solve_triangular(root.T, found[:, strong], upper=True)
 
 
 def _space(

@@ -351,8 +351,10 @@ class Network:
 
     def pack(self) -> None:
         """Lay every projection's segments, and every table's rows, into one aligned tensor each."""
-        for part in (*self.projections, self.input_rows, self.output_rows):
-            part.pack()
+        for projection in self.projections:
+            projection.pack()
+        for rows in (self.input_rows, self.output_rows):
+            rows.pack()
 
     # -- the declaration ------------------------------------------------------------------------------------------
 

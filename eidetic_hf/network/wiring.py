@@ -134,12 +134,12 @@ def join_tied(backbone: PreTrainedModel, empty: bool) -> None:
             continue
         path, _, leaf = name.rpartition(".")
         owner_path, _, owner_leaf = owner.rpartition(".")
-        module, source = backbone.get_submodule(path), backbone.get_submodule(owner_path)
+        module, owning = backbone.get_submodule(path), backbone.get_submodule(owner_path)
         if leaf != owner_leaf:
             continue
-        if module is source:  # one module in two places: the second place gets a module of its own
+        if module is owning:  # one module in two places: the second place gets a module of its own
             module = module.__class__.__new__(module.__class__)
-            module.__dict__ = {**source.__dict__, "_parameters": dict(source._parameters)}
+            module.__dict__ = {**owning.__dict__, "_parameters": dict(owning._parameters)}
             parent, _, child = path.rpartition(".")
             setattr(backbone.get_submodule(parent), child, module)
         del module._parameters[leaf]
