@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from ..configuration import TaskError
-from ..kinds import kind_of
+from ..kinds import default_kind, kind_of, label_spans
 from ..kinds.base import TARGETS, Answer, Kind
 from ..network.backbone import hidden_size
 from ..network.network import MODEL_INPUTS, is_nested, pooled_states
@@ -37,7 +37,7 @@ class RoutedOutput(ModelOutput):
     """What a batch of several tasks of one kind answers; what the kind does not answer is `None`.
 
     Attributes:
-        logits: for tasks with labels, over the labels of all of them, in the order of `config.flat_labels(kind)`, and
+        logits: for tasks with labels, over the labels of all of them, in the order of `kinds.flat_labels`, and
             minus infinity outside of a sequence's own task: `(batch, labels)`, or `(batch, sequence, labels)` for
             labels of tokens. Of language models `(batch, sequence, vocabulary)`, of multiple choice
             `(batch, choices)`.
@@ -71,7 +71,7 @@ class AnsweringNetwork(LearningNetwork):
 
     Attributes:
         answers: the kind of tasks that are routed among where no task is named; `None` stands for the kind that
-            `EideticConfig.default_type` says.
+            `default_kind` says.
     """
 
     answers: ClassVar[str | None] = None
@@ -79,7 +79,7 @@ class AnsweringNetwork(LearningNetwork):
     @property
     def answering(self) -> str:
         """The kind of tasks that are routed among where no task is named."""
-        return self.answers or self.config.default_type()
+        return self.answers or default_kind(self.config)
 
     def forward(
         self,
@@ -237,7 +237,7 @@ class AnsweringNetwork(LearningNetwork):
             output = torch.func.functional_call(self, teacher, kwargs={**inputs, "view": view, "return_dict": True})
         record = self.record(name)
         kind = kind_of(record)
-        wanted = {part: output[part] for part in kind.answers}
+        wanted = {part: output[part] for part in kind.outputs}
         distance = kind.distance(record, answer, wanted, targets, config.temperature)
         return (1 - config.distillation) * loss + config.distillation * distance
 
@@ -335,7 +335,7 @@ class AnsweringNetwork(LearningNetwork):
             tasks = _most_likely(cast(Tensor, result.router_scores), among)
         else:
             result = RoutedOutput(tasks=list(tasks))
-        room = _Room(kind, [self.record(name) for name in among], self.config.label_spans(kind.name), batch)
+        room = _Room(kind, [self.record(name) for name in among], label_spans(self.config, kind.name), batch)
         for name in dict.fromkeys(tasks):
             rows = torch.tensor([row for row, other in enumerate(tasks) if other == name], device=self.device)
             room.put(name, rows, self._answer_rows(name, kind, rows, trunk, given, **kwargs))

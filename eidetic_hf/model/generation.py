@@ -27,7 +27,8 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from ..configuration import WRITING, TaskError, TaskRecord
+from ..configuration import TaskError, TaskRecord
+from ..kinds import kind_of
 from ..network.backbone import DECODER, family_of
 from ..network.trunk import record
 from ..views import View, current_view, task_key, use_view
@@ -156,12 +157,12 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
         elif task is not None or self.learner is not None:
             names = [self._resolve_task(task)] * max(batch, 1)
         else:
-            among = [name for name in self.tasks if self.record(name).task_type in WRITING]
+            among = [name for name in self.tasks if kind_of(self.record(name)).writes]
             if len(among) > 1:
                 return self._route_prompts(among, prompts)
             names = among * max(batch, 1)
         for name in dict.fromkeys(names):
-            if self.record(name).task_type not in WRITING:
+            if not kind_of(self.record(name)).writes:
                 raise TaskError(self._why_silent(name))
         if not names:
             raise TaskError(self._why_silent(None))
@@ -169,7 +170,7 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
 
     def _why_silent(self, name: str | None) -> str:
         """Why nothing is written, by one task or by any."""
-        writers = [other for other in self.tasks if self.record(other).task_type in WRITING]
+        writers = [other for other in self.tasks if kind_of(self.record(other)).writes]
         possible = f"Tasks that write: {writers}." if writers else self._how_to_write()
         if name is not None:
             return f"The task '{name}' ({self.record(name).task_type}) has no text to write. {possible}"
@@ -380,7 +381,7 @@ class GeneratingNetwork(AnsweringNetwork, GenerationMixin):
     ) -> TaskRecord:
         """Freeze the task being learned, see `LearningNetwork`; and the special tokens that it writes with."""
         task = super().commit_task(metrics, router_sums)
-        if task.task_type in WRITING:
+        if kind_of(task).writes:
             task.special_tokens = special_tokens(self.generation_config)
         return task
 

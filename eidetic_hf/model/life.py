@@ -11,9 +11,9 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..configuration import SEQUENCE_CLASSIFICATION, TaskError, TaskRecord, check_task_name
-from ..kinds import check_kind, kind_of
-from ..network.backbone import DECODER, family_of
+from ..configuration import DEFAULT_TASK_TYPE, TaskError, TaskRecord, check_task_name
+from ..kinds import check_kind, check_task, kind_of
+from ..network.backbone import initializer_range
 from ..network.network import MODEL_INPUTS
 from ..network.storage import freeze, thaw
 from ..network.units import UnitGroup
@@ -31,41 +31,28 @@ class LearningNetwork(CertifiedNetwork):
     def add_task(
         self,
         name: str,
-        task_type: str = "sequence-classification",
+        task_type: str = DEFAULT_TASK_TYPE,
         labels: list[str] | None = None,
-        problem_type: str = "single_label_classification",
         forward_transfer: str | list[str] | None = None,
-        pooling: str | None = None,
-        head_dropout: float = 0.1,
-        temperature: float = 0.05,
-        normalize: bool = True,
-        own_output_embeddings: bool | None = None,
+        **options: Any,
     ) -> TaskRecord:
         """Declare a task, to be learned with `EideticTrainer(model, task=name, ...)`.
 
         Args:
             name: 1 to 64 letters, digits, `-`, `_`, `.`; not starting with a dot.
             task_type: the kind of task: `"sequence-classification"`, `"token-classification"`,
-                `"question-answering"`, `"multiple-choice"`, `"causal-lm"`, `"seq2seq-lm"`, `"masked-lm"` or
-                `"feature-extraction"` (see docs/kinds.md).
+                `"question-answering"`, `"multiple-choice"`, `"causal-lm"`, `"seq2seq-lm"`, `"masked-lm"`,
+                `"feature-extraction"`, or one of your own (see docs/kinds.md).
             labels: names of the labels in the order of the logits, in the kinds that classify sequences or tokens.
                 For regression, names of the targets (`["score"]` by default).
-            problem_type: of sequence classification: `"single_label_classification"`, `"multi_label_classification"`
-                or `"regression"`.
             forward_transfer: which earlier tasks this one reads: `"all"`, `"none"` or names; the model's by default.
-            pooling: how a head that reads whole sequences does it: `"mean"` over real tokens, `"first"` token, or
-                `"last"` real token. By default the last one in a decoder, where no other token has seen all of the
-                sequence, and else the mean.
-            head_dropout: dropout probability before the classifier.
-            temperature: of the contrastive loss of `"feature-extraction"`.
-            normalize: whether the embeddings of `"feature-extraction"` are scaled to length 1.
-            own_output_embeddings: whether a language model scores tokens by embeddings of its own, `(tokens,
-                embedding)`, which start as copies of the model's; else by the model's, which are frozen. By default
-                only after the first task of a random backbone, whose embeddings know that task's tokens alone.
+            options: of the kind of task, such as `problem_type`, `pooling`, `head_dropout`, `temperature`,
+                `normalize` and `own_output_embeddings`; docs/kinds.md says which kind has which. `None` stands for
+                the default.
 
         Raises:
             TaskError: if the name is malformed or taken, or there are no labels, or an ancestor is unknown, or the
-                backbone can not have this kind of task.
+                backbone can not have this kind of task, or the kind has no such option.
         """
         check_task_name(name)
         if any(task.name == name for task in [*self.config.tasks, *self._pending.values()]):
@@ -76,8 +63,6 @@ class LearningNetwork(CertifiedNetwork):
                 "This model has no pool: it was released for inference only, or loaded with tasks=[...]. Load the "
                 "whole checkpoint to learn a new task."
             )
-        if problem_type == "regression" and task_type == SEQUENCE_CLASSIFICATION and not labels:
-            labels = ["score"]
         transfer = self.config.forward_transfer if forward_transfer is None else forward_transfer
         check_transfer(transfer)
         for ancestor in transfer if isinstance(transfer, list) else []:
@@ -88,14 +73,9 @@ class LearningNetwork(CertifiedNetwork):
         record = TaskRecord(
             name=name,
             task_type=task_type,
-            problem_type=problem_type,
             labels=list(labels) if isinstance(labels, (list, tuple)) else labels or [],
-            pooling=pooling or ("last" if family_of(self.config.base_config) == DECODER else "mean"),
-            head_dropout=head_dropout,
-            temperature=temperature,
-            normalize=normalize,
-            own_output_embeddings=own_output_embeddings,
         )
+        check_task(record, options)
         check_kind(record, self.config)
         kind_of(record).complete(record, self.config, self._vocabulary())
         self._pending[name] = record
@@ -249,7 +229,7 @@ class LearningNetwork(CertifiedNetwork):
         key = task_key(record.name)
         recycle_std = None
         if self.learner.config.recycle == "random":
-            recycle_std = getattr(self.backbone.config, "initializer_range", 0.02)
+            recycle_std = initializer_range(self.backbone.config)
         undo: list[tuple[UnitGroup | LateRows, Any]] = []
         vocab_size = record.vocab_size
         trunk_before = self._thawed
@@ -400,7 +380,7 @@ class LearningNetwork(CertifiedNetwork):
                 "This model has no pool, so new tokens would belong to nobody: it was released for inference only, or "
                 "loaded with tasks=[...]. Load the whole checkpoint to grow its vocabulary."
             )
-        std = None if mean_resizing else getattr(self.backbone.config, "initializer_range", 0.02)
+        std = None if mean_resizing else initializer_range(self.backbone.config)
         if not self.config.trunk_pretrained and not self.config.tasks:
             self._grow_trunk(size, std)
         else:
@@ -445,7 +425,7 @@ class LearningNetwork(CertifiedNetwork):
         unknown = [name for name in groups or [] if name not in known]
         if unknown:
             raise ValueError(f"There is no unit group {unknown[0]!r}; there are {list(known)}.")
-        std = getattr(self.backbone.config, "initializer_range", 0.02)
+        std = initializer_range(self.backbone.config)
         added = {}
         for name in known if groups is None else groups:
             added[name] = max(round(units * known[name].total), 1) if units < 1 else int(units)

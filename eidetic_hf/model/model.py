@@ -29,13 +29,13 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from ..configuration import EideticConfig, TaskError, TaskRecord
-from ..kinds import kind_of
+from ..kinds import check_task, default_kind, kind_of, name_labels, owners_of_tokens
 from ..kinds.heads import LanguageModelHead
 from ..kinds.pretrained_head import LanguageHead, load_with_head, read_language_head
 from ..network.architecture import LAYERS, Architecture, ArchitectureError, choose_trunk, find, layers_of, leftovers
 from ..network.architectures import architecture_of, is_declared
 from ..network.backbone import ENCODER as ENCODER_FAMILY
-from ..network.backbone import base_model, family_of, hidden_size
+from ..network.backbone import base_model, family_of, hidden_size, initializer_range
 from ..network.layers import TaskNorm
 from ..network.network import WITHOUT_ROOM
 from ..network.storage import Segment, Slots, freeze
@@ -339,7 +339,7 @@ class EideticModel(GeneratingNetwork):
         """Make, or make room for, the pretrained language-model head and output embeddings of their own."""
         config = self.config
         vocab_size, width = cast(Tensor, self.get_input_embeddings().weight).shape
-        std = getattr(self.backbone.config, "initializer_range", 0.02)
+        std = initializer_range(self.backbone.config)
         parts = config.language_head or {}
         if config.pool and (parts.get("transform") is not None or parts.get("bias")):
             head = LanguageModelHead(hidden_size(self.backbone.config), width, vocab_size, parts, std)
@@ -354,11 +354,12 @@ class EideticModel(GeneratingNetwork):
 
     def _set_labels(self) -> None:
         """Bring the configuration's labels up to date with the tasks that this class answers for."""
-        self.config.set_labels(self.answers)
+        name_labels(self.config, self.answering)
         self.num_labels = self.config.num_labels
 
     def _rebuild(self, task: TaskRecord, norms: list[TaskNorm]) -> None:
         """Make room for a committed task's tensors."""
+        check_task(task)
         key, ancestors = task_key(task.name), [task_key(name) for name in task.ancestors]
         for group in self._groups():
             group.rebuild(key, ancestors, task.units[group.name])
@@ -513,6 +514,7 @@ class EideticModel(GeneratingNetwork):
         config.architectures = [EideticModel.__name__]  # whichever class it was loaded with
         config.dtype = str(self.dtype).removeprefix("torch.")
         config.learning = self.learning
+        name_labels(config, default_kind(config))
         config.pool = self.config.pool and include_pool
         if not config.pool:
             config.forget_free_tokens()
@@ -547,13 +549,12 @@ def _restrict(config: EideticConfig, names: list[str]) -> None:
     while todo:
         name = todo.pop()
         needed.add(name)
-        read = [*known[name].ancestors, *config.owners_of_tokens(known[name])]
+        read = [*known[name].ancestors, *owners_of_tokens(config, known[name])]
         todo.extend(other for other in read if other not in needed)
     config.tasks = [task for task in config.tasks if task.name in needed]
     config.served = [name for name in names if name in known]
     config.pool = False
     config.forget_free_tokens()
-    config.set_labels()
 
 
 class EideticForTokenClassification(EideticModel):

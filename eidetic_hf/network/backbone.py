@@ -31,6 +31,11 @@ def hidden_size(config: PreTrainedConfig) -> int:
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 
+def initializer_range(config: PreTrainedConfig) -> float:
+    """Standard deviation of a backbone's initial weights; that of most, where an architecture does not say."""
+    return getattr(config, "initializer_range", 0.02)
+
+
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
     """The backbone in a model with a head; its modules, in a shell of its own where the model is none (T5)."""
     base = cast(PreTrainedModel, model.base_model)
