@@ -131,6 +131,7 @@ class EideticCallback(TrainerCallback):
 
 
 def unwrapped(model: torch.nn.Module) -> EideticModel:
+    """The model in what a Trainer has wrapped around it."""
     model = extract_model_from_parallel(model)
     if not isinstance(model, EideticModel):
         raise TypeError(f"EideticCallback needs an EideticModel, got {type(model).__name__}.")

@@ -6,7 +6,6 @@ One place to look at when a new version of transformers moves something.
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -21,7 +20,6 @@ __all__ = [
     "has_class_for",
     "hub_arguments",
     "initialize",
-    "is_dataset",
     "name_of",
     "need",
     "no_init_weights",
@@ -62,11 +60,6 @@ def need(module: str, why: str, extra: str = "recipe") -> Any:
             f"{why} needs the Python package '{package}', which is not installed. Install it with: pip install "
             f"'eidetic-hf[{extra}]'"
         ) from error
-
-
-def is_dataset(value: object) -> bool:
-    """Whether a value is a `datasets.Dataset`; the package is not imported to find out."""
-    return "datasets" in sys.modules and isinstance(value, sys.modules["datasets"].Dataset)
 
 
 def hub_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,31 +9,18 @@ from typing import Any, cast
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .views import running_view, task_key
+from .views import running_view, task_name
 
 FORMAT_VERSION = 1
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION = "sequence-classification", "token-classification"
-# What each kind of task learns and answers is in `kinds.py`.
-TASK_TYPES = (
-    SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION, "question-answering", "multiple-choice", "causal-lm", "seq2seq-lm",
-    "masked-lm", "feature-extraction",
-)  # fmt: skip
+# The kind of a record that names none: the first versions had no other. What kinds there are, `kinds/` says.
+DEFAULT_TASK_TYPE = "sequence-classification"
 # What code outside of the package asks a model's configuration for, and the backbone's knows.
 ANSWERED_BY_BACKBONE = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
 )  # fmt: skip
-# The kinds whose tasks write texts; and these and the one whose tasks fill gaps: all of them score tokens.
-WRITING = ("causal-lm", "seq2seq-lm")
-LANGUAGE_MODELS = (*WRITING, "masked-lm")
-# The kinds whose tasks have a list of labels of their own.
-LABELLED = (SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION)
-# The kinds whose tasks score the tokens of the vocabulary.
-LANGUAGE_MODELS = ("causal-lm", "seq2seq-lm", "masked-lm")
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-POOLINGS = ("mean", "first", "last")
 
 
 class TaskError(ValueError):
@@ -58,44 +45,35 @@ def check_task_name(name: object) -> str:
 class TaskRecord:
     """What `config.json` holds of one task: enough to rebuild every shape of its subnetwork.
 
+    An option of the task's kind reads as an attribute: `record.pooling` is `record.options["pooling"]`. A record
+    checks nothing but its name; its kind does, where a task is added or loaded (`kinds.check_task`).
+
     Attributes:
         name: the task's name.
-        task_type: one of `TASK_TYPES`.
-        problem_type: one of `PROBLEM_TYPES`, with the meaning it has in transformers; of sequence classification only.
+        task_type: name of its kind.
         labels: names of the labels in the order of the logits; for regression, names of the targets; empty for kinds
             without labels.
         ancestors: earlier tasks whose units this task reads, in commit order.
-        pooling: how a head that reads whole sequences does it: mean over real tokens, the first token, or the last
-            real one.
-        head_dropout: dropout probability before the classifier, while the task is being learned.
+        options: the settings of its kind, by name, as plain JSON values (see `Kind.Options`).
         vocab_size: tokens that the task knows, and scores if it is a language model: those there were at its time;
             `None` stands for those that the backbone came with.
-        head: what a language model's head is made of, see `language_heads.py`.
-        temperature: of the contrastive loss of sentence embeddings.
-        normalize: whether sentence embeddings are scaled to length 1.
-        own_output_embeddings: whether a language model's head has output embeddings of its own; `None` if it was left
-            to the kind, which notes in `head` what it chose.
+        head: what a language model's head is made of, see `kinds/pretrained_head.py`.
         special_tokens: ids of the special tokens that a task that writes texts was committed with, by their names in
             `GenerationConfig`: what it writes must not change with the tokenizer of a later task.
         preparation: how a recipe prepares the task's texts (`max_length`, `stride`, `template`, ...), so that
             `eidetic-hf predict` prepares what it is asked alike; empty if no recipe did.
         units: units owned, per unit group (`{"layers.2.neurons": 460, ...}`). Empty before the commit.
         metrics: figures that the trainer measured at commit, for the model card.
-        certificate: digests and environment, written at commit (see `certificate.py`).
+        certificate: digests and environment, written at commit (see `model/certificate.py`).
     """
 
     name: str
-    task_type: str = "sequence-classification"
-    problem_type: str = "single_label_classification"
+    task_type: str = DEFAULT_TASK_TYPE
     labels: list[str] = field(default_factory=list)
     ancestors: list[str] = field(default_factory=list)
-    pooling: str = "mean"
-    head_dropout: float = 0.1
+    options: dict[str, Any] = field(default_factory=dict)
     vocab_size: int | None = None
     head: dict[str, Any] = field(default_factory=dict)
-    temperature: float = 0.05
-    normalize: bool = True
-    own_output_embeddings: bool | None = None
     special_tokens: dict[str, Any] = field(default_factory=dict)
     preparation: dict[str, Any] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
@@ -104,72 +82,35 @@ class TaskRecord:
 
     def __post_init__(self) -> None:
         check_task_name(self.name)
-        for value, allowed, what in (
-            (self.task_type, TASK_TYPES, "task_type"),
-            (self.problem_type, PROBLEM_TYPES, "problem_type"),
-            (self.pooling, POOLINGS, "pooling"),
-        ):
-            if value not in allowed:
-                raise TaskError(f"Task '{self.name}': {what}={value!r} is unknown; expected one of {list(allowed)}.")
-        if self.task_type in LABELLED:
-            self._check_labels()
-        elif self.labels:
-            raise TaskError(
-                f"Task '{self.name}': {self.task_type} has no labels, got {self.labels!r}. Leave labels= out, or add "
-                f"a task of a kind that has some: {list(LABELLED)}."
-            )
-        if self.task_type != SEQUENCE_CLASSIFICATION and self.problem_type != PROBLEM_TYPES[0]:
-            raise TaskError(
-                f"Task '{self.name}': problem_type={self.problem_type!r} is for {SEQUENCE_CLASSIFICATION}, not for "
-                f"{self.task_type}. Leave it out."
-            )
-        if self.own_output_embeddings is not None and self.task_type not in LANGUAGE_MODELS:
-            raise TaskError(
-                f"Task '{self.name}': own_output_embeddings={self.own_output_embeddings!r} is for language models "
-                f"({', '.join(LANGUAGE_MODELS)}), not for {self.task_type}. Leave it out."
-            )
-        dropout = self.head_dropout
-        if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-            raise TaskError(f"Task '{self.name}': head_dropout={dropout!r}: expected a probability in [0, 1).")
-        if not isinstance(self.temperature, (int, float)) or not self.temperature > 0:
-            raise TaskError(f"Task '{self.name}': temperature={self.temperature!r}: expected a number > 0.")
 
-    def _check_labels(self) -> None:
-        if not self.labels:
-            raise TaskError(
-                f"Task '{self.name}' has no labels. Give labels=[...] in the order of the logits "
-                "(for regression, the names of the targets, such as ['score'])."
-            )
-        is_list = isinstance(self.labels, list) and all(isinstance(label, str) for label in self.labels)
-        if not is_list or len(set(self.labels)) != len(self.labels):
-            raise TaskError(f"Task '{self.name}': labels must be distinct strings, got {self.labels!r}.")
-        if self.problem_type == "single_label_classification" and len(self.labels) < 2:
-            raise TaskError(
-                f"Task '{self.name}': one label ({self.labels[0]!r}) leaves nothing to classify; give two."
-            )
+    def __getattr__(self, name: str) -> Any:
+        # Copying and pickling ask for names before there is anything in the object.
+        values = self.__dict__
+        options = values.get("options", {})
+        if name in options:
+            return options[name]
+        raise AttributeError(
+            f"The record of task {values.get('name')!r} ({values.get('task_type')}) has no {name!r}; its options are "
+            f"{list(options)}."
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TaskRecord:
-        """Read a record, ignoring fields that a later version may have added."""
+        """Read a record as `to_dict` writes it.
+
+        What is no field of a record is an option, for its kind to judge: it drops those that a later version, or a
+        version before kinds had options of their own, has written.
+        """
         known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+        options = {key: value for key, value in values.items() if key not in known}
+        options.update(values.get("options") or {})
+        own = {key: value for key, value in values.items() if key in known and key != "options"}
+        return cls(**own, options=options)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON-ready values."""
-        return asdict(self)
-
-
-def flat_label(task: TaskRecord, label: str) -> str:
-    """A task's label in the flat space of all tasks' labels: `agnews/Sports`.
-
-    Tags of tokens keep their prefix first, `B-wnut17/person`, and `O` stays `O`: so pipelines find entities in them.
-    """
-    if task.task_type == TOKEN_CLASSIFICATION:
-        if label == "O":
-            return label
-        if label[:2] in ("B-", "I-"):
-            return f"{label[:2]}{task.name}/{label[2:]}"
-    return f"{task.name}/{label}"
+        """The record as JSON-ready values, its options on one level with the fields."""
+        values = asdict(self)
+        return {**values.pop("options"), **values}
 
 
 class EideticConfig(PreTrainedConfig):
@@ -225,6 +166,7 @@ class EideticConfig(PreTrainedConfig):
         self.trunk_pretrained = trunk_pretrained
         self.forward_transfer = forward_transfer
         self.tasks = [task if isinstance(task, TaskRecord) else TaskRecord.from_dict(task) for task in tasks or []]
+        self._positions: dict[str, int] = {}
         self.served = served
         self.expanded = dict(expanded or {})
         self.pool = pool
@@ -238,16 +180,12 @@ class EideticConfig(PreTrainedConfig):
         if base_config is not None and base_config.is_encoder_decoder:
             kwargs["is_encoder_decoder"] = True
         super().__init__(**kwargs)
-        self.set_labels()
 
     def __getattr__(self, name: str) -> Any:
         base = self.__dict__.get("base_config")
         if name in ANSWERED_BY_BACKBONE and base is not None:
             return getattr(base, name)
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
-
-    def task(self, name: str) -> TaskRecord | None:
-        return next((t for t in self.tasks if t.name == name), None)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """The backbone's configuration of its decoder or encoder if one is asked for, else this one.
@@ -265,55 +203,29 @@ class EideticConfig(PreTrainedConfig):
         Beam search of transformers 5.17 takes the width of the logits from the configuration.
         """
         view = running_view()
-        task = next((t for t in self.tasks if view is not None and task_key(t.name) == view.key), None)
+        name = None if view is None else task_name(view.key)
+        task = None if name is None else self.task(name)
         if task is None or task.vocab_size in (None, self.vocab_size):
             return self
         seen = copy.copy(self)
         seen.vocab_size = task.vocab_size
         return seen
 
-    def set_labels(self, task_type: str | None = None) -> None:
-        """Bring `id2label` and `label2id` up to date: one flat space of labels over the served tasks of one kind.
+    def task(self, name: str) -> TaskRecord | None:
+        """The record of the committed task of this name; `None` if there is none.
 
-        Args:
-            task_type: the kind; the one that `default_type` says, if not given.
+        Where the name was found last is only a hint, held against the list: whoever appends to `tasks`, takes from it
+        or puts another list in its place has nothing to bring up to date.
         """
-        names = self.flat_labels(task_type or self.default_type()) or ["LABEL_0", "LABEL_1"]
-        self.id2label = dict(enumerate(names))
-        self.label2id = {name: names.index(name) for name in names}  # every task that labels tokens has an `O`
-
-    def default_type(self) -> str:
-        """The kind of tasks that answers where nobody asks for one: the only one there is, else of sequences."""
-        kinds = {task.task_type for task in self.tasks if self.serves(task.name)}
-        return next(iter(kinds)) if len(kinds) == 1 else SEQUENCE_CLASSIFICATION
-
-    def flat_labels(self, task_type: str) -> list[str]:
-        """The labels of all served tasks of a kind, in the order of the flat label space."""
-        tasks = [task for task in self.tasks if self.serves(task.name) and task.task_type == task_type]
-        return [flat_label(task, label) for task in tasks for label in task.labels]
-
-    def label_spans(self, task_type: str = SEQUENCE_CLASSIFICATION) -> dict[str, slice]:
-        """Where each served task's labels lie in the flat label space of its kind, in the order of the logits."""
-        spans, stop = {}, 0
-        for task in self.tasks:
-            if self.serves(task.name) and task.task_type == task_type:
-                start, stop = stop, stop + len(task.labels)
-                spans[task.name] = slice(start, stop)
-        return spans
-
-    def owners_of_tokens(self, reader: TaskRecord) -> list[str]:
-        """Names of the tasks that own tokens which this one reads or scores: in each table those that added to it."""
-        tables = [self.tasks]
-        if self.output_embeddings is not None and reader.task_type in LANGUAGE_MODELS:
-            tables.append([task for task in self.tasks if task.task_type in LANGUAGE_MODELS])
-        base, owners = self.base_config.vocab_size, []
-        for table in tables:
-            total = base
-            for task in table:
-                if total < (task.vocab_size or base):
-                    owners += [task.name] if total < (reader.vocab_size or base) else []
-                    total = task.vocab_size
-        return owners
+        tasks, hints = self.tasks, self._positions
+        place = hints.get(name)
+        if place is not None and place < len(tasks) and tasks[place].name == name:
+            return tasks[place]
+        for place, task in enumerate(tasks):
+            if task.name == name:
+                hints[name] = place
+                return task
+        return None
 
     def forget_free_tokens(self) -> None:
         """Let the vocabulary end with the last token that a task knows: what comes after is in the pool."""
@@ -328,10 +240,10 @@ class EideticConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON-ready values."""
-        tasks = self.__dict__.pop("tasks")
-        try:
-            output = super().to_dict()
-        finally:
-            self.tasks = tasks
-        output["tasks"] = [task.to_dict() if isinstance(task, TaskRecord) else task for task in tasks]
+        # Of a copy: another thread that reads this one must never see it without its tasks.
+        bare = copy.copy(self)
+        bare.__dict__.pop("tasks")
+        bare.__dict__.pop("_positions")
+        output = super(EideticConfig, bare).to_dict()
+        output["tasks"] = [task.to_dict() if isinstance(task, TaskRecord) else task for task in self.tasks]
         return output

@@ -12,9 +12,9 @@ from transformers.trainer_callback import ProgressCallback, TrainerControl, Trai
 from transformers.trainer_utils import TrainOutput
 
 from .callback import EideticCallback, leave_autocast, progress_of, unwrapped
-from .compat import is_dataset
 from .configuration import TaskRecord
 from .kinds import kind_of
+from .kinds.checks import is_dataset
 from .kinds.collators import LABELS
 from .model.model import EideticModel
 from .model.pruning import PruningConfig
@@ -42,7 +42,7 @@ def task_metrics(record: TaskRecord, prediction: EvalPrediction) -> dict[str, fl
         prediction: what an evaluation collected of the answers, and the labels as `EideticModel.forward` takes them.
     """
     kind, predictions = kind_of(record), prediction.predictions
-    if isinstance(predictions, tuple) and len(kind.answers) == 1:
+    if isinstance(predictions, tuple) and len(kind.outputs) == 1:
         predictions = predictions[0]
     return kind.metrics(record, predictions, prediction.label_ids)
 
@@ -181,7 +181,7 @@ class EideticTrainer(Trainer):
             self.can_return_loss = any(name.startswith("pair_") for name in inputs)
         if ignore_keys is None:
             outputs = {field.name for field in dataclasses.fields(cast(Any, self.kind.output_class))}
-            ignore_keys = sorted(outputs - set(self.kind.measured or self.kind.answers) - {"loss"})
+            ignore_keys = sorted(outputs - set(self.kind.measured or self.kind.outputs) - {"loss"})
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
 
@@ -206,11 +206,7 @@ def _check_dataset(record: TaskRecord, name: str, data: Any) -> None:
 
 def _check_labels_are_given(record: TaskRecord, data: Any) -> None:
     """Raise if labels are to be made of the tokens, and nobody is there to do it."""
-    if (
-        kind_of(record).makes_labels
-        and is_dataset(data)
-        and not set(LABELS) & set(data.column_names)
-    ):
+    if kind_of(record).makes_labels and is_dataset(data) and not set(LABELS) & set(data.column_names):
         raise ValueError(
             f"Task '{record.name}' ({record.task_type}): the train_dataset has no labels, and no tokenizer to make "
             "them with. Pass processing_class=tokenizer, or a column 'labels'."

@@ -22,6 +22,11 @@ def task_key(name: str) -> str:
     return "@" + name.replace(".", "%2E")
 
 
+def task_name(key: str) -> str | None:
+    """The name of the task that a key is of, such as `agnews` of `@agnews`; `None` if it is no task's."""
+    return key[1:].replace("%2E", ".") if key.startswith("@") else None
+
+
 def owner_of(tensor_name: str) -> str:
     """Who owns a tensor, by its name: `trunk`, `pool`, `learning`, or a task's key such as `@agnews`."""
     for part in tensor_name.split("."):
@@ -30,11 +35,6 @@ def owner_of(tensor_name: str) -> str:
         if part == POOL or part.startswith("@"):
             return part
     return TRUNK
-
-
-def task_name(key: str) -> str:
-    """Name of the task that a `task_key` is of."""
-    return key[1:].replace("%2E", ".")
 
 
 @dataclass(frozen=True)

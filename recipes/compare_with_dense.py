@@ -119,11 +119,11 @@ def items_of(record: TaskRecord, data: TaskData, prediction: EvalPrediction) -> 
     if record.task_type.endswith("-lm"):
         sums = np.asarray(found, dtype=float)
         return Items(sums, {"perplexity": lambda figures: language_scores(figures)["perplexity"]})
-    if record.problem_type == "regression" or record.task_type == EMBEDDINGS:
+    if record.options.get("problem_type") == "regression" or record.task_type == EMBEDDINGS:
         figures = np.stack([np.asarray(found).reshape(-1), np.asarray(labels).reshape(-1)], 1).astype(float)
         names = ("spearman", "pearson") if record.task_type == EMBEDDINGS else ("pearson", "spearman")
         return Items(figures, {name: correlation(name) for name in names})
-    if record.problem_type == "multi_label_classification":
+    if record.options.get("problem_type") == "multi_label_classification":
         ours, theirs = np.asarray(found) > 0, np.asarray(labels) > 0.5
         figures = np.stack([ours.sum(1), theirs.sum(1), (ours & theirs).sum(1)], 1).astype(float)
         return Items(figures, {"f1": f1_of_sums})

@@ -1,25 +1,29 @@
 """What a kind of task is: a head, a loss, an answer, a batch, a measure.
 
-A `Kind` holds all that differs from one kind to the next; the model and the trainer ask it. The kinds themselves are
-in `classification.py`, `language.py` and `embedding.py`, and all of them in `kinds.py`. Targets that do not fit raise
-a `ValueError` that says what was given, what was expected and what to do.
+A `Kind` holds all that differs from one kind to the next; the model and the trainer ask it. Each kind is in a file of
+its own, and `kinds/__init__.py` knows them all by name. Targets that do not fit raise a `ValueError` that says what
+was given, what was expected and what to do.
 """
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any, cast
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
-from ..configuration import EideticConfig, TaskRecord
+from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, family_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 IGNORED = -100  # the label of what has none, as everywhere in transformers
 # All that `EideticModel.forward` takes beside the sequences themselves.
@@ -28,41 +32,135 @@ TARGETS = ("labels", "start_positions", "end_positions")
 Answer = dict[str, Tensor]
 
 
-class Kind:
+class Kind(ABC):
     """What differs between kinds of task. A kind has no state; the tasks of that kind are in `TaskRecord`s.
+
+    A kind must say its `name` and its `output_class`, and write `make_head`, `answer`, `loss` and `metrics`. All else
+    it may: each method does what is right for one answer, `logits`, learned from `labels`, to one text.
+    `register_kind` makes it known. docs/kinds.md has an example, docs/examples/ordinal.py the same as a file.
 
     Attributes:
         name: as `TaskRecord.task_type` has it.
-        families: of backbone that can have it.
-        targets: the inputs of `forward` that the loss is computed from.
-        answers: the outputs of `forward` that are the task's answer.
-        measured: the outputs that an evaluation collects; the answers, if not given.
         output_class: what `forward` returns.
+        Options: the settings of a task of this kind, a frozen dataclass: every field has a default, which stands for
+            what the field of a task is if nobody says it, and `__post_init__` raises a `ValueError` with the field's
+            name, its value and what was expected. The values are kept in `config.json`, so they are plain JSON values.
+        has_labels: whether a task has a list of labels of its own. Its answer is then over these labels, in the last
+            dimension.
+        writes: whether a task writes texts, so that `model.generate` can.
+        reads_vocabulary: whether the head reads the token embeddings, to score tokens.
+        families: of backbone that can have it.
+        targets: the inputs of `forward` that the loss is computed from, of `TARGETS`.
+        outputs: the outputs of `forward` that are the task's answer.
+        measured: the outputs that an evaluation collects; `outputs`, if not given.
         optional_targets: whether there is a loss without them.
         makes_labels: whether the collator makes labels where rows have none.
-        reads_vocabulary: whether the head reads the token embeddings.
         auto_class: the class of transformers that loads a checkpoint to answer this kind of task.
         pipeline: the pipeline of transformers for it, or `None` where there is none.
     """
 
+    @dataclass(frozen=True)
+    class Options:
+        """Settings of a task: none."""
+
     name: str
+    output_class: type[ModelOutput]
+    has_labels = False
+    writes = False
+    reads_vocabulary = False
     families: tuple[str, ...] = (ENCODER, DECODER, ENCODER_DECODER)
     targets: tuple[str, ...] = ("labels",)
-    answers: tuple[str, ...] = ("logits",)
+    outputs: tuple[str, ...] = ("logits",)
     measured: tuple[str, ...] = ()
-    output_class: type[ModelOutput]
-    _output_names: frozenset[str]
     optional_targets = False
     makes_labels = False
-    reads_vocabulary = False
-    writes = False
-    auto_class: str
+    auto_class = "AutoModel"
     pipeline: str | None = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "output_class" in vars(cls):  # now, since torch.compile does not look into a dataclass's fields
-            cls._output_names = frozenset(field.name for field in fields(cast(Any, cls.output_class)))
+    def __init__(self) -> None:
+        # Now, since torch.compile does not look into a dataclass's fields.
+        self._output_names = frozenset(field.name for field in fields(cast(Any, self.output_class)))
+
+    # -- what a kind must write -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def make_head(self, config: PreTrainedConfig, task: TaskRecord) -> nn.Module:
+        """A head with initial weights, for a backbone of this configuration."""
+
+    @abstractmethod
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+        """A task's answer by name, such as `{"logits": ...}`, from no other tensors than these.
+
+        Args:
+            head: what `make_head` returned.
+            hidden: last hidden states, `(sequences, tokens, hidden)`.
+            inputs: the batch, as `forward` was given it.
+            vocabulary: output embeddings, `(tokens, embedding)`.
+        """
+
+    @abstractmethod
+    def loss(self, task: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
+        """Mean loss of a batch.
+
+        Raises:
+            ValueError: if the targets do not fit the task or its answer.
+        """
+
+    @abstractmethod
+    def metrics(self, task: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
+        """Figures from what an evaluation collected.
+
+        Args:
+            task: the task.
+            predictions: what `reduce` returned, all batches in one array, `(rows, ...)`.
+            labels: the `targets` of the rows.
+        """
+
+    # -- what it may: a task's labels and options -------------------------------------------------------------------
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Names of the settings of a task of this kind."""
+        return [field.name for field in fields(cls.Options)]
+
+    def check(self, task: TaskRecord, given: Mapping[str, Any] | None = None) -> None:
+        """Hold a task's labels and options against what this kind allows, and fill in the defaults of the others.
+
+        Args:
+            task: its `options` and `labels` are completed.
+            given: the options that somebody gave, each of which has to be one of this kind; those of the record if not
+                given, which a checkpoint brought: options that this kind does not have are then dropped.
+
+        Raises:
+            TaskError: if a label or an option is not what was expected.
+        """
+        known = self.option_names()
+        values = {name: task.options[name] for name in known if name in task.options} if given is None else given
+        try:
+            options = asdict(self.Options(**values))
+            task.options = json.loads(json.dumps(options, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise TaskError(f"Task '{task.name}': {error}") from error
+        self.check_labels(task)
+
+    def check_labels(self, task: TaskRecord) -> None:
+        """Raise a `TaskError` if the labels of a task are not distinct texts, or it has some and should have none."""
+        if not self.has_labels:
+            if task.labels:
+                raise TaskError(f"Task '{task.name}': {self.name} has no labels, got {task.labels!r}. Leave them out.")
+            return
+        if not task.labels:
+            raise TaskError(
+                f"Task '{task.name}' has no labels. Give labels=[...] in the order of the logits "
+                "(for regression, the names of the targets, such as ['score'])."
+            )
+        is_list = isinstance(task.labels, list) and all(isinstance(label, str) for label in task.labels)
+        if not is_list or len(set(task.labels)) != len(task.labels):
+            raise TaskError(f"Task '{task.name}': labels must be distinct strings, got {task.labels!r}.")
+
+    def flat_label(self, task: TaskRecord, label: str) -> str:
+        """A task's label in the flat space of all tasks' labels: `agnews/Sports`."""
+        return f"{task.name}/{label}"
 
     # -- what a task needs ----------------------------------------------------------------------------------------
 
@@ -74,21 +172,17 @@ class Kind:
         needed = " or ".join(_with_article(name) for name in self.families)
         return f"it needs {needed} as backbone, and '{config.base_config.model_type}' is {_with_article(family)}"
 
-    def complete(self, record: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
+    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:  # noqa: B027
         """Fill in what the task's head is made of, before it is learned; `vocabulary` as `answer` takes it."""
 
-    def reads_output_embeddings(self, record: TaskRecord) -> bool:
+    def reads_output_embeddings(self, task: TaskRecord) -> bool:
         """Whether the task's head reads the model's output embeddings."""
         return self.reads_vocabulary
-
-    def make_head(self, config: PreTrainedConfig, record: TaskRecord) -> nn.Module:
-        """A head with initial weights, for a backbone of this configuration."""
-        raise NotImplementedError
 
     # -- forward --------------------------------------------------------------------------------------------------
 
     def complete_inputs(
-        self, record: TaskRecord, inputs: dict[str, Any], targets: Mapping[str, Tensor], config: PreTrainedConfig
+        self, task: TaskRecord, inputs: dict[str, Any], targets: Mapping[str, Tensor], config: PreTrainedConfig
     ) -> dict[str, Any]:
         """The inputs, with what follows from the targets."""
         return inputs
@@ -124,29 +218,18 @@ class Kind:
         """Numbers of the sequences, as `prepare` lays them out, of some rows of a batch."""
         return rows
 
-    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
-        """A task's answer by name.
-
-        Args:
-            head: what `make_head` returned.
-            hidden: last hidden states, `(sequences, tokens, hidden)`.
-            inputs: the batch, as `forward` was given it.
-            vocabulary: output embeddings, `(tokens, embedding)`.
-        """
-        raise NotImplementedError
-
-    def check_targets(self, record: TaskRecord, targets: Mapping[str, Tensor]) -> None:
+    def check_targets(self, task: TaskRecord, targets: Mapping[str, Tensor]) -> None:
         """Raise a `ValueError` if these are not the targets that the loss is computed from."""
         if targets and set(targets) != set(self.targets):
             raise ValueError(
-                f"Task '{record.name}' ({self.name}) got {sorted(targets)}; expected "
+                f"Task '{task.name}' ({self.name}) got {sorted(targets)}; expected "
                 f"{' and '.join(self.targets) or 'none'} to compute its loss from."
             )
 
-    def pair_targets(self, record: TaskRecord, pair: Callable[[], Answer]) -> dict[str, Tensor]:
+    def pair_targets(self, task: TaskRecord, pair: Callable[[], Answer]) -> dict[str, Tensor]:
         """What the loss needs of the answer to the other text of each pair."""
         raise ValueError(
-            f"Task '{record.name}' ({self.name}) got pair_input_ids, which are for feature extraction. Put both texts "
+            f"Task '{task.name}' ({self.name}) got pair_input_ids, which are for feature extraction. Put both texts "
             "into input_ids: tokenizer(text, text_pair=...)."
         )
 
@@ -158,39 +241,34 @@ class Kind:
         beside = {name: getattr(backbone, name, None) for name in names}
         return self.output_class(**{**beside, **answer, "loss": loss})
 
-    def loss(self, record: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
-        """Mean loss of a batch.
-
-        Raises:
-            ValueError: if the targets do not fit the task or its answer.
-        """
-        raise NotImplementedError
-
     def distance(
-        self, record: TaskRecord, answer: Answer, wanted: Answer, targets: Mapping[str, Tensor], temperature: float
+        self, task: TaskRecord, answer: Answer, wanted: Answer, targets: Mapping[str, Tensor], temperature: float
     ) -> Tensor:
         """How far an answer is from the one of the unpruned network (Hinton et al., arXiv 1503.02531)."""
         return divergence(answer["logits"], wanted["logits"], temperature)
 
-    def width(self, records: list[TaskRecord]) -> int | None:
-        """Last dimension of the answers of several tasks in one batch; `None` if it is that of each one's answer."""
-        return None
+    def width(self, tasks: list[TaskRecord]) -> int | None:
+        """Last dimension of the answers of several tasks in one batch; `None` if it is that of each one's answer.
 
-    def span(self, record: TaskRecord, spans: Mapping[str, slice]) -> slice:
-        """Where a task's answer lies in that dimension."""
-        return slice(None)
+        Of tasks with labels it has room for the labels of all of them.
+        """
+        return sum(len(task.labels) for task in tasks) if self.has_labels else None
+
+    def span(self, task: TaskRecord, spans: Mapping[str, slice]) -> slice:
+        """Where a task's answer lies in that dimension; `spans` says where the labels of each task do."""
+        return spans[task.name] if self.has_labels else slice(None)
 
     # -- the router and the certificate ---------------------------------------------------------------------------
 
-    def texts(self, record: TaskRecord, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    def texts(self, task: TaskRecord, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """The sequences of a training batch that the router shall know the task by."""
         return [dict(batch)]
 
-    def n_prototypes(self, record: TaskRecord) -> int:
+    def n_prototypes(self, task: TaskRecord) -> int:
         """For how many labels the router keeps sums apart: 1 for tasks without a single label per sequence."""
         return 1
 
-    def prototype_labels(self, record: TaskRecord, batch: Mapping[str, Tensor], n_texts: int) -> Tensor:
+    def prototype_labels(self, task: TaskRecord, batch: Mapping[str, Tensor], n_texts: int) -> Tensor:
         """Which of them each text of a batch belongs to, `(texts,)`; negative ones do not count."""
         return torch.zeros(n_texts, dtype=torch.long)
 
@@ -212,26 +290,22 @@ class Kind:
         """What makes a batch of rows; `None` for what the `Trainer` takes by default."""
         return None
 
-    def can_smooth(self, record: TaskRecord) -> bool:
+    def can_smooth(self, task: TaskRecord) -> bool:
         """Whether the `Trainer`'s label smoothing, which takes the labels away from the model, is right for a task."""
         return False
 
-    def check_dataset(self, record: TaskRecord, name: str, data: Dataset) -> None:
+    def check_dataset(self, task: TaskRecord, name: str, data: Dataset) -> None:  # noqa: B027
         """Raise a `ValueError` if a data set can not teach a task.
 
         Args:
-            record: the task.
+            task: the task.
             name: what the error calls the data set.
             data: at least one row.
         """
 
-    def reduce(self, record: TaskRecord, outputs: Any, labels: Any) -> Any:
+    def reduce(self, task: TaskRecord, outputs: Any, labels: Any) -> Any:
         """What an evaluation collects of a batch's `measured` outputs (`preprocess_logits_for_metrics`)."""
         return outputs
-
-    def metrics(self, record: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
-        """Figures from what an evaluation collected."""
-        raise NotImplementedError
 
 
 def _with_article(family: str) -> str:

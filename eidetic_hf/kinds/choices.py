@@ -3,41 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    DataCollatorForMultipleChoice,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
-from transformers.modeling_outputs import (
-    MultipleChoiceModelOutput,
-)
+from transformers import DataCollatorForMultipleChoice, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.modeling_outputs import MultipleChoiceModelOutput
 
-from ..configuration import TaskRecord
-from ..network.backbone import hidden_size
+from ..configuration import EideticConfig, TaskRecord
+from ..network.backbone import hidden_size, initializer_range
 from .base import IGNORED, Answer, Kind
-from .checks import arrow_column, expect_range, expect_shape, expect_some, expect_whole_numbers, label_column
-from .heads import SequenceClassificationHead
+from .checks import (
+    expect_one_of,
+    expect_probability,
+    expect_range,
+    expect_shape,
+    expect_some,
+    expect_whole_numbers,
+    label_column,
+    list_lengths,
+)
+from .heads import POOLINGS, SequenceClassificationHead, choose_pooling
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class MultipleChoice(Kind):
     """The right one of several sequences, such as endings of a text. All inputs are `(batch, choices, sequence)`."""
 
+    @dataclass(frozen=True)
+    class Options:
+        """Settings of a task.
+
+        Attributes:
+            pooling: how the head reads a sequence, one of `POOLINGS`; `None` for what suits the backbone.
+            head_dropout: dropout probability before the classifier, while the task is being learned.
+        """
+
+        pooling: str | None = None
+        head_dropout: float = 0.1
+
+        def __post_init__(self) -> None:
+            expect_one_of("pooling", self.pooling, (None, *POOLINGS))
+            expect_probability("head_dropout", self.head_dropout)
+
     name = "multiple-choice"
     output_class = MultipleChoiceModelOutput
     auto_class = "AutoModelForMultipleChoice"
 
-    def make_head(self, config: PreTrainedConfig, record: TaskRecord) -> nn.Module:
+    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
+        """How the head reads a sequence."""
+        choose_pooling(task, config)
+
+    def make_head(self, config: PreTrainedConfig, task: TaskRecord) -> nn.Module:
         """Pooling and a linear layer to one score."""
-        std = getattr(config, "initializer_range", 0.02)
-        return SequenceClassificationHead(hidden_size(config), 1, record.pooling, record.head_dropout, std)
+        std = initializer_range(config)
+        return SequenceClassificationHead(hidden_size(config), 1, task.pooling, task.head_dropout, std)
 
     def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """All choices as sequences of one batch, those of an example one after another."""
@@ -60,13 +85,13 @@ class MultipleChoice(Kind):
         scores = head(hidden, None if mask is None else mask.flatten(0, 1))
         return {"logits": scores.reshape(-1, self._choices(inputs))}
 
-    def loss(self, record: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, task: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy over the choices."""
         logits, labels = answer["logits"], targets["labels"]
-        expect_shape(record, "labels", labels, (len(logits),), "the number of each example's right choice")
-        expect_whole_numbers(record, "labels", labels)
-        expect_range(record, labels, logits.shape[1], "choices")
-        expect_some(record, labels, "Give the number of each example's right choice.")
+        expect_shape(task, "labels", labels, (len(logits),), "the number of each example's right choice")
+        expect_whole_numbers(task, "labels", labels)
+        expect_range(task, labels, logits.shape[1], "choices")
+        expect_some(task, labels, "Give the number of each example's right choice.")
         return F.cross_entropy(logits.float(), labels.long())
 
     def probe_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,31 +102,31 @@ class MultipleChoice(Kind):
         """Pads the choices of all examples to one length."""
         return None if tokenizer is None else DataCollatorForMultipleChoice(tokenizer)
 
-    def can_smooth(self, record: TaskRecord) -> bool:
+    def can_smooth(self, task: TaskRecord) -> bool:
         """With one label per example."""
         return True
 
-    def check_dataset(self, record: TaskRecord, name: str, data: Dataset) -> None:
+    def check_dataset(self, task: TaskRecord, name: str, data: Dataset) -> None:
         """A sequence for each choice, and the number of the right one."""
-        column = label_column(record, name, data)
+        column = label_column(task, name, data)
         first = data[0].get("input_ids")
         if first is not None and not (isinstance(first, list) and first and isinstance(first[0], list)):
             raise ValueError(
-                f"Task '{record.name}' ({self.name}): input_ids of the {name} are lists of numbers; expected lists "
+                f"Task '{task.name}' ({self.name}): input_ids of the {name} are lists of numbers; expected lists "
                 "of sequences, one for each choice. Tokenize the text with each choice as its pair."
             )
         labels = data[column][:]
         choices = np.full(len(labels), np.iinfo(np.int64).max)
         if first is not None:
-            choices = pc.list_value_length(arrow_column(data, "input_ids")).to_numpy()
+            choices = list_lengths(data, "input_ids")
         for row, label in enumerate(labels):
             if not isinstance(label, int) or not (0 <= label < choices[row] or label == IGNORED):
                 raise ValueError(
-                    f"Task '{record.name}' ({self.name}): row {row} of the {name} has the label {label!r} for "
+                    f"Task '{task.name}' ({self.name}): row {row} of the {name} has the label {label!r} for "
                     f"{choices[row]} choices; expected the number of the right one."
                 )
 
-    def metrics(self, record: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
+    def metrics(self, task: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
         """Accuracy."""
         labels = np.asarray(labels)
         counted = labels != IGNORED

@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForTokenClassification,
+    PreTrainedTokenizerBase,
+)
 
 from .base import IGNORED
 
 LABELS = ("labels", "label", "label_ids")
+PAIR = "pair_"  # before the names of what belongs to the other text of a pair
+MASKING_TRIALS = 100  # until a batch of few tokens has a mask
 
 
 def _without_labels(features: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any] | None]:
@@ -58,6 +64,30 @@ class TextCollator:
         return {**batch, "labels": padded}
 
 
+class MaskingCollator:
+    """Masks tokens at random; rows that have labels already are only padded.
+
+    Args:
+        tokenizer: with a mask token.
+        probability: share of the tokens that are masked.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float = 0.15) -> None:
+        self.tokenizer = tokenizer
+        self.pads = DataCollatorForTokenClassification(tokenizer)
+        self.masks = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=probability)
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Rows to a batch of `input_ids`, `attention_mask` and `labels`, all `(batch, sequence)`."""
+        if any(name in features[0] for name in LABELS):
+            return self.pads(features)
+        for _ in range(MASKING_TRIALS):
+            batch = self.masks(features)
+            if bool((batch["labels"] != IGNORED).any()):
+                break
+        return batch
+
+
 @dataclass
 class PairCollator:
     """Pads pairs of texts, `input_ids` and `pair_input_ids` each to a length of its own; labels are numbers.
@@ -72,13 +102,9 @@ class PairCollator:
         """Rows to a batch, `(batch, sequence)` and `(batch, pair sequence)`; `labels` are float, `(batch,)`."""
         rest, labels = _without_labels(features)
         batch: dict[str, Tensor] = {}
-        for prefix in ("", "pair_"):
+        for prefix in ("", PAIR):
             side = [
-                {
-                    key.removeprefix("pair_"): value
-                    for key, value in row.items()
-                    if key.startswith("pair_") == bool(prefix)
-                }
+                {key.removeprefix(PAIR): value for key, value in row.items() if key.startswith(PAIR) == bool(prefix)}
                 for row in rest
             ]
             if not side[0]:

@@ -1,4 +1,4 @@
-"""Heads: from the backbone's hidden states to what a task answers. Which kind of task has which, `kinds.py` says."""
+"""Heads: from the backbone's hidden states to what a task answers. Which kind of task has which, its file says."""
 
 from __future__ import annotations
 
@@ -10,8 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
+from ..configuration import EideticConfig, TaskRecord
+from ..network.backbone import DECODER, family_of
 
-def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
+POOLINGS = ("mean", "first", "last")
+
+
+def choose_pooling(task: TaskRecord, config: EideticConfig) -> None:
+    """Fill in a task's option `pooling` where it is `None`.
+
+    In a decoder it becomes the last token, since no other one has seen all of the sequence, and else the mean.
+    """
+    usual = "last" if family_of(config.base_config) == DECODER else "mean"
+    task.options = {**task.options, "pooling": task.options["pooling"] or usual}
+
+
+def pool_sequence(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
     """One vector per sequence, `(batch, hidden)`.
 
     Args:
@@ -46,7 +60,7 @@ class SequenceClassificationHead(nn.Module):
     Args:
         hidden_size: width of the backbone.
         n_labels: number of logits.
-        pooling: as `pool` takes it.
+        pooling: as `pool_sequence` takes it.
         dropout: probability, in training.
         std: standard deviation of the initial weights.
     """
@@ -59,7 +73,7 @@ class SequenceClassificationHead(nn.Module):
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Hidden states `(batch, sequence, hidden)` and mask `(batch, sequence)` to logits `(batch, labels)`."""
-        return self.classifier(self.dropout(pool(hidden, attention_mask, self.pooling)))
+        return self.classifier(self.dropout(pool_sequence(hidden, attention_mask, self.pooling)))
 
 
 class TokenClassificationHead(nn.Module):
@@ -86,7 +100,7 @@ class EmbeddingHead(nn.Module):
     """Pools a sequence to its embedding. It has no weights.
 
     Args:
-        pooling: as `pool` takes it.
+        pooling: as `pool_sequence` takes it.
         normalize: scale embeddings to length 1.
     """
 
@@ -96,7 +110,7 @@ class EmbeddingHead(nn.Module):
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Hidden states `(batch, sequence, hidden)` and mask `(batch, sequence)` to embeddings `(batch, hidden)`."""
-        pooled = pool(hidden, attention_mask, self.pooling)
+        pooled = pool_sequence(hidden, attention_mask, self.pooling)
         return F.normalize(pooled, dim=-1) if self.normalize else pooled
 
 
@@ -134,7 +148,7 @@ class LanguageModelHead(nn.Module):
         hidden_size: width of the backbone.
         embedding_size: width of the token embeddings.
         vocab_size: number of tokens.
-        parts: what the head is made of, see `language_heads.py`: `transform`, `bias`, `scale` and `softcap`; and
+        parts: what the head is made of, see `pretrained_head.py`: `transform`, `bias`, `scale` and `softcap`; and
             `own_embeddings`, whether it has output embeddings of its own.
         std: standard deviation of the initial weights.
     """

@@ -1,52 +1,108 @@
-"""Kinds of task that write: texts to be continued, texts made from texts, gaps to be filled.
+"""Kinds of task that score tokens: texts to be continued, texts made from texts, gaps to be filled.
 
-Their heads score tokens by the trunk's own frozen embeddings; what a task owns beside is little, see `heads.py`.
+Their heads score tokens by the trunk's own frozen embeddings; what a task owns beside is little, see `heads.py`. The
+three are one class, made of parts: `CAUSAL_LM`, `SEQ2SEQ_LM` and `MASKED_LM`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    DataCollatorForLanguageModeling,
-    DataCollatorForSeq2Seq,
-    DataCollatorForTokenClassification,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-)
-from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, Seq2SeqLMOutput
+from transformers import DataCollatorForSeq2Seq, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, ModelOutput, Seq2SeqLMOutput
 
-from ..configuration import LANGUAGE_MODELS, EideticConfig, TaskRecord
-from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, hidden_size
+from ..configuration import EideticConfig, TaskRecord
+from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, hidden_size, initializer_range
 from .base import IGNORED, Answer, Kind, divergence, shift_right
-from .checks import arrow_column, expect_range, expect_shape, expect_some, expect_whole_numbers
-from .collators import LABELS, TextCollator
+from .checks import (
+    expect_bool,
+    expect_range,
+    expect_shape,
+    expect_some,
+    expect_whole_numbers,
+    largest_value,
+)
+from .collators import LABELS, MaskingCollator, TextCollator
 from .heads import LanguageModelHead
 from .metrics import language_scores
 from .pretrained_head import head_parts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SHORTEST_PROMPT = 4  # that a router learns a text to be continued by
 PROBED_TOKENS = 64  # whose logits a certificate keeps, spread over the vocabulary; its digest is over all of them
 
 
-MASKING_TRIALS = 100  # until a batch of few tokens has a mask
-
-
 class LanguageModel(Kind):
-    """Kinds whose logits are over the vocabulary."""
+    """A kind whose logits are over the vocabulary.
+
+    Args:
+        name: of the kind.
+        family: of backbone that it needs.
+        output_class: what `forward` returns.
+        auto_class: the class of transformers that loads a checkpoint to answer it.
+        collate: makes a batch of rows, given a tokenizer.
+        hint: what to do where a batch has no token to score.
+        pipeline: the pipeline of transformers for it, if there is one.
+        shift: how far before its target a token's logits stand.
+        writes: whether a task writes texts.
+        makes_labels: whether `collate` makes labels where rows have none.
+        smooths: whether the `Trainer`'s label smoothing is right for it.
+        decoder_inputs: what the decoder beside an encoder reads, made from the batch and its targets, see
+            `read_targets`; `None` where there is no such decoder.
+        routed_texts: the sequences of a batch that the router knows a task by; the batch's own, if not given.
+    """
+
+    @dataclass(frozen=True)
+    class Options:
+        """Settings of a task.
+
+        Attributes:
+            own_output_embeddings: whether the head has output embeddings of its own, `(tokens, embedding)`, which
+                start as copies of the model's. `None` leaves it to the kind, which notes in `TaskRecord.head` what it
+                chose: some of its own only after the first task of a random backbone, whose embeddings know that
+                task's tokens alone.
+        """
+
+        own_output_embeddings: bool | None = None
+
+        def __post_init__(self) -> None:
+            if self.own_output_embeddings is not None:
+                expect_bool("own_output_embeddings", self.own_output_embeddings)
 
     reads_vocabulary = True
-    shift = 0  # how far before its target a token's logits stand
-    hint = "Give the tokens to be written, and -100 where there is none."
+
+    def __init__(
+        self,
+        name: str,
+        family: str,
+        output_class: type[ModelOutput],
+        auto_class: str,
+        collate: Callable[[PreTrainedTokenizerBase], Callable],
+        hint: str,
+        pipeline: str | None = None,
+        shift: int = 0,
+        writes: bool = False,
+        makes_labels: bool = False,
+        smooths: bool = False,
+        decoder_inputs: Callable[..., dict[str, Any]] | None = None,
+        routed_texts: Callable[[Mapping[str, Tensor]], list[dict[str, Tensor]]] | None = None,
+    ) -> None:
+        self.name, self.families = name, (family,)
+        self.output_class, self.auto_class, self.pipeline = output_class, auto_class, pipeline
+        self.writes, self.makes_labels = writes, makes_labels
+        self._collate, self._hint, self._shift, self._smooths = collate, hint, shift, smooths
+        self._decoder_inputs, self._routed_texts = decoder_inputs, routed_texts
+        super().__init__()
 
     def obstacle(self, config: EideticConfig) -> str | None:
-        """As for every kind; and the output embeddings have to be known, and learned by somebody."""
+        """As for every kind; and the output embeddings have to be known."""
         reason = super().obstacle(config)
         if reason is not None:
             return reason
@@ -60,39 +116,38 @@ class LanguageModel(Kind):
                 f"the output embeddings of this '{base.model_type}' are not its input embeddings, and were not given. "
                 "Start from a checkpoint or a model with a language-model head"
             )
-        first = config.tasks[0] if config.tasks else None
-        learned = first is None or first.task_type in LANGUAGE_MODELS
-        if not config.trunk_pretrained and config.output_embeddings is not None and not learned:
-            return (
-                "the output embeddings of this random backbone are not its input embeddings, and its first task, "
-                "which trains the trunk, was no language model. Learn a language model first, or set "
-                "tie_word_embeddings=True in the backbone's configuration"
-            )
         return None
 
-    def complete(self, record: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
+    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
         """The vocabulary as it is now, and the parts of the pretrained head.
 
         The embeddings of a random backbone are those that its first task learned: of a token that this has never seen
         they stay random, and a later task could hardly write it. So later ones have output embeddings of their own.
         """
-        record.vocab_size = len(vocabulary)
+        task.vocab_size = len(vocabulary)
         parts = config.language_head or head_parts(config.base_config)
-        own = record.own_output_embeddings
+        own = task.own_output_embeddings
         if own is None:
-            own = not config.trunk_pretrained and any(task.name != record.name for task in config.tasks)
-        record.head = {**parts, "embedding_size": vocabulary.shape[1], "own_embeddings": own}
+            own = not config.trunk_pretrained and any(other.name != task.name for other in config.tasks)
+        task.head = {**parts, "embedding_size": vocabulary.shape[1], "own_embeddings": own}
 
-    def reads_output_embeddings(self, record: TaskRecord) -> bool:
+    def reads_output_embeddings(self, task: TaskRecord) -> bool:
         """Unless the head has some of its own."""
-        return not record.head.get("own_embeddings")
+        return not task.head.get("own_embeddings")
 
-    def make_head(self, config: PreTrainedConfig, record: TaskRecord) -> nn.Module:
+    def make_head(self, config: PreTrainedConfig, task: TaskRecord) -> nn.Module:
         """What stands between hidden states and the trunk's embeddings."""
-        std = getattr(config, "initializer_range", 0.02)
-        assert record.vocab_size is not None
-        width = record.head["embedding_size"]
-        return LanguageModelHead(hidden_size(config), width, record.vocab_size, record.head, std)
+        assert task.vocab_size is not None
+        width, std = task.head["embedding_size"], initializer_range(config)
+        return LanguageModelHead(hidden_size(config), width, task.vocab_size, task.head, std)
+
+    def complete_inputs(
+        self, task: TaskRecord, inputs: dict[str, Any], targets: Mapping[str, Tensor], config: PreTrainedConfig
+    ) -> dict[str, Any]:
+        """What a decoder beside an encoder reads follows from the targets."""
+        if self._decoder_inputs is None or inputs.get("decoder_input_ids") is not None:
+            return inputs
+        return {**inputs, **self._decoder_inputs(task, targets, config)}
 
     def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
         """`logits`, `(batch, sequence, vocabulary)`."""
@@ -100,22 +155,22 @@ class LanguageModel(Kind):
 
     def _aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the tokens that they are to write."""
-        if self.shift == 0:
+        if self._shift == 0:
             return logits, labels
-        return logits[:, : -self.shift], labels[:, self.shift :]
+        return logits[:, : -self._shift], labels[:, self._shift :]
 
-    def loss(self, record: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, task: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy over the tokens that count."""
         logits, labels = answer["logits"], targets["labels"]
-        expect_shape(record, "labels", labels, tuple(logits.shape[:2]), "a token for each token")
-        expect_whole_numbers(record, "labels", labels)
-        expect_range(record, labels, logits.shape[-1], "tokens in its vocabulary")
+        expect_shape(task, "labels", labels, tuple(logits.shape[:2]), "a token for each token")
+        expect_whole_numbers(task, "labels", labels)
+        expect_range(task, labels, logits.shape[-1], "tokens in its vocabulary")
         logits, labels = self._aligned(logits, labels)
-        expect_some(record, labels, self.hint)
+        expect_some(task, labels, self._hint)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.long().flatten())
 
     def distance(
-        self, record: TaskRecord, answer: Answer, wanted: Answer, targets: Mapping[str, Tensor], temperature: float
+        self, task: TaskRecord, answer: Answer, wanted: Answer, targets: Mapping[str, Tensor], temperature: float
     ) -> Tensor:
         """Of the distributions over the vocabulary, where there is a token to write."""
         logits, labels = self._aligned(answer["logits"], targets["labels"])
@@ -123,19 +178,53 @@ class LanguageModel(Kind):
             logits, self._aligned(wanted["logits"], targets["labels"])[0], temperature, labels != IGNORED
         )
 
-    def width(self, records: list[TaskRecord]) -> int | None:
+    def width(self, tasks: list[TaskRecord]) -> int | None:
         """The largest vocabulary: it may have grown between tasks."""
-        return max(record.vocab_size or 0 for record in records)
+        return max(task.vocab_size or 0 for task in tasks)
 
-    def span(self, record: TaskRecord, spans: Mapping[str, slice]) -> slice:
+    def span(self, task: TaskRecord, spans: Mapping[str, slice]) -> slice:
         """The task's vocabulary."""
-        return slice(0, record.vocab_size)
+        return slice(0, task.vocab_size)
+
+    def texts(self, task: TaskRecord, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The batch's own, or those that `routed_texts` makes of it."""
+        return [dict(batch)] if self._routed_texts is None else self._routed_texts(batch)
+
+    def probe_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A decoder beside an encoder reads the same tokens as that."""
+        return inputs if self._decoder_inputs is None else {**inputs, "decoder_input_ids": inputs["input_ids"]}
 
     def probe_kept(self, probed: Tensor) -> Tensor:
         """Logits of a few tokens: all of them would take more room than the task."""
         return probed[..., :: max(probed.shape[-1] // PROBED_TOKENS, 1)]
 
-    def reduce(self, record: TaskRecord, outputs: Any, labels: Any) -> Any:
+    def collator(self, tokenizer: PreTrainedTokenizerBase | None) -> Callable | None:
+        """What `collate` makes of a tokenizer."""
+        return None if tokenizer is None else self._collate(tokenizer)
+
+    def can_smooth(self, task: TaskRecord) -> bool:
+        """With one label per token that is its own target."""
+        return self._smooths
+
+    def check_dataset(self, task: TaskRecord, name: str, data: Dataset) -> None:
+        """Tokens of the vocabulary."""
+        for column in ("input_ids", *LABELS):
+            if column not in data.column_names:
+                continue
+            first = data[0][column]
+            if not isinstance(first, list):
+                raise ValueError(
+                    f"Task '{task.name}' ({self.name}): the column '{column}' of the {name} holds {first!r}; "
+                    "expected lists of token ids."
+                )
+            largest = largest_value(data, column)
+            if largest is not None and task.vocab_size is not None and largest >= task.vocab_size:
+                raise ValueError(
+                    f"Task '{task.name}' ({self.name}): the {name} has the token {largest} in '{column}', and the "
+                    f"vocabulary has {task.vocab_size}. Use the backbone's own tokenizer."
+                )
+
+    def reduce(self, task: TaskRecord, outputs: Any, labels: Any) -> Any:
         """Sums per row, `(batch, 3)`, instead of logits over the vocabulary; the likeliest tokens if not measured."""
         if labels is None:
             return outputs.argmax(-1)
@@ -145,150 +234,95 @@ class LanguageModel(Kind):
         right = (logits.argmax(-1) == labels) & counted
         return torch.stack([loss.sum(1), right.sum(1).to(loss.dtype), counted.sum(1).to(loss.dtype)], 1)
 
-    def metrics(self, record: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
+    def metrics(self, task: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
         """Perplexity and accuracy over tokens."""
         return language_scores(predictions)
 
-    def check_dataset(self, record: TaskRecord, name: str, data: Dataset) -> None:
-        """Tokens of the vocabulary."""
-        for column in ("input_ids", *LABELS):
-            if column not in data.column_names:
-                continue
-            values = arrow_column(data, column)
-            first = data[0][column]
-            if not isinstance(first, list):
-                raise ValueError(
-                    f"Task '{record.name}' ({self.name}): the column '{column}' of the {name} holds {first!r}; "
-                    "expected lists of token ids."
-                )
-            largest = pc.max(pc.list_flatten(values)).as_py()
-            if largest is not None and record.vocab_size is not None and largest >= record.vocab_size:
-                raise ValueError(
-                    f"Task '{record.name}' ({self.name}): the {name} has the token {largest} in '{column}', and the "
-                    f"vocabulary has {record.vocab_size}. Use the backbone's own tokenizer."
-                )
+
+# -- the parts that they are made of ----------------------------------------------------------------------------------
 
 
-class CausalLM(LanguageModel):
-    """The next token, from those before it. Instruction tuning has labels of -100 at the prompt."""
+def prompts(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The prompts, where labels tell prompts from answers: so a prompt alone is routed as it was learned.
 
-    writes = True
+    Of running text every beginning may be a prompt: after the whole texts come their first 4, 8, 16, ... tokens.
+    """
+    labels, mask, ids = batch.get("labels"), batch.get("attention_mask"), batch.get("input_ids")
+    if ids is None:
+        return [dict(batch)]
+    real = torch.ones_like(ids) if mask is None else mask
+    prompt = torch.zeros_like(real) if labels is None else real * (labels == IGNORED)
+    whole = prompt.sum(1, keepdim=True) == 0
+    texts = [{**batch, "attention_mask": torch.where(whole, real, prompt)}]
+    length = SHORTEST_PROMPT
+    while bool(whole.all()) and length < ids.shape[1]:
+        beginning = real * (real.cumsum(1) <= length)
+        read = beginning.any(0).nonzero().flatten()
+        columns = slice(int(read[0]), int(read[-1]) + 1) if len(read) else slice(0, 1)
+        texts.append({"input_ids": ids[:, columns], "attention_mask": beginning[:, columns]})
+        length *= 2
+    return texts
 
-    name = "causal-lm"
-    families = (DECODER,)
-    output_class = CausalLMOutputWithPast
-    auto_class = "AutoModelForCausalLM"
-    pipeline = "text-generation"
-    makes_labels = True
-    shift = 1
-    hint = (
+
+def read_targets(task: TaskRecord, targets: Mapping[str, Tensor], config: PreTrainedConfig) -> dict[str, Any]:
+    """What a decoder reads that is to write the labels: them, one token later.
+
+    Raises:
+        ValueError: if there are none, or not one row of tokens for each text.
+    """
+    if "labels" not in targets:
+        raise ValueError(
+            f"Task '{task.name}' ({task.task_type}) got neither labels nor decoder_input_ids, so there is nothing to "
+            "score. Pass one of them, or write a text with model.generate(..., task=...)."
+        )
+    labels = targets["labels"]
+    if labels.dim() != 2:
+        raise ValueError(
+            f"Task '{task.name}' ({task.task_type}) got labels of shape {tuple(labels.shape)}; expected "
+            "(batch, target sequence)."
+        )
+    return {"decoder_input_ids": shift_right(labels, config)}
+
+
+# -- the kinds --------------------------------------------------------------------------------------------------------
+
+# The next token, from those before it. Instruction tuning has labels of -100 at the prompt.
+CAUSAL_LM = LanguageModel(
+    "causal-lm",
+    family=DECODER,
+    output_class=CausalLMOutputWithPast,
+    auto_class="AutoModelForCausalLM",
+    pipeline="text-generation",
+    collate=TextCollator,
+    hint=(
         "The first token of a text is never written, as nothing stands before it; and where a prompt was longer than "
         "the context, its answer was cut off."
-    )
-
-    def texts(self, record: TaskRecord, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The prompts, where labels tell prompts from answers: so a prompt alone is routed as it was learned.
-
-        Of running text every beginning may be a prompt: after the whole texts come their first 4, 8, 16, ... tokens.
-        """
-        labels, mask, ids = batch.get("labels"), batch.get("attention_mask"), batch.get("input_ids")
-        if ids is None:
-            return [dict(batch)]
-        real = torch.ones_like(ids) if mask is None else mask
-        prompt = torch.zeros_like(real) if labels is None else real * (labels == IGNORED)
-        whole = prompt.sum(1, keepdim=True) == 0
-        texts = [{**batch, "attention_mask": torch.where(whole, real, prompt)}]
-        length = SHORTEST_PROMPT
-        while bool(whole.all()) and length < ids.shape[1]:
-            beginning = real * (real.cumsum(1) <= length)
-            read = beginning.any(0).nonzero().flatten()
-            columns = slice(int(read[0]), int(read[-1]) + 1) if len(read) else slice(0, 1)
-            texts.append({"input_ids": ids[:, columns], "attention_mask": beginning[:, columns]})
-            length *= 2
-        return texts
-
-    def collator(self, tokenizer: PreTrainedTokenizerBase | None) -> Callable | None:
-        """Every real token is to be written, unless there are labels."""
-        return None if tokenizer is None else TextCollator(tokenizer)
-
-
-class MaskedLM(LanguageModel):
-    """The tokens behind masks."""
-
-    name = "masked-lm"
-    families = (ENCODER,)
-    output_class = MaskedLMOutput
-    auto_class = "AutoModelForMaskedLM"
-    pipeline = "fill-mask"
-    makes_labels = True
-    hint = "Give the tokens behind the masks, and -100 elsewhere."
-
-    def can_smooth(self, record: TaskRecord) -> bool:
-        """With one label per token."""
-        return True
-
-    def collator(self, tokenizer: PreTrainedTokenizerBase | None) -> Callable | None:
-        """Masks tokens at random, unless there are labels."""
-        return None if tokenizer is None else MaskingCollator(tokenizer)
-
-
-class MaskingCollator:
-    """Masks tokens at random; rows that have labels already are only padded.
-
-    Args:
-        tokenizer: with a mask token.
-        probability: share of the tokens that are masked.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float = 0.15) -> None:
-        self.tokenizer = tokenizer
-        self.pads = DataCollatorForTokenClassification(tokenizer)
-        self.masks = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=probability)
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Rows to a batch of `input_ids`, `attention_mask` and `labels`, all `(batch, sequence)`."""
-        if any(name in features[0] for name in LABELS):
-            return self.pads(features)
-        for _ in range(MASKING_TRIALS):
-            batch = self.masks(features)
-            if bool((batch["labels"] != IGNORED).any()):
-                break
-        return batch
-
-
-class Seq2SeqLM(LanguageModel):
-    """A text from a text: the encoder reads one, the decoder writes the other."""
-
-    writes = True
-
-    name = "seq2seq-lm"
-    families = (ENCODER_DECODER,)
-    output_class = Seq2SeqLMOutput
-    auto_class = "AutoModelForSeq2SeqLM"
-
-    def complete_inputs(
-        self, record: TaskRecord, inputs: dict[str, Any], targets: Mapping[str, Tensor], config: PreTrainedConfig
-    ) -> dict[str, Any]:
-        """The decoder reads what it is to write, one token later."""
-        if inputs.get("decoder_input_ids") is not None:
-            return inputs
-        if "labels" not in targets:
-            raise ValueError(
-                f"Task '{record.name}' ({self.name}) got neither labels nor decoder_input_ids, so there is nothing to "
-                "score. Pass one of them, or write a text with model.generate(..., task=...)."
-            )
-        labels = targets["labels"]
-        if labels.dim() != 2:
-            raise ValueError(
-                f"Task '{record.name}' ({self.name}) got labels of shape {tuple(labels.shape)}; expected "
-                "(batch, target sequence)."
-            )
-        return {**inputs, "decoder_input_ids": shift_right(labels, config)}
-
-    def probe_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The decoder reads the same tokens as the encoder."""
-        return {**inputs, "decoder_input_ids": inputs["input_ids"]}
-
-    def collator(self, tokenizer: PreTrainedTokenizerBase | None) -> Callable | None:
-        """Pads texts, and labels to a length of their own."""
-        return None if tokenizer is None else DataCollatorForSeq2Seq(tokenizer)
+    ),
+    shift=1,
+    writes=True,
+    makes_labels=True,
+    routed_texts=prompts,
+)
+# A text from a text: the encoder reads one, the decoder writes the other.
+SEQ2SEQ_LM = LanguageModel(
+    "seq2seq-lm",
+    family=ENCODER_DECODER,
+    output_class=Seq2SeqLMOutput,
+    auto_class="AutoModelForSeq2SeqLM",
+    collate=DataCollatorForSeq2Seq,
+    hint="Give the tokens to be written, and -100 where there is none.",
+    writes=True,
+    decoder_inputs=read_targets,
+)
+# The tokens behind masks.
+MASKED_LM = LanguageModel(
+    "masked-lm",
+    family=ENCODER,
+    output_class=MaskedLMOutput,
+    auto_class="AutoModelForMaskedLM",
+    pipeline="fill-mask",
+    collate=MaskingCollator,
+    hint="Give the tokens behind the masks, and -100 elsewhere.",
+    makes_labels=True,
+    smooths=True,
+)

@@ -13,10 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
 
+from ..compat import need
 from .base import IGNORED
+
+
+def _scores() -> Any:
+    return need("sklearn.metrics", why="Measuring labels")
+
 
 # -- labels -----------------------------------------------------------------------------------------------------------
 
@@ -28,35 +32,36 @@ def label_scores(logits: Any, labels: Any) -> dict[str, float]:
         logits: `(rows, labels)`.
         labels: `(rows,)`.
     """
-    best = np.asarray(logits).argmax(-1)
+    best, scores = np.asarray(logits).argmax(-1), _scores()
     return {
-        "accuracy": float(accuracy_score(labels, best)),
-        "f1": float(f1_score(labels, best, average="macro", zero_division=0)),
+        "accuracy": float(scores.accuracy_score(labels, best)),
+        "f1": float(scores.f1_score(labels, best, average="macro", zero_division=0)),
     }
 
 
 def multi_label_scores(logits: Any, labels: Any) -> dict[str, float]:
     """Share of rows with all labels right, and micro-averaged F1; both `(rows, labels)`."""
-    chosen, right = np.asarray(logits) > 0, np.asarray(labels) > 0.5
+    chosen, right, scores = np.asarray(logits) > 0, np.asarray(labels) > 0.5, _scores()
     return {
-        "accuracy": float(accuracy_score(right, chosen)),
-        "f1": float(f1_score(right, chosen, average="micro", zero_division=0)),
+        "accuracy": float(scores.accuracy_score(right, chosen)),
+        "f1": float(scores.f1_score(right, chosen, average="micro", zero_division=0)),
     }
 
 
 def regression_scores(numbers: Any, targets: Any) -> dict[str, float]:
     """Mean squared error and correlations, over all numbers."""
     flat, target = np.asarray(numbers).reshape(-1), np.asarray(targets).reshape(-1)
-    return {"mse": float(mean_squared_error(target, flat)), **correlations(flat, target)}
+    return {"mse": float(_scores().mean_squared_error(target, flat)), **correlations(flat, target)}
 
 
 def correlations(numbers: Any, targets: Any) -> dict[str, float]:
     """Pearson's and Spearman's correlation, both `(rows,)`; nothing for a single row."""
     if len(targets) < 2:
         return {}
+    stats = need("scipy.stats", why="Measuring correlations")
     return {
-        "pearson": float(pearsonr(numbers, targets)[0]),
-        "spearman": float(spearmanr(numbers, targets)[0]),
+        "pearson": float(stats.pearsonr(numbers, targets)[0]),
+        "spearman": float(stats.spearmanr(numbers, targets)[0]),
     }
 
 
@@ -115,9 +120,9 @@ def token_scores(best: Any, labels: Any, names: Sequence[str]) -> dict[str, floa
     """
     counted = np.asarray(labels) != IGNORED
     flat_best, flat_labels = np.asarray(best)[counted], np.asarray(labels)[counted]
-    accuracy = float(accuracy_score(flat_labels, flat_best))
+    accuracy = float(_scores().accuracy_score(flat_labels, flat_best))
     if not all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for name in names):
-        f1 = float(f1_score(flat_labels, flat_best, average="macro", zero_division=0))
+        f1 = float(_scores().f1_score(flat_labels, flat_best, average="macro", zero_division=0))
         return {"accuracy": accuracy, "f1": f1}
     rows = [
         [[names[number] for number in row[mask]] for row, mask in zip(np.asarray(numbers), counted, strict=True)]

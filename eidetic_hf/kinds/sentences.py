@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
-from ..configuration import TaskRecord
+from ..configuration import EideticConfig, TaskRecord
 from .base import Answer, Kind
-from .checks import expect_shape
-from .collators import PairCollator
-from .heads import EmbeddingHead
+from .checks import expect_bool, expect_one_of, expect_positive, expect_shape, find_label_column
+from .collators import PAIR, PairCollator
+from .heads import POOLINGS, EmbeddingHead, choose_pooling
 from .metrics import correlations
 
-PAIR = "pair_"
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass
@@ -53,48 +53,71 @@ class FeatureExtraction(Kind):
     its label.
     """
 
+    @dataclass(frozen=True)
+    class Options:
+        """Settings of a task.
+
+        Attributes:
+            pooling: how the head reads a sequence, one of `POOLINGS`; `None` for what suits the backbone.
+            temperature: of the contrastive loss.
+            normalize: whether embeddings are scaled to length 1.
+        """
+
+        pooling: str | None = None
+        temperature: float = 0.05
+        normalize: bool = True
+
+        def __post_init__(self) -> None:
+            expect_one_of("pooling", self.pooling, (None, *POOLINGS))
+            expect_positive("temperature", self.temperature)
+            expect_bool("normalize", self.normalize)
+
     name = "feature-extraction"
-    answers = ("pooler_output",)
+    outputs = ("pooler_output",)
     measured = ("pooler_output", "similarity")
     output_class = EmbeddingOutput
     optional_targets = True
     auto_class = "AutoModel"
     pipeline = "feature-extraction"
 
-    def make_head(self, config: PreTrainedConfig, record: TaskRecord) -> nn.Module:
+    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
+        """How the head reads a sequence."""
+        choose_pooling(task, config)
+
+    def make_head(self, config: PreTrainedConfig, task: TaskRecord) -> nn.Module:
         """Pooling and scaling; nothing to learn."""
-        return EmbeddingHead(record.pooling, record.normalize)
+        return EmbeddingHead(task.pooling, task.normalize)
 
     def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
         """`last_hidden_state`, `(batch, sequence, hidden)`, and `pooler_output`, the embeddings `(batch, hidden)`."""
         return {"last_hidden_state": hidden, "pooler_output": head(hidden, inputs.get("attention_mask"))}
 
-    def pair_targets(self, record: TaskRecord, pair: Callable[[], Answer]) -> dict[str, Tensor]:
+    def pair_targets(self, task: TaskRecord, pair: Callable[[], Answer]) -> dict[str, Tensor]:
         """The embeddings of the other texts."""
         return {"pair": pair()["pooler_output"]}
 
-    def loss(self, record: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, task: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy over the batch's partners, or squared error of the cosine."""
         if "pair" not in targets:
             raise ValueError(
-                f"Task '{record.name}' ({self.name}) got labels, which say how similar the texts of a pair are, and "
+                f"Task '{task.name}' ({self.name}) got labels, which say how similar the texts of a pair are, and "
                 "no pair_input_ids."
             )
         ours, theirs, labels = answer["pooler_output"].float(), targets["pair"].float(), targets.get("labels")
         if len(ours) != len(theirs):
             raise ValueError(
-                f"Task '{record.name}' ({self.name}) got {len(ours)} texts and {len(theirs)} partners; expected as "
+                f"Task '{task.name}' ({self.name}) got {len(ours)} texts and {len(theirs)} partners; expected as "
                 "many of both."
             )
         if labels is not None:
-            expect_shape(record, "labels", labels, (len(ours),), "the similarity of each pair")
+            expect_shape(task, "labels", labels, (len(ours),), "the similarity of each pair")
             if not labels.is_floating_point():
                 raise ValueError(
-                    f"Task '{record.name}' ({self.name}) needs floating-point labels between -1 and 1, the similarity "
+                    f"Task '{task.name}' ({self.name}) needs floating-point labels between -1 and 1, the similarity "
                     f"of each pair, got {labels.dtype}."
                 )
             return F.mse_loss(F.cosine_similarity(ours, theirs), labels.float())
-        scores = F.normalize(ours, dim=-1) @ F.normalize(theirs, dim=-1).T / record.temperature
+        scores = F.normalize(ours, dim=-1) @ F.normalize(theirs, dim=-1).T / task.temperature
         return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
     def output(
@@ -107,12 +130,12 @@ class FeatureExtraction(Kind):
         return output
 
     def distance(
-        self, record: TaskRecord, answer: Answer, wanted: Answer, targets: Mapping[str, Tensor], temperature: float
+        self, task: TaskRecord, answer: Answer, wanted: Answer, targets: Mapping[str, Tensor], temperature: float
     ) -> Tensor:
         """1 less the cosine."""
         return 1 - F.cosine_similarity(answer["pooler_output"], wanted["pooler_output"]).mean()
 
-    def texts(self, record: TaskRecord, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    def texts(self, task: TaskRecord, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """Both texts of each pair."""
         pair = {name.removeprefix(PAIR): value for name, value in batch.items() if name.startswith(PAIR)}
         single = {name: value for name, value in batch.items() if not name.startswith(PAIR)}
@@ -126,27 +149,27 @@ class FeatureExtraction(Kind):
         """Pads both texts of each pair."""
         return PairCollator(tokenizer)
 
-    def check_dataset(self, record: TaskRecord, name: str, data: Dataset) -> None:
+    def check_dataset(self, task: TaskRecord, name: str, data: Dataset) -> None:
         """Pairs of texts, and numbers as labels, if any."""
         if "pair_input_ids" not in data.column_names:
             raise ValueError(
-                f"Task '{record.name}' ({self.name}): the {name} has no column 'pair_input_ids', the tokens of the "
+                f"Task '{task.name}' ({self.name}): the {name} has no column 'pair_input_ids', the tokens of the "
                 f"text that belongs to each text; it has {data.column_names}."
             )
-        column = next((column for column in ("labels", "label") if column in data.column_names), None)
+        column = find_label_column(data)
         if column is not None:
             values = np.asarray(data[column][:])
             if values.dtype.kind not in "fi" or values.ndim != 1 or np.abs(values).max() > 1:
                 raise ValueError(
-                    f"Task '{record.name}' ({self.name}): the column '{column}' of the {name} holds "
+                    f"Task '{task.name}' ({self.name}): the column '{column}' of the {name} holds "
                     f"{data[0][column]!r}; expected numbers between -1 and 1, how similar the texts of a pair are "
                     "(divide STS-B's scores by 5)."
                 )
 
-    def reduce(self, record: TaskRecord, outputs: Any, labels: Any) -> Any:
+    def reduce(self, task: TaskRecord, outputs: Any, labels: Any) -> Any:
         """The similarity of each pair; the embeddings of single texts."""
         return outputs[1] if isinstance(outputs, tuple) else outputs
 
-    def metrics(self, record: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
+    def metrics(self, task: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
         """Correlations of cosine and label; nothing without labels."""
         return correlations(np.asarray(predictions), np.asarray(labels)) if np.ndim(labels) == 1 else {}

@@ -40,7 +40,7 @@ class RoutedOutput(ModelOutput):
     """What a batch of several tasks of one kind answers; what the kind does not answer is `None`.
 
     Attributes:
-        logits: for tasks with labels, over the labels of all of them, in the order of `config.flat_labels(kind)`, and
+        logits: for tasks with labels, over the labels of all of them, in the order of `kinds.flat_labels`, and
             minus infinity outside of a sequence's own task: `(batch, labels)`, or `(batch, sequence, labels)` for
             labels of tokens. Of language models `(batch, sequence, vocabulary)`, of multiple choice
             `(batch, choices)`.
@@ -144,7 +144,7 @@ def _distil(
     asked = {**request.inputs, **request.arguments, "view": View(LEARNING, teacher=True), "return_dict": True}
     with torch.no_grad(), evaluation_mode(module):
         output = torch.func.functional_call(module, teacher, kwargs=asked)
-    wanted = {part: output[part] for part in kind.answers}
+    wanted = {part: output[part] for part in kind.outputs}
     distance = kind.distance(record, found, wanted, targets, config.temperature)
     return (1 - config.distillation) * loss + config.distillation * distance
 

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from ..configuration import TaskError
 from ..kinds import TASK_KINDS, kind_of
 from ..network.backbone import DECODER, batch_size, context_length, evaluation_mode, family_of
-from ..views import LEARNING, current_view, task_name, use_view
+from ..views import current_view, task_name, use_view
 from .answering import OF_ONE_TASK, check_tasks, choose, resolve_task, view_of
 from .parts import Parts, committed, record_of
 
@@ -345,7 +345,7 @@ def prepare_inputs(model: Parts, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs: what transformers' generation prepared.
     """
     view, rows = current_view(), model.network.input_rows
-    inputs["task"] = model.learner.name if model.learner and view.key == LEARNING else task_name(view.key)
+    inputs["task"] = task_name(view.key) or (model.learner.name if model.learner else None)
     if rows.has_grown:  # a text that has ended goes on with padding, which the task may not know
         name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
         ids = inputs.get(name)

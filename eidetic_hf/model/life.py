@@ -17,8 +17,8 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..configuration import EideticConfig, TaskError, TaskRecord, check_task_name
-from ..kinds import check_kind, kind_of
+from ..configuration import EideticConfig, TaskError, TaskRecord
+from ..kinds import check_kind, check_task, kind_of
 from ..network import capacity
 from ..network.backbone import MODEL_INPUTS, evaluation_mode, initializer_range
 from ..network.storage import freeze
@@ -33,9 +33,10 @@ from .router import RouterSums, reference_inputs
 # -- added ------------------------------------------------------------------------------------------------------------
 
 
-def add_task(model: Parts, record: TaskRecord, forward_transfer: str | list[str] | None) -> TaskRecord:
+def add_task(
+    model: Parts, record: TaskRecord, forward_transfer: str | list[str] | None, options: Mapping[str, Any]
+) -> TaskRecord:
     """Declare a task, see `EideticModel.add_task`."""
-    check_task_name(record.name)
     config = model.config
     known = "committed" if config.task(record.name) is not None else "added" if record.name in model.added else None
     if known is not None:
@@ -52,6 +53,7 @@ def add_task(model: Parts, record: TaskRecord, forward_transfer: str | list[str]
             raise TaskError(
                 f"forward_transfer names '{ancestor}', which is not committed; committed are {committed(model)}."
             )
+    check_task(record, options)
     check_kind(record, config)
     kind_of(record).complete(record, config, model.network.vocabulary())
     model.added[record.name] = Added(record, transfer)

@@ -27,13 +27,13 @@ from ..compat import (
     hub_arguments,
     static_cache_shape,
 )
-from ..configuration import EideticConfig, TaskError, TaskRecord
-from ..kinds import default_kind, kind_of
+from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord
+from ..kinds import check_task, default_kind, kind_of, name_labels
 from ..kinds.heads import LanguageModelHead
 from ..kinds.pretrained_head import LanguageHead, load_with_head, read_language_head
 from ..network.architecture import choose_trunk, layers_of
 from ..network.architectures import architecture_of, is_declared
-from ..network.backbone import DECODER, base_model, family_of, hidden_size, initializer_range
+from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
 from ..network.storage import Slots, fixed_buffers, freeze, restore_fixed
 from ..views import POOL, current_view, task_key, use_view
@@ -268,11 +268,12 @@ class EideticModel(PreTrainedModel, GenerationMixin):
 
     def _set_labels(self) -> None:
         """Bring the configuration's labels up to date with the tasks that this class answers for."""
-        self.config.set_labels(self.answering)
+        name_labels(self.config, self.answering)
         self.num_labels = self.config.num_labels
 
     def _rebuild(self, task: TaskRecord) -> None:
         """Make room for a committed task's tensors, which a checkpoint will fill."""
+        check_task(task)
         key, ancestors = task_key(task.name), [task_key(name) for name in task.ancestors]
         self.network.rebuild(key, ancestors, task.units)
         self.network.rebuild_tokens(key, task.vocab_size, kind_of(task).reads_output_embeddings(task))
@@ -340,7 +341,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
     def add_task(
         self,
         name: str,
-        task_type: str = "sequence-classification",
+        task_type: str = DEFAULT_TASK_TYPE,
         labels: list[str] | None = None,
         forward_transfer: str | list[str] | None = None,
         **options: Any,
@@ -350,28 +351,23 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         Args:
             name: 1 to 64 letters, digits, `-`, `_`, `.`; not starting with a dot.
             task_type: the kind of task: `"sequence-classification"`, `"token-classification"`,
-                `"question-answering"`, `"multiple-choice"`, `"causal-lm"`, `"seq2seq-lm"`, `"masked-lm"` or
-                `"feature-extraction"` (see docs/kinds.md).
+                `"question-answering"`, `"multiple-choice"`, `"causal-lm"`, `"seq2seq-lm"`, `"masked-lm"`,
+                `"feature-extraction"`, or one of your own (see docs/kinds.md).
             labels: names of the labels in the order of the logits, in the kinds that classify sequences or tokens.
                 For regression, names of the targets (`["score"]` by default).
             forward_transfer: which earlier tasks this one reads: `"all"`, `"none"` or names; the model's by default.
-            options: settings of the kind, see docs/kinds.md: `problem_type`, `pooling`, `head_dropout`, `temperature`,
-                `normalize`, `own_output_embeddings`, ...
+            options: of the kind of task, such as `problem_type`, `pooling`, `head_dropout`, `temperature`,
+                `normalize` and `own_output_embeddings`; docs/kinds.md says which kind has which. `None` stands for
+                the default.
 
         Raises:
             TaskError: if the name is malformed or taken, or there are no labels, or an ancestor is unknown, or the
-                backbone can not have this kind of task.
+                backbone can not have this kind of task, or the kind has no such option.
         """
-        if options.get("problem_type") == "regression" and not labels:
-            labels = ["score"]
-        options = {
-            "pooling": "last" if family_of(self.config.base_config) == DECODER else "mean",
-            **{k: v for k, v in options.items() if v is not None},
-        }
-        record = TaskRecord(
-            name, task_type, labels=list(labels) if isinstance(labels, (list, tuple)) else labels or [], **options
-        )
-        return life.add_task(self, record, forward_transfer)
+        # A list or nothing; anything else is for the kind to refuse.
+        given = list(labels) if isinstance(labels, (list, tuple)) else labels or []
+        record = TaskRecord(name, task_type, labels=given)
+        return life.add_task(self, record, forward_transfer, options)
 
     def begin_task(self, name: str, pruning: PruningConfig | None = None) -> Learner:
         """Open the pool for a task that was added: from here on the model has Parameters to train.

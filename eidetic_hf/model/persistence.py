@@ -1,4 +1,4 @@
-"""How a model is kept: loaded from a checkpoint folder, saved to one, restored by the Trainer in the middle of a run."""
+"""How a model is kept: loaded from a checkpoint folder, saved to one, restored in the middle of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..compat import FACTORY_ARGUMENTS, HUB_ARGUMENTS, attention_of, hub_arguments, no_init_weights, set_attention
 from ..configuration import EideticConfig, TaskError
-from ..kinds import owners_of_tokens
+from ..kinds import default_kind, name_labels, owners_of_tokens
 from ..network.backbone import ENCODER, family_of
 from ..network.storage import Segment, put_tensor, tensors_of
 from ..views import POOL, TRUNK, owner_of, task_key
@@ -158,6 +158,7 @@ def save(model: Parts, folder: Path, tensors: Mapping[str, Tensor], include_pool
     config.architectures = [MODEL_CLASS]  # whichever class it was loaded with
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.learning = None if model.learner is None else model.learner.name
+    name_labels(config, default_kind(config))
     config.pool = model.config.pool and include_pool
     if not config.pool:
         config.forget_free_tokens()

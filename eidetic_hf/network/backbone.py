@@ -36,6 +36,11 @@ def hidden_size(config: PreTrainedConfig) -> int:
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 
+def initializer_range(config: PreTrainedConfig) -> float:
+    """Standard deviation of a backbone's initial weights; that of most, where an architecture does not say."""
+    return getattr(config, "initializer_range", 0.02)
+
+
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
     """The backbone in a model with a head; its modules, in a shell of its own where the model is none (T5)."""
     base = cast(PreTrainedModel, model.base_model)
@@ -47,11 +52,6 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
     for name, _ in list(shell.named_children()):
         setattr(shell, name, getattr(base, name))
     return shell.train(model.training)
-
-
-def initializer_range(config: PreTrainedConfig) -> float:
-    """Standard deviation of a backbone's initial weights."""
-    return getattr(config, "initializer_range", 0.02)
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

@@ -15,7 +15,10 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from ..configuration import POOLINGS, PROBLEM_TYPES, TASK_TYPES, WRITING, TaskError, check_task_name
+from ..configuration import DEFAULT_TASK_TYPE, TaskError, check_task_name
+from ..kinds import TASK_KINDS
+from ..kinds.heads import POOLINGS
+from ..kinds.sequence_labels import PROBLEM_TYPES
 from ..model.pruning import PruningConfig
 from .recipe import (
     KIND_RULES,
@@ -204,10 +207,10 @@ def _read_task(values: Any, number: int) -> TaskRecipe:
         raise RecipeError(f"{where[0].upper()}{where[1:]}: `name:` {error}") from error
     _check_common(values, where)
     _check_data(values.get("data"), where)
-    for key, allowed in (("type", TASK_TYPES), ("problem_type", PROBLEM_TYPES)):
+    for key, allowed in (("type", TASK_KINDS), ("problem_type", PROBLEM_TYPES)):
         if values.get(key) not in (None, *allowed):
             raise RecipeError(f"`{key}: {values[key]!r}` in {where}: expected one of {list(allowed)}.")
-    task_type = values.get("type") or TASK_TYPES[0]
+    task_type = values.get("type") or DEFAULT_TASK_TYPE
     _check_kind(values, task_type, where)
     splits = _mapping(
         values.get("splits") or {}, [f.name for f in dataclasses.fields(Splits)], f"`splits:` of {where}"
@@ -294,7 +297,7 @@ def _metric_of(values: dict[str, Any], task_type: str, where: str) -> str:
 
 def _check_written(values: Mapping[str, Any], task_type: str, where: str) -> None:
     """Texts that a task writes can be scored only where it is known what they should be."""
-    is_written = task_type in WRITING and values["metric"] in WRITTEN_METRICS
+    is_written = TASK_KINDS[task_type].writes and values["metric"] in WRITTEN_METRICS
     if task_type == "causal-lm" and "prompt" not in values["columns"] and (is_written or values.get("score_written")):
         key = f"metric: {values['metric']}" if is_written else f"score_written: {values['score_written']}"
         raise RecipeError(

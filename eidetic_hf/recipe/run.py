@@ -24,8 +24,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
-from ..configuration import LABELLED, TaskError, TaskRecord
-from ..kinds import check_kind
+from ..configuration import TaskError, TaskRecord
+from ..kinds import check_kind, kind_of
 from ..kinds.language import MaskingCollator
 from ..model.certificate import environment
 from ..model.checkpoint import COMMITTED, CONFIG_FILE, sha256_of, shard_file
@@ -187,7 +187,7 @@ class _Run:
         config = copy.copy(self.model.config)
         config.tasks = []
         for task in self.recipe.tasks:
-            labels = ["0", "1"] if task.type in LABELLED else []
+            labels = ["0", "1"] if kind_of(task.type).has_labels else []
             record = TaskRecord(task.name, task.type, labels=labels)
             try:
                 check_kind(record, config)
@@ -284,16 +284,16 @@ class _Run:
 
     def _add(self, task: TaskRecipe, data: TaskData) -> None:
         """Declare a task to the model."""
+        options = {"problem_type": task.problem_type, "pooling": task.pooling or self.recipe.pooling}
         names = ("temperature", "normalize", "own_output_embeddings")
-        rules = {name: task.setting(name) for name in names if name in task.rules.settings}
+        options.update({name: task.setting(name) for name in names if name in task.rules.settings})
+        known = kind_of(task.type).option_names()
         record = self.model.add_task(
             task.name,
             task_type=task.type,
             labels=data.labels or None,
-            problem_type=task.problem_type,
             forward_transfer=task.forward_transfer,
-            pooling=task.pooling or self.recipe.pooling,
-            **rules,
+            **{name: value for name, value in options.items() if name in known},
         )
         record.preparation = data.preparation.settings
 
@@ -381,7 +381,7 @@ class _Run:
         return {
             "name": record.name,
             "type": record.task_type,
-            "problem_type": record.problem_type,
+            "problem_type": record.options.get("problem_type", "single_label_classification"),
             "labels": record.labels,
             "metric": self.recipe.task(record.name).metric,
             "examples": {name: len(rows) for name, rows in self.data[record.name].rows.items()},

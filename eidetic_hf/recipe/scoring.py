@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from ..configuration import SEQUENCE_CLASSIFICATION, TaskRecord
+from ..configuration import TaskRecord
 from ..kinds import kind_of
 from ..kinds.metrics import squad_scores
 from ..model.model import EideticModel
@@ -211,7 +211,7 @@ def check_record(record: TaskRecord, task: TaskRecipe, data: TaskData) -> None:
     """Raise a `RecipeError` if a model has learned something else under a task's name."""
     for what, has, wants in (
         ("type", record.task_type, task.type),
-        ("problem_type", record.problem_type, task.problem_type),
+        ("problem_type", record.options.get("problem_type", task.problem_type), task.problem_type),
         ("labels", record.labels, data.labels if record.labels else record.labels),
     ):
         if has != wants:
@@ -274,7 +274,7 @@ def evaluate_routing(
 
 def _names_labels(record: TaskRecord) -> bool:
     """Whether a task's answer to a text is one or several labels."""
-    return record.task_type == SEQUENCE_CLASSIFICATION and record.problem_type != "regression"
+    return record.options.get("problem_type", "regression") != "regression"
 
 
 @torch.inference_mode()

@@ -32,9 +32,9 @@ from support.kind_cases import (
 from transformers import AutoModel, DataCollatorForTokenClassification, Trainer, pipeline
 
 import eidetic_hf
-from eidetic_hf import EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
+from eidetic_hf import TASK_KINDS, EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.configuration import TaskRecord
-from eidetic_hf.kinds import TASK_KINDS
+from eidetic_hf.kinds import label_spans
 
 WORDS = {"one": (10, 60), "two": (65, 115)}
 ON_BERT = [
@@ -209,7 +209,7 @@ def test_the_unpruned_network_can_teach_any_kind(kind: str, tmp_path: Path) -> N
 def spans(model: EideticModel, case: KindCase, name: str) -> Any:
     """Where a task's answer lies in the last dimension of a mixed one."""
     kind = TASK_KINDS[case.kind]
-    return kind.span(model.record(name), model.config.label_spans(case.kind))
+    return kind.span(model.record(name), label_spans(model.config, case.kind))
 
 
 def test_rows_of_a_mixed_batch_are_those_of_the_tasks_own_batches(place: tuple[Learned, KindCase, str]) -> None:
@@ -315,7 +315,7 @@ def test_labels_are_those_of_the_kind_that_a_class_answers(folders: dict[str, Pa
 
 def test_labels_without_a_prefix_carry_their_task() -> None:
     record = TaskRecord(name="pos", task_type="token-classification", labels=["NOUN", "O", "B-x"])
-    labels = [eidetic_hf.configuration.flat_label(record, label) for label in record.labels]
+    labels = [TASK_KINDS[record.task_type].flat_label(record, label) for label in record.labels]
     assert labels == ["pos/NOUN", "O", "B-pos/x"]
 
 

@@ -584,7 +584,7 @@ def test_what_is_lost_is_positive_where_less_is_better_too() -> None:
 
 
 def test_the_same_answer_to_everything_has_no_correlation_but_a_score() -> None:
-    record = TaskRecord("n", problem_type="regression", labels=["score"])
+    record = TaskRecord("n", options={"problem_type": "regression"}, labels=["score"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scores = TaskScore(record, "pearson")(EvalPrediction(np.ones((3, 1)), np.arange(3.0)))
