@@ -13,7 +13,7 @@ from .kinds import register_kind
 from .kinds.base import Kind
 from .model.answering import RoutedOutput
 from .model.auto import register_auto_classes
-from .model.checkpoint import CheckpointError
+from .model.checkpoint.layout import CheckpointError
 from .model.model import EideticModel
 from .model.pruning import PruningConfig
 from .network.architecture import Architecture, ArchitectureError, UnitPaths

@@ -45,7 +45,7 @@ from transformers.utils import logging
 from eidetic_hf import EideticModel, EideticTrainer
 from eidetic_hf.configuration import TaskRecord
 from eidetic_hf.kinds import kind_of
-from eidetic_hf.kinds.language import MaskingCollator
+from eidetic_hf.kinds.collators import MaskingCollator
 from eidetic_hf.kinds.metrics import answer_f1, correlations, entities, language_scores, squad_scores
 from eidetic_hf.recipe.recipe import LOWER_IS_BETTER, Recipe, TaskRecipe
 from eidetic_hf.recipe.recipe_file import read_recipe

@@ -13,7 +13,8 @@ import pytest
 from transformers import BertConfig
 
 import eidetic_hf
-from eidetic_hf import EideticConfig, EideticModel, TaskRecord
+from eidetic_hf import EideticConfig, EideticModel
+from eidetic_hf.configuration import TaskRecord
 from eidetic_hf.kinds import TASK_KINDS
 from eidetic_hf.views import task_key, task_name
 

@@ -14,7 +14,7 @@ from golden.make_format_1 import LEARNING, answer_of, resumable
 from safetensors.torch import load_file
 
 from eidetic_hf import EideticModel
-from eidetic_hf.model.checkpoint import sha256_of
+from eidetic_hf.model.checkpoint.layout import sha256_of
 
 FORMAT_1 = Path(__file__).parent / "golden" / "format_1"
 FOLDERS = ("bert", "t5")

@@ -19,7 +19,7 @@ from ..network.backbone import evaluation_mode
 from ..network.storage import Slots, named_tensors
 from ..views import View, task_key
 from .answering import answer
-from .checkpoint import CheckpointError
+from .checkpoint.layout import CheckpointError
 from .parts import Parts, committed, record_of
 from .request import Request
 

@@ -18,7 +18,9 @@ from ..network.backbone import ENCODER, family_of
 from ..network.storage import Segment, put_tensor, tensors_of
 from ..views import POOL, TRUNK, owner_of, task_key
 from . import certificate
-from .checkpoint import CheckpointError, read_config, read_generation_config, read_tensors, write_checkpoint
+from .checkpoint.layout import CheckpointError
+from .checkpoint.read import read_config, read_generation_config, read_tensors
+from .checkpoint.write import write_checkpoint
 from .parts import Parts
 
 # Modules whose tensors a checkpoint brings along, in shapes of their own.

@@ -26,9 +26,10 @@ from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from ..configuration import TaskError, TaskRecord
 from ..kinds import check_kind, kind_of
-from ..kinds.language import MaskingCollator
+from ..kinds.collators import MaskingCollator
 from ..model.certificate import environment
-from ..model.checkpoint import COMMITTED, CONFIG_FILE, sha256_of, shard_file
+from ..model.checkpoint.folder import COMMITTED
+from ..model.checkpoint.layout import CONFIG_FILE, sha256_of, shard_file
 from ..model.model import EideticModel
 from ..trainer import EideticTrainer
 from ..version import __version__

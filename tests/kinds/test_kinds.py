@@ -32,9 +32,9 @@ from support.kind_cases import (
 from transformers import AutoModel, DataCollatorForTokenClassification, Trainer, pipeline
 
 import eidetic_hf
-from eidetic_hf import TASK_KINDS, EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
+from eidetic_hf import EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.configuration import TaskRecord
-from eidetic_hf.kinds import label_spans
+from eidetic_hf.kinds import TASK_KINDS, label_spans
 
 WORDS = {"one": (10, 60), "two": (65, 115)}
 ON_BERT = [

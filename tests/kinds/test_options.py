@@ -15,8 +15,9 @@ from support.data import make_data
 from support.kind_cases import CASES
 
 import eidetic_hf
-from eidetic_hf import TaskError, TaskRecord
+from eidetic_hf import TaskError
 from eidetic_hf.compat import need
+from eidetic_hf.configuration import TaskRecord
 from eidetic_hf.kinds import TASK_KINDS, check_task
 from eidetic_hf.kinds.base import Kind
 from eidetic_hf.kinds.checks import is_dataset

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, EvalPrediction
 
 from eidetic_hf import EideticModel, EideticTrainer
 from eidetic_hf.configuration import TaskRecord
-from eidetic_hf.model.checkpoint import sha256_of
+from eidetic_hf.model.checkpoint.layout import sha256_of
 from eidetic_hf.recipe.recipe import KIND_RULES, SETTINGS, Recipe, RecipeError, TaskRecipe
 from eidetic_hf.recipe.recipe_file import read_recipe
 from eidetic_hf.recipe.results import continual_metrics

@@ -1,0 +1,149 @@
+"""What lies where in a checkpoint folder.
+
+config.json                         what the model is made of, and the SHA-256 of every shard
+model.safetensors.index.json        standard index: tensor -> file
+eidetic-trunk.safetensors           written once
+eidetic-task-<name>.safetensors     written once, at the task's commit
+eidetic-pool.safetensors            what is still free; absent in an inference-only release
+generation_config.json              how texts are written, in a model that can
+eidetic-learning.safetensors        only in a Trainer checkpoint in the middle of a task
+README.md                           the model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+
+from ...configuration import FORMAT_VERSION, EideticConfig
+from ...views import LEARNING, POOL, TRUNK, owner_of, task_key
+from .folder import FolderLocked, Transaction, recover
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = SAFE_WEIGHTS_INDEX_NAME
+GENERATION_FILE = GENERATION_CONFIG_NAME
+CARD_FILE = "README.md"
+TRUNK_FILE = "eidetic-trunk.safetensors"
+POOL_FILE = "eidetic-pool.safetensors"
+LEARNING_FILE = "eidetic-learning.safetensors"
+
+# What a later save writes anew or leaves out; every other shard is there for good.
+PASSING_FILES = (POOL_FILE, LEARNING_FILE)
+# By these a reader finds all others, so they take their places when all others are there.
+LAST_FILES = (INDEX_FILE, CONFIG_FILE)
+
+_FILES = {TRUNK: TRUNK_FILE, POOL: POOL_FILE, LEARNING: LEARNING_FILE}
+_T = TypeVar("_T")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder is incomplete, damaged, inconsistent, or must not be written to."""
+
+
+def shard_file(owner: str) -> str:
+    """File name of an owner's shard."""
+    return _FILES.get(owner) or f"eidetic-task-{owner[1:].replace('%2E', '.')}.safetensors"
+
+
+def owners_in(config: EideticConfig) -> list[str]:
+    """The owners whose shards a released checkpoint holds: the trunk, the tasks in commit order, the pool if it is."""
+    return [TRUNK, *(task_key(task.name) for task in config.tasks), *([POOL] if config.pool else [])]
+
+
+def by_owner(tensors: Mapping[str, _T]) -> dict[str, dict[str, _T]]:
+    """What belongs to tensors (they themselves, or anything else by their names), for each owner, in one pass."""
+    owned: dict[str, dict[str, _T]] = {}
+    for name, tensor in tensors.items():
+        owned.setdefault(owner_of(name), {})[name] = tensor
+    return owned
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds an object.
+
+    Raises:
+        CheckpointError: if it does not.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not a JSON object, but a {type(values).__name__}.")
+    return values
+
+
+def config_from(values: Mapping[str, Any]) -> EideticConfig:
+    """The configuration that a `config.json` holds.
+
+    Not `from_dict`, which makes a text of the whole configuration for a log that nobody reads.
+    """
+    return EideticConfig(**{name: value for name, value in values.items() if name != "model_type"})
+
+
+def check_format(source: str | os.PathLike, values: Mapping[str, Any]) -> None:
+    """Refuse what a later version has written.
+
+    Raises:
+        CheckpointError: if `format_version` in `values` says so, or is no number.
+    """
+    version = values.get("format_version", 0)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{source} was written in format {version}, this version of eidetic_hf reads up to {FORMAT_VERSION}. "
+            "Upgrade with: pip install -U eidetic-hf"
+        )
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[Transaction]:
+    """A transaction on a checkpoint folder.
+
+    Raises:
+        CheckpointError: if another process holds the folder for too long.
+        OSError: if writing failed; the checkpoint is unchanged.
+    """
+    try:
+        with Transaction(folder, LAST_FILES, _left_out) as new:
+            yield new
+    except FolderLocked as error:
+        raise CheckpointError(str(error)) from error
+
+
+def finish_interrupted_save(folder: Path) -> None:
+    """Complete a save that was cut off after its moment of change.
+
+    Raises:
+        CheckpointError: if another process holds the folder for too long.
+        OSError: if the folder can not be written to.
+    """
+    try:
+        recover(folder, LAST_FILES, _left_out)
+    except FolderLocked as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _left_out(folder: Path) -> list[str]:
+    """The shards that the index leaves out: what a save does away with that comes without a list of removals.
+
+    The first saves in format 1 had none.
+    """
+    weight_map = json_object(folder / INDEX_FILE).get("weight_map")
+    files = list(weight_map.values()) if isinstance(weight_map, dict) else list(PASSING_FILES)
+    return [name for name in PASSING_FILES if name not in files]
