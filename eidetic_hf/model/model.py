@@ -327,7 +327,7 @@ class EideticModel(GeneratingNetwork):
         tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.2
         with torch.no_grad(), self._in_eval_mode():
             for kind in KINDS:
-                error = cut_error([group for group in groups if group.kind == kind], groups, norms, run)
+                error = cut_error([group for group in groups if group.unit_type == kind], groups, norms, run)
                 if error > tolerance:
                     raise ArchitectureError(
                         f"A '{self.backbone.config.model_type}' backbone does not run right with fewer {kind}: its "

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..network.units import UNIT_TYPES
+
 IMPORTANCES = ("fisher", "taylor", "l1", "l2", "random")
 RECYCLES = ("pretrained", "random")
 ON_EXHAUSTED = ("private", "expand", "error")
-KINDS = ("heads", "cross_heads", "neurons")
+KINDS = UNIT_TYPES
 
 # Scores of one pruning event fade by this factor before the next, so that a decision rests on more than one interval.
 SCORE_MEMORY = 0.5
