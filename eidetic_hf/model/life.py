@@ -406,7 +406,7 @@ class LearningNetwork(CertifiedNetwork):
         else:
             for rows in self._tables():
                 rows.grow(size - rows.total, std)
-            read_by_view(self.input_rows)
+            read_by_view(self.input_rows, self.backbone)
             self.config.vocab_size = size
         for task in self._pending.values():
             task.vocab_size = None

@@ -128,7 +128,7 @@ class EideticModel(GeneratingNetwork):
             self._rebuild(task, norms)
         self._resize_pool()
         if self.input_rows.has_grown:
-            read_by_view(self.input_rows)
+            read_by_view(self.input_rows, self.backbone)
         if not empty:
             self.pack()
         self.post_init()

@@ -251,8 +251,8 @@ class TaskNetwork(PreTrainedModel):
     def _head(self, name: str, view: View, hidden: Tensor, inputs: Mapping[str, Any]) -> Answer:
         """What a task's head makes of hidden states, `(sequences, tokens, hidden)`."""
         kind = kind_of(self.record(name))
-        vocabulary = self._vocabulary(view if kind.reads_vocabulary else None)
-        return kind.answer(self.heads[view.key], hidden, inputs, vocabulary)
+        vocabulary = self._tables()[-1].table(view if kind.reads_vocabulary else None)
+        return kind.answer(self.heads[view.key], hidden, inputs, cast(Any, vocabulary))
 
     @torch.no_grad()
     def _pooled_trunk(self, inputs: Mapping[str, Tensor]) -> Tensor:

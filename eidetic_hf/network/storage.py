@@ -337,18 +337,19 @@ class OwnedRows:
         """Number of all rows."""
         return self.owners.total + self.count(POOL)
 
-    def place(self, key: str, place: Place | None) -> None:
+    def place(self, key: str, place: Place) -> None:
         """Add the rows that are registered in a place; those of the pool take the place of what it had.
 
-        They lie in memory of their own, until all are packed. `None` for a pool that is no more.
+        They lie in memory of their own, until all are packed.
         """
-        if place is None:
-            del self._places[key]
-        else:
-            self._places[key] = place
-            if key != POOL:
-                self.owners.add(key, len(place))
+        if key != POOL:
+            self.owners.add(key, len(place))
+        self._places[key] = place
         self._packed = None
+
+    def drop_pool(self) -> None:
+        """Forget a pool whose rows have all been handed over."""
+        del self._places[POOL]
 
     def _parts(self) -> list[Place]:
         pool = [self._places[POOL]] if POOL in self._places else []
