@@ -49,6 +49,7 @@ class View:
         decoder_token_mask: the same for what a decoder reads beside its encoder.
         batch: number of sequences, for code that flattens them into one list of tokens; known while probing.
         whole_vocabulary: whether it knows every token, as the router does; else those that the task knows.
+        part: which part of the token embeddings is being looked up, where they come in several; `None` for all.
     """
 
     key: str
@@ -58,6 +59,7 @@ class View:
     decoder_token_mask: Tensor | None = None
     batch: int = 0
     whole_vocabulary: bool = False
+    part: int | None = None
 
     def in_decoder(self) -> View:
         """This view, as the units of a decoder beside an encoder need it."""

@@ -21,6 +21,7 @@ from eidetic_hf.kinds import checks, register_kind
 from eidetic_hf.kinds.base import IGNORED, Answer, Kind
 from eidetic_hf.kinds.heads import POOLINGS, choose_pooling, pool_sequence
 from eidetic_hf.network.backbone import hidden_size, initializer_range
+from eidetic_hf.network.vocabulary import TokenTable
 
 
 class OrdinalHead(nn.Module):
@@ -88,7 +89,7 @@ class Ordinal(Kind):
         std = initializer_range(config)
         return OrdinalHead(hidden_size(config), len(task.labels), task.pooling, task.head_dropout, std)
 
-    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`logits`, `(batch, labels)`: logarithms of probabilities."""
         return {"logits": head(hidden, inputs.get("attention_mask"))}
 
@@ -118,7 +119,7 @@ class Ordinal(Kind):
                 f"Task '{task.name}': one label leaves nothing to put in order; give labels from low to high."
             )
 
-    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
+    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: TokenTable) -> None:
         """The last token in a decoder, else the mean, if nobody says it."""
         choose_pooling(task, config)
 

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, family_of
+from ..network.vocabulary import TokenTable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,14 +89,14 @@ class Kind(ABC):
         """A head with initial weights, for a backbone of this configuration."""
 
     @abstractmethod
-    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """A task's answer by name, such as `{"logits": ...}`, from no other tensors than these.
 
         Args:
             head: what `make_head` returned.
             hidden: last hidden states, `(sequences, tokens, hidden)`.
             inputs: the batch, as `forward` was given it.
-            vocabulary: output embeddings, `(tokens, embedding)`.
+            vocabulary: output embeddings of the tokens that the task knows.
         """
 
     @abstractmethod
@@ -172,7 +173,7 @@ class Kind(ABC):
         needed = " or ".join(_with_article(name) for name in self.families)
         return f"it needs {needed} as backbone, and '{config.base_config.model_type}' is {_with_article(family)}"
 
-    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:  # noqa: B027
+    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: TokenTable) -> None:  # noqa: B027
         """Fill in what the task's head is made of, before it is learned; `vocabulary` as `answer` takes it."""
 
     def reads_output_embeddings(self, task: TaskRecord) -> bool:

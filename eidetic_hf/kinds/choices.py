@@ -15,6 +15,7 @@ from transformers.modeling_outputs import MultipleChoiceModelOutput
 
 from ..configuration import EideticConfig, TaskRecord
 from ..network.backbone import hidden_size, initializer_range
+from ..network.vocabulary import TokenTable
 from .base import IGNORED, Answer, Kind
 from .checks import (
     expect_one_of,
@@ -55,7 +56,7 @@ class MultipleChoice(Kind):
     output_class = MultipleChoiceModelOutput
     auto_class = "AutoModelForMultipleChoice"
 
-    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
+    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: TokenTable) -> None:
         """How the head reads a sequence."""
         choose_pooling(task, config)
 
@@ -79,7 +80,7 @@ class MultipleChoice(Kind):
         given = inputs.get("input_ids")
         return (inputs["inputs_embeds"] if given is None else given).shape[1]
 
-    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`logits`, `(batch, choices)`."""
         mask = inputs.get("attention_mask")
         scores = head(hidden, None if mask is None else mask.flatten(0, 1))

@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 
 from ..configuration import EideticConfig, TaskRecord
 from ..network.backbone import DECODER, family_of
+from ..network.vocabulary import TokenTable
 
 POOLINGS = ("mean", "first", "last")
 
@@ -174,7 +175,7 @@ class LanguageModelHead(nn.Module):
         if own is not None:
             nn.init.normal_(own, std=std)
 
-    def forward(self, hidden: Tensor, embeddings: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, embeddings: Tensor | TokenTable) -> Tensor:
         """Hidden states `(..., hidden)` and embeddings `(tokens, embedding)` to logits `(..., vocabulary)`.
 
         Of the embeddings only the first `vocab_size` are read, as the vocabulary may have grown since; none, if the
@@ -184,8 +185,10 @@ class LanguageModelHead(nn.Module):
             hidden = self.transform(hidden)
         if self.scale != 1.0:
             hidden = hidden * self.scale
-        weight = embeddings[: self.vocab_size] if self.embeddings is None else self.embeddings
-        logits = F.linear(hidden, weight, self.bias)
+        if self.embeddings is not None:
+            embeddings = self.embeddings
+        table = embeddings if isinstance(embeddings, TokenTable) else TokenTable((embeddings,))
+        logits = table.first(self.vocab_size).score(hidden, self.bias)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 
 from ..configuration import EideticConfig, TaskRecord
 from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, hidden_size, initializer_range
+from ..network.vocabulary import TokenTable
 from .base import IGNORED, Answer, Kind, divergence, shift_right
 from .checks import (
     expect_bool,
@@ -118,7 +119,7 @@ class LanguageModel(Kind):
             )
         return None
 
-    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
+    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: TokenTable) -> None:
         """The vocabulary as it is now, and the parts of the pretrained head.
 
         The embeddings of a random backbone are those that its first task learned: of a token that this has never seen
@@ -129,7 +130,7 @@ class LanguageModel(Kind):
         own = task.own_output_embeddings
         if own is None:
             own = not config.trunk_pretrained and any(other.name != task.name for other in config.tasks)
-        task.head = {**parts, "embedding_size": vocabulary.shape[1], "own_embeddings": own}
+        task.head = {**parts, "embedding_size": vocabulary.width, "own_embeddings": own}
 
     def reads_output_embeddings(self, task: TaskRecord) -> bool:
         """Unless the head has some of its own."""
@@ -149,7 +150,7 @@ class LanguageModel(Kind):
             return inputs
         return {**inputs, **self._decoder_inputs(task, targets, config)}
 
-    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`logits`, `(batch, sequence, vocabulary)`."""
         return {"logits": head(hidden, vocabulary)}
 

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 from ..configuration import TaskRecord
 from ..network.backbone import hidden_size, initializer_range
+from ..network.vocabulary import TokenTable
 from .base import IGNORED, Answer, Kind, divergence
 from .checks import expect_probability, expect_shape, expect_some, expect_whole_numbers, list_lengths
 from .heads import TokenClassificationHead
@@ -52,7 +53,7 @@ class QuestionAnswering(Kind):
         """A linear layer on every token, to one logit for each end."""
         return TokenClassificationHead(hidden_size(config), 2, task.head_dropout, initializer_range(config))
 
-    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`start_logits` and `end_logits`, each `(batch, sequence)`."""
         start, end = head(hidden).unbind(-1)
         return {"start_logits": start.contiguous(), "end_logits": end.contiguous()}

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
 from ..configuration import EideticConfig, TaskRecord
+from ..network.vocabulary import TokenTable
 from .base import Answer, Kind
 from .checks import expect_bool, expect_one_of, expect_positive, expect_shape, find_label_column
 from .collators import PAIR, PairCollator
@@ -80,7 +81,7 @@ class FeatureExtraction(Kind):
     auto_class = "AutoModel"
     pipeline = "feature-extraction"
 
-    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
+    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: TokenTable) -> None:
         """How the head reads a sequence."""
         choose_pooling(task, config)
 
@@ -88,7 +89,7 @@ class FeatureExtraction(Kind):
         """Pooling and scaling; nothing to learn."""
         return EmbeddingHead(task.pooling, task.normalize)
 
-    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`last_hidden_state`, `(batch, sequence, hidden)`, and `pooler_output`, the embeddings `(batch, hidden)`."""
         return {"last_hidden_state": hidden, "pooler_output": head(hidden, inputs.get("attention_mask"))}
 

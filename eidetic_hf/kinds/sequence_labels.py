@@ -13,6 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..network.backbone import hidden_size, initializer_range
+from ..network.vocabulary import TokenTable
 from .base import Answer, Kind, divergence
 from .checks import (
     expect_label_numbers,
@@ -69,7 +70,7 @@ class SequenceClassification(Kind):
                 f"Task '{task.name}': one label ({task.labels[0]!r}) leaves nothing to classify; give two."
             )
 
-    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: Tensor) -> None:
+    def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: TokenTable) -> None:
         """How the head reads a sequence."""
         choose_pooling(task, config)
 
@@ -79,7 +80,7 @@ class SequenceClassification(Kind):
             hidden_size(config), len(task.labels), task.pooling, task.head_dropout, initializer_range(config)
         )
 
-    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`logits`, `(batch, labels)`."""
         return {"logits": head(hidden, inputs.get("attention_mask"))}
 

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from ..configuration import TaskRecord
 from ..network.backbone import hidden_size, initializer_range
+from ..network.vocabulary import TokenTable
 from .base import IGNORED, Answer, Kind, divergence
 from .checks import (
     distinct_values,
@@ -67,7 +68,7 @@ class TokenClassification(Kind):
         std = initializer_range(config)
         return TokenClassificationHead(hidden_size(config), len(task.labels), task.head_dropout, std)
 
-    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: Tensor) -> Answer:
+    def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`logits`, `(batch, sequence, labels)`."""
         return {"logits": head(hidden)}
 

@@ -317,7 +317,7 @@ def _answer_nothing(model: Parts, name: str, request: Request) -> Answer:
     prepared = kind.prepare(request.inputs, config)
     names = ("decoder_input_ids", "input_ids", "inputs_embeds")
     tokens = next(prepared[name] for name in names if name in prepared)
-    hidden = model.network.vocabulary().new_zeros(0, tokens.shape[1], hidden_size(config))
+    hidden = model.network.vocabulary().parts[0].new_zeros(0, tokens.shape[1], hidden_size(config))
     return _head_answer(model, kind, View(task_key(name)), hidden, request.inputs)
 
 

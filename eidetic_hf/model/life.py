@@ -123,7 +123,7 @@ def _start_head(model: Parts, record: TaskRecord) -> nn.Module:
         if "bias" in state and record.vocab_size is not None:  # tokens that came later start without one
             state["bias"] = functional.pad(state["bias"], (0, record.vocab_size - len(state["bias"])))
     if kind.reads_vocabulary and not kind.reads_output_embeddings(record):
-        state["embeddings"] = model.network.vocabulary(View(LEARNING))
+        state["embeddings"] = model.network.vocabulary(View(LEARNING)).joined()
     head.load_state_dict(state)
     return head
 
@@ -296,7 +296,7 @@ def grow_vocabulary(model: Parts, size: int, std: float | None) -> None:
     for rows in network.tables():
         rows.grow(size - rows.total, std)
     if config.trunk_pretrained or config.tasks:
-        read_by_view(network.input_rows)
+        read_by_view(network.input_rows, network.backbone)
         config.vocab_size = size
     else:  # the first task of a random backbone is going to train them with the trunk
         for rows in network.tables():

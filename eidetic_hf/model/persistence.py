@@ -15,7 +15,7 @@ from ..compat import FACTORY_ARGUMENTS, HUB_ARGUMENTS, attention_of, hub_argumen
 from ..configuration import EideticConfig, TaskError
 from ..kinds import default_kind, name_labels, owners_of_tokens
 from ..network.backbone import ENCODER, family_of
-from ..network.storage import Segment, put_tensor, tensors_of
+from ..network.storage import Segment, set_tensor, stored_tensors
 from ..views import POOL, TRUNK, owner_of, task_key
 from . import certificate
 from .checkpoint.layout import CheckpointError
@@ -105,9 +105,9 @@ def fill(model: Parts, tensors: dict[str, Tensor]) -> None:
     for name in sorted(tensors):
         module_name, _, leaf = name.rpartition(".")
         module = module_of.get(module_name)
-        if module is None or (leaf not in tensors_of(module) and not module_name.startswith(WITHOUT_ROOM)):
+        if module is None or (leaf not in stored_tensors(module) and not module_name.startswith(WITHOUT_ROOM)):
             raise CheckpointError(f"The checkpoint holds {name}, for which config.json leaves no place.")
-        old = tensors_of(module).get(leaf)
+        old = stored_tensors(module).get(leaf)
         if old is not None and old.shape != tensors[name].shape:
             raise CheckpointError(
                 f"{name} has the shape {tuple(tensors[name].shape)}, config.json expects {tuple(old.shape)}."
@@ -116,7 +116,7 @@ def fill(model: Parts, tensors: dict[str, Tensor]) -> None:
         # embeddings only those that language models score tokens with are more than looked up.
         tensor = tensors.pop(name)
         as_read = isinstance(module, Segment) or (isinstance(module, nn.Embedding) and module is not vocabulary)
-        put_tensor(module, leaf, tensor if as_read else tensor.clone())
+        set_tensor(module, leaf, tensor if as_read else tensor.clone())
         expected.discard(name)
     missing = sorted(expected)
     if missing:

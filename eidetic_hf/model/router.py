@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import TaskError
-from ..network.storage import Slots
+from ..network.storage import Slots, own_tensors
 from ..views import task_key
 
 MAX_FEATURES = 640
@@ -417,9 +417,8 @@ class Router(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Follow the model to another device, never to another dtype: rounded sums would be other sums."""
         for slots in cast(list[Slots], [self.reference, *self.sums.values()]):
-            for name, buffer in slots._buffers.items():
-                if buffer is not None:
-                    slots._buffers[name] = buffer.to(fn(buffer).device)
+            for name, buffer in own_tensors(slots).items():
+                slots.put(name, buffer.to(fn(buffer).device))
         self._solved.clear()
         return self
 
@@ -447,8 +446,7 @@ class Router(nn.Module):
 
     def clear_reference(self) -> None:
         """Forget the scale: the trunk may still change."""
-        for name in list(self.reference._buffers):
-            self.reference.put(name, None)
+        self.reference.clear()
 
     def _chosen(self, pooled: Tensor) -> Tensor:
         return pooled.float().flatten(1).index_select(1, self.reference.need("columns"))

@@ -7,7 +7,7 @@ them too. Rows are packed as
 
 so that the units a task sees, its ancestors' and its own, are a range of rows that starts at the first: a view, no
 copy. Where they are not (a task that skips an ancestor, or masks some of its units out), the rows are gathered once
-and cached. What a task does not see is never read, not even to be multiplied by zero.
+and cached, see `WeightCache`. What a task does not see is never read, not even to be multiplied by zero.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from torch.nn import functional as F
 
 from ..views import LEARNING, POOL, View, current_view
 from .importance import UnitProbe
-from .storage import Segment, Slots, freeze, named_tensors, thaw
-from .units import UnitGroup, UnitView
+from .storage import OwnedRows, Place, Segment, Slots, Undo, freeze, named_tensors, shell, thaw
+from .units import UnitGroup, UnitView, learning_key
+
+# Names of the tensors of a segment, whose rows lie in parallel.
+_LEAVES = ("weight", "bias")
 
 
 class TaskLinear(nn.Module):
@@ -47,12 +50,16 @@ class TaskLinear(nn.Module):
         self._group = [group]  # in a list, so that it is not registered as a child
         weight = weight.detach().t() if is_output else weight.detach()  # `pack` copies it
         self.segments = nn.ModuleDict({POOL: Segment(weight, None if bias is None or is_output else bias.detach())})
+        self._rows = OwnedRows()
+        self._rows.place(POOL, self._place(POOL))
         self.biases = Slots()
         if is_output and bias is not None:
             self.biases.put(POOL, bias.detach().clone())
-        self._packed: tuple[Tensor, Tensor | None] | None = None
         self._plans: dict[str, tuple[Tensor, Tensor | None, Tensor | None]] = {}
         group.members.append(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}}
 
     @property
     def group(self) -> UnitGroup:
@@ -75,56 +82,38 @@ class TaskLinear(nn.Module):
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
-    def _owned(self) -> list[Segment]:
-        return [self.segment(key) for key in [*self.group.order, POOL]]
+    def _place(self, key: str) -> Place:
+        return Place(self.segment(key), _LEAVES)
 
     @property
     def packed(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of all segments and the pool, in packed order."""
-        assert self._packed is not None
-        return self._packed
+        weight, bias = self._rows.packed
+        return cast(Tensor, weight), bias
 
     def pack(self) -> None:
         """Lay all segments and the pool into one fresh, aligned tensor, and make each of them a view of it."""
-        parts = self._owned()
-        weight = torch.cat([part.weight for part in parts])
-        bias = None if parts[0].bias is None else torch.cat([cast(Tensor, part.bias) for part in parts])
-        start = 0
-        for part in parts:
-            stop = start + part.weight.shape[0]
-            part._buffers["weight"] = weight[start:stop]
-            if bias is not None:
-                part._buffers["bias"] = bias[start:stop]
-            start = stop
-        self._packed = (weight, bias)
+        self._rows.pack()
         self.group.forget_views()
 
     def is_packed(self) -> bool:
         """Whether every segment still is a view of the packed tensors."""
-        if self._packed is None:
-            return False
-        for index, packed in enumerate(self._packed):
-            if packed is None:
-                continue
-            start = packed.data_ptr()
-            for part in self._owned():
-                tensor = part.weight if index == 0 else part.bias
-                if tensor is None or tensor.dtype != packed.dtype or tensor.device != packed.device:
-                    return False
-                if tensor.numel() and tensor.data_ptr() != start:
-                    return False
-                start += tensor.numel() * tensor.element_size()
-        return True
+        return self._rows.is_packed()
 
     def _apply(self, fn: Any, recurse: bool = True) -> TaskLinear:
         super()._apply(fn, recurse)
-        if self._packed is not None and not self.is_packed():  # moved to another device or dtype, piece by piece
+        if self._rows.is_laid and not self.is_packed():  # moved to another device or dtype, piece by piece
             self.pack()
         return self
 
     def forget_views(self) -> None:
         """Drop cached weights."""
-        self._plans.clear()
+        self.group.cache.forget(self._plans)
+
+    def forget_learning_views(self) -> None:
+        """Drop cached weights of the task being learned."""
+        for teacher in (False, True):
+            self._plans.pop(learning_key(teacher), None)
 
     # -- life of a task -------------------------------------------------------------------------------------------
 
@@ -159,21 +148,39 @@ class TaskLinear(nn.Module):
             bias = None if bias is None else torch.zeros_like(bias)
         return owned, Segment(weight, bias)
 
+    def snapshot(self) -> Undo:
+        """What `undo_commit` needs."""
+        if self._rows.is_torn():
+            self.pack()
+        return self._rows.snapshot()
+
     def replace(self, key: str, segment: Segment, pool: Segment) -> None:
         """Take over what `stage` returned."""
         self.segments[key] = segment
-        self.segments[POOL] = pool
+        self._rows.hand_over(key, self._place(key), Place(pool, _LEAVES).tensors())
         bias = self.biases.get(LEARNING)
         if bias is not None:
             self.biases.put(key, bias.detach().clone())
-        self.pack()
+
+    def undo_commit(self, key: str, undo: Undo) -> None:
+        """Take a commit back, to the last bit, however far it came."""
+        self._rows.take_back(undo, self._place(POOL))
+        if key in self.segments:
+            del self.segments[key]
+        self.biases.put(key, None)
+        self._plans.pop(key, None)
 
     def rebuild(self, key: str, n_units: int) -> None:
         """Make room for a committed task's tensors, which a checkpoint will fill."""
         private = self.biases.get(POOL)
         self.segments[key] = self.segment(POOL).room(n_units * self.width)
+        self._rows.place(key, self._place(key))
         if private is not None:
             self.biases.put(key, torch.zeros_like(private))
+
+    def resize_pool(self, n_units: int) -> None:
+        """Make room for a pool of `n_units`, which a checkpoint will fill."""
+        self._put_pool(self.segment(POOL).room(n_units * self.width))
 
     def expand(self, n_units: int, std: float) -> None:
         """Add rows to the pool: zeros in an out-projection, else drawn from a normal distribution."""
@@ -181,7 +188,13 @@ class TaskLinear(nn.Module):
         new = pool.room(n_units * self.width)
         new.weight.normal_(0, 0 if self.is_output else std)
         bias = None if pool.bias is None or new.bias is None else torch.cat([pool.bias, new.bias.zero_()])
-        self.segments[POOL] = Segment(torch.cat([pool.weight, new.weight]), bias)
+        self._put_pool(Segment(torch.cat([pool.weight, new.weight]), bias))
+        self.pack()
+
+    def shrink(self, n_units: int) -> None:
+        """Take back the last `n_units` that `expand` added to the pool."""
+        pool, rows = self.segment(POOL), n_units * self.width
+        self._put_pool(Segment(pool.weight[:-rows], None if pool.bias is None else pool.bias[:-rows]))
         self.pack()
 
     def tensors_of(self, name: str, key: str, private: bool) -> dict[str, Tensor]:
@@ -196,31 +209,43 @@ class TaskLinear(nn.Module):
         bias = self.biases.get(key) if private else None
         return found if bias is None else {**found, f"{name}.biases.{key}": bias}
 
+    def _put_pool(self, pool: Segment) -> None:
+        self.segments[POOL] = pool
+        self._rows.place(POOL, self._place(POOL))
+
     # -- forward --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _gather(self, view: UnitView) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of a view: slices of the packed tensors where its units are the first ones."""
-        weight, bias = self.packed
+    def _read(self, view: UnitView) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a view: slices of the packed tensors where its units are in a row."""
         if view.positions is None:
-            stop = view.count * self.width
-            return weight[:stop], None if bias is None else bias[:stop]
-        rows = self.rows(view.positions)
-        return weight[rows], None if bias is None else bias[rows]
+            start, stop = view.start * self.width, (view.start + view.count) * self.width
+            weight, bias = self._rows.read(start, stop)
+        else:
+            weight, bias = self._rows.gather(self.rows(view.positions))
+        return cast(Tensor, weight), bias
+
+    def _plan(self, key: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Weight, bias and gates of a committed task, made at its first use."""
+        plan = self._plans.get(key)
+        return self._make_plan(key) if plan is None else plan
 
     @torch.inference_mode(False)
-    def _plan(self, key: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        plan = self._plans.get(key)
-        if plan is None:
-            view = self.group.view(key)
-            weight, bias = self._gather(view)
-            gates = None
-            if self.is_output:
-                weight, bias = weight.t(), self.biases.get(key)
-                if view.gates is not None:
-                    gates = view.gates.repeat_interleave(self.width)
-            plan = self._plans[key] = (weight, bias, gates)
+    def _make_plan(self, key: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        view = self.group.view(key)
+        weight, bias = self._read(view)
+        copied = 0 if view.positions is None and view.start == 0 else self._rows.copied_bytes([weight, bias])
+        gates = None
+        if self.is_output:
+            weight, bias = weight.t(), self.biases.get(key)
+            if view.gates is not None:
+                gates = view.gates.repeat_interleave(self.width)
+        plan = (weight, bias, gates)
+        if copied:
+            self.group.cache.admit(self._plans, key, plan, copied)
+        else:
+            self._plans[key] = plan
         return plan
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -234,9 +259,9 @@ class TaskLinear(nn.Module):
     def _learning_weights(self, view: View) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Ancestors' weight and bias, then the kept rows of the working copy's."""
         ancestors, _, kept = self.group.learning_view(view.teacher)
-        key = f"{LEARNING}:{view.teacher}"
+        key = learning_key(view.teacher)
         if key not in self._plans:
-            self._plans[key] = (*self._gather(ancestors), None)
+            self._plans[key] = (*self._read(ancestors), None)
         working = self.segment(LEARNING)
         weight, bias = working.weight, working.bias
         if kept is not None:
@@ -347,14 +372,8 @@ class TaskNorm(nn.Module):
         return named_tensors(self.tasks[key], f"{name}.tasks.{key}") if private else {}
 
     def rebuild(self, key: str) -> None:
-        """Make room for a committed task's tensors, which a checkpoint will fill (a shallow copy: it is cheaper)."""
-        pool = self.tasks[POOL]
-        norm = pool.__new__(type(pool))
-        norm.__dict__ = {**pool.__dict__, "_parameters": dict(pool._parameters), "_modules": dict(pool._modules)}
-        norm.__dict__["_buffers"] = {
-            name: None if buffer is None else torch.empty_like(buffer) for name, buffer in pool._buffers.items()
-        }
-        self.tasks[key] = norm
+        """Make room for a committed task's tensors, which a checkpoint will fill."""
+        self.tasks[key] = shell(self.tasks[POOL], torch.empty_like)
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Normalize `(..., hidden)` with the current task's parameters."""

@@ -18,10 +18,10 @@ from .architecture import LAYERS, Architecture, ArchitectureError, find, layers_
 from .architectures import architecture_of
 from .backbone import ENCODER, batch_size, evaluation_mode, family_of, flat_sequences, is_nested
 from .layers import TASK_MODULES, TaskLinear, TaskNorm
-from .storage import Slots, freeze, put_tensor, tensors_of, thaw_own
+from .storage import Slots, WeightCache, freeze, own_tensors, set_tensor, stored_tensors, thaw
 from .trunk import TrunkPass, pool_states, record_trunk, share_trunk
 from .units import UNIT_TYPES, UnitGroup
-from .vocabulary import LateRows, read_by_view, table_of
+from .vocabulary import LateRows, TokenTable, read_by_view, table_of
 from .wiring import cut_error, join_tied, refresh_buffers, replace_module, wire_stack
 
 
@@ -59,6 +59,7 @@ class Network:
         output_embeddings: the `weight` that scores tokens, where it is not the input embeddings'.
         input_rows: rows of the input embeddings that the vocabulary has grown by.
         output_rows: the same for `output_embeddings`.
+        cache: bounds the memory of the copies that layers make of what some task sees and is no slice.
     """
 
     def __init__(self, config: EideticConfig, backbone: PreTrainedModel, empty: bool) -> None:
@@ -67,6 +68,7 @@ class Network:
         for path in architecture.unused:
             replace_module(backbone, path, None)
         self.config, self.backbone = config, backbone
+        self.cache = WeightCache()
         self.groups = nn.ModuleDict()
         self.output_embeddings = Slots()
         self.input_rows = LateRows(table_of(backbone.get_input_embeddings()))
@@ -88,7 +90,7 @@ class Network:
         for prefix, stack in architecture.stacks.items():
             stacked = cast(nn.ModuleList, self.backbone.get_submodule(stack.layers))
             first = config.trunk_layers if prefix == LAYERS else 0
-            for group in wire_stack(prefix, stack, stacked, first, self.backbone.config):
+            for group in wire_stack(prefix, stack, stacked, first, self.backbone.config, self.cache):
                 self.groups[module_name(group.name)] = group
             for index in range(first, len(stacked)):
                 unowned += [f"{stack.layers}.{index}.{name}" for name in leftovers(architecture, stacked[index])]
@@ -115,12 +117,12 @@ class Network:
         """The tables of embeddings that grow with the vocabulary: the input's, and the output's if it has its own."""
         return [self.input_rows, *([] if self.output_embeddings.get("weight") is None else [self.output_rows])]
 
-    def vocabulary(self, view: View | None = None) -> Tensor:
-        """The output embeddings, `(tokens, embedding)`: the input embeddings, unless the backbone has others.
+    def vocabulary(self, view: View | None = None) -> TokenTable:
+        """The output embeddings: the input embeddings, unless the backbone has others.
 
         Those that a view knows, if one is given.
         """
-        return self.tables()[-1].seen(view)
+        return self.tables()[-1].table(view)
 
     @property
     def device(self) -> torch.device:
@@ -133,7 +135,7 @@ class Network:
         return next(
             tensor.dtype
             for module in self.backbone.modules()
-            for tensor in tensors_of(module).values()
+            for tensor in stored_tensors(module).values()
             if tensor.is_floating_point()
         )
 
@@ -167,7 +169,7 @@ class Network:
         found = {
             f"{name}.{leaf}": tensor
             for name, module in _outside_of(self.backbone, "backbone", TASK_MODULES)
-            for leaf, tensor in tensors_of(module).items()
+            for leaf, tensor in stored_tensors(module).items()
         }
         if with_output and (weight := self.output_embeddings.get("weight")) is not None:
             found["output_embeddings.weight"] = weight
@@ -305,7 +307,9 @@ class Network:
         modules = [module for _, module in _outside_of(self.backbone, "backbone", TASK_MODULES)]
         thawed = []
         for module in [*modules, *([self.output_embeddings] if with_output else [])]:
-            thawed += [Thawed(module, leaf, before) for leaf, before in thaw_own(module).items()]
+            before = stored_tensors(module)
+            trained = own_tensors(thaw(module, recurse=False))
+            thawed += [Thawed(module, leaf, before[leaf]) for leaf in before if trained[leaf] is not before[leaf]]
         return thawed
 
     def freeze_trunk(self, thawed: list[Thawed], restore: bool, undo: ExitStack | None = None) -> None:
@@ -317,10 +321,10 @@ class Network:
             undo: takes what lets it be trained again.
         """
         for entry in thawed:
-            trained = tensors_of(entry.module)[entry.leaf]
+            trained = own_tensors(entry.module)[entry.leaf]
             if undo is not None:
-                undo.callback(put_tensor, entry.module, entry.leaf, trained)
-            put_tensor(entry.module, entry.leaf, entry.before if restore else trained.detach().clone())
+                undo.callback(set_tensor, entry.module, entry.leaf, trained)
+            set_tensor(entry.module, entry.leaf, entry.before if restore else trained.detach().clone())
 
     # -- from and to a checkpoint ---------------------------------------------------------------------------------
 
@@ -347,7 +351,7 @@ class Network:
             if owned or not self.config.pool:
                 group.resize_pool(group.count(POOL) - owned if self.config.pool else 0)
         if self.input_rows.has_grown:
-            read_by_view(self.input_rows)
+            read_by_view(self.input_rows, self.backbone)
 
     def pack(self) -> None:
         """Lay every projection's segments, and every table's rows, into one aligned tensor each."""

@@ -1,33 +1,149 @@
-"""Where tensors live: Parameters while they are learned, buffers for ever after."""
+"""Where tensors live: Parameters while they are learned, buffers for ever after, rows with owners in one piece.
+
+This is the only file that knows how a `torch.nn.Module` keeps its tensors (`_parameters`, `_buffers`).
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+import threading
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
+from ..views import POOL
 
-def freeze(module: nn.Module, copy: bool = True) -> nn.Module:
-    """Turn every Parameter below `module` into a buffer with a copy of its value, out of every optimizer's reach.
+Module = TypeVar("Module", bound=nn.Module)
 
-    Without `copy` the buffer keeps the Parameter's memory: for Parameters that nobody else can have seen.
+# A slice of packed rows is as good as a copy of them where it begins at a multiple of this many bytes: no product then
+# takes another code path. A CPU's vectors have up to 64; cuBLAS chooses its algorithm by an alignment of up to 256.
+_ALIGNMENT = {"cpu": 64}
+_ALIGNMENT_ELSEWHERE = 256
+
+
+# -- a module's own tensors -------------------------------------------------------------------------------------------
+
+
+def get_tensor(module: nn.Module, leaf: str) -> Tensor | None:
+    """The Parameter or buffer of this name, past any property that a class has in its place; `None` without one."""
+    value = module._parameters.get(leaf)
+    return value if value is not None else module._buffers.get(leaf)
+
+
+def set_tensor(module: nn.Module, leaf: str, value: Tensor | None) -> None:
+    """Put a tensor in a module's place of this name: a Parameter can be trained, any other tensor is a buffer.
+
+    `None` removes it. A tensor that takes the place of one of the same sort keeps its position in the state dict.
     """
-    for child in module.modules():
-        for name, parameter in list(child._parameters.items()):
+    tables: list[Any] = [module._buffers, module._parameters]
+    if isinstance(value, nn.Parameter):
+        tables.reverse()
+    tables[1].pop(leaf, None)
+    if value is None:
+        tables[0].pop(leaf, None)
+    else:
+        tables[0][leaf] = value
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """A module's buffers by name, without its children's."""
+    return {leaf: buffer for leaf, buffer in module._buffers.items() if buffer is not None}
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's Parameters and buffers by name, without its children's."""
+    parameters = {leaf: parameter for leaf, parameter in module._parameters.items() if parameter is not None}
+    return {**parameters, **own_buffers(module)}
+
+
+def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """A module's Parameters and buffers that a checkpoint holds, by name, without its children's."""
+    passing = module._non_persistent_buffers_set
+    return {leaf: tensor for leaf, tensor in own_tensors(module).items() if leaf not in passing}
+
+
+def named_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """The tensors of a module and all below it that a checkpoint holds, by their names in the state dict."""
+    return module.state_dict(prefix=f"{name}.", keep_vars=True)
+
+
+def _float_buffers(root: nn.Module, stored: bool) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    for module in root.modules():
+        for leaf, buffer in own_buffers(module).items():
+            if buffer.is_floating_point() and (leaf not in module._non_persistent_buffers_set) == stored:
+                yield module, leaf, buffer
+
+
+def stored_buffers(root: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Floating-point buffers below a module that a checkpoint holds: module, name and tensor of each."""
+    return _float_buffers(root, stored=True)
+
+
+def fixed_buffers(root: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    """Floating-point buffers that no checkpoint holds, since they follow from the configuration: rotary frequencies.
+
+    Returns:
+        Module, name and tensor of each.
+    """
+    return list(_float_buffers(root, stored=False))
+
+
+def restore_fixed(fixed: list[tuple[nn.Module, str, Tensor]]) -> None:
+    """Put back what `fixed_buffers` returned, on the device that each is on now."""
+    for module, leaf, buffer in fixed:
+        set_tensor(module, leaf, buffer.to(cast(Tensor, get_tensor(module, leaf)).device))
+
+
+def freeze(module: Module, copy: bool = True, recurse: bool = True) -> Module:
+    """Turn every Parameter of `module` into a buffer with a copy of its value, out of every optimizer's reach.
+
+    Args:
+        module: the module.
+        copy: without it the buffer keeps the Parameter's memory: for Parameters that nobody else can have seen.
+        recurse: whether its children's are meant, too.
+    """
+    for child in module.modules() if recurse else [module]:
+        for leaf, parameter in list(child._parameters.items()):
             if parameter is not None:
-                del child._parameters[name]
-                child.register_buffer(name, parameter.detach().clone() if copy else parameter.detach())
+                set_tensor(child, leaf, parameter.detach().clone() if copy else parameter.detach())
     return module
 
 
-def thaw(module: nn.Module) -> nn.Module:
-    """Turn every floating-point buffer below `module` into a Parameter with a copy of its value."""
-    for child in module.modules():
-        for name, buffer in list(child._buffers.items()):
-            if buffer is not None and buffer.is_floating_point() and name not in child._non_persistent_buffers_set:
-                del child._buffers[name]
-                child.register_parameter(name, nn.Parameter(buffer.detach().clone()))
+def thaw(module: Module, recurse: bool = True) -> Module:
+    """Turn every floating-point buffer of `module` that a checkpoint holds into a Parameter with a copy of its value.
+
+    Args:
+        module: the module.
+        recurse: whether its children's are meant, too.
+    """
+    for child in module.modules() if recurse else [module]:
+        for leaf, buffer in own_buffers(child).items():
+            if buffer.is_floating_point() and leaf not in child._non_persistent_buffers_set:
+                set_tensor(child, leaf, nn.Parameter(buffer.detach().clone()))
     return module
+
+
+def shell(module: Module, like: Callable[[Tensor], Tensor]) -> Module:
+    """A module of the same class and settings that shares Parameters and children, and has buffers of its own.
+
+    It is cheaper than a deep copy, and copies nothing that a checkpoint is about to bring.
+
+    Args:
+        module: the module.
+        like: what makes a buffer from one of `module`'s, such as `torch.empty_like`.
+    """
+    twin = cast(Module, module.__class__.__new__(module.__class__))
+    twin.__dict__ = {
+        **module.__dict__,
+        "_parameters": dict(module._parameters),
+        "_modules": dict(module._modules),
+        "_buffers": {leaf: None if buffer is None else like(buffer) for leaf, buffer in module._buffers.items()},
+        "_non_persistent_buffers_set": set(module._non_persistent_buffers_set),
+    }
+    return twin
 
 
 class Slots(nn.Module):
@@ -35,8 +151,7 @@ class Slots(nn.Module):
 
     def get(self, key: str) -> Tensor | None:
         """The tensor of `key`, or `None`."""
-        value = self._parameters.get(key)
-        return value if value is not None else self._buffers.get(key)
+        return get_tensor(self, key)
 
     def need(self, key: str) -> Tensor:
         """The tensor of `key`.
@@ -46,17 +161,17 @@ class Slots(nn.Module):
         """
         value = self.get(key)
         if value is None:
-            raise KeyError(f"There is no tensor in the slot '{key}'.")
+            raise KeyError(f"There is no tensor in the slot '{key}'; there are {list(own_tensors(self))}.")
         return value
 
     def put(self, key: str, value: Tensor | nn.Parameter | None) -> None:
         """Set the tensor of `key`: a `Parameter` can be trained, any other tensor is a buffer. `None` removes it."""
-        self._parameters.pop(key, None)
-        self._buffers.pop(key, None)
-        if isinstance(value, nn.Parameter):
-            self.register_parameter(key, value)
-        elif value is not None:
-            self.register_buffer(key, value)
+        set_tensor(self, key, value)
+
+    def clear(self) -> None:
+        """Remove all tensors."""
+        for key in own_tensors(self):
+            self.put(key, None)
 
 
 class Segment(nn.Module):
@@ -85,53 +200,376 @@ class Segment(nn.Module):
         return Segment(self.weight.new_empty(rows, self.weight.shape[1]), bias)
 
 
-def put_tensor(module: nn.Module, leaf: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of a module's own: a `Parameter` can be trained, any other tensor is a buffer."""
-    is_parameter = isinstance(tensor, nn.Parameter)
-    (module._buffers if is_parameter else module._parameters).pop(leaf, None)
-    place: dict[str, Any] = module._parameters if is_parameter else module._buffers
-    place[leaf] = tensor
+# -- rows with owners -------------------------------------------------------------------------------------------------
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own tensors that a checkpoint holds, by name; not those of its children."""
-    fixed = module._non_persistent_buffers_set
-    found = {name: buffer for name, buffer in module._buffers.items() if name not in fixed}
-    return {name: tensor for name, tensor in {**module._parameters, **found}.items() if tensor is not None}
+class Spans:
+    """Which run of places each owner has: one after another, in the order in which they came, from place 0 on.
 
+    Invariant: a run never moves and never changes its length; only the last owner can be taken back.
 
-def thaw_own(module: nn.Module) -> dict[str, Tensor]:
-    """Turn a module's own floating-point buffers into Parameters with copies of their values; not its children's.
-
-    Returns:
-        The buffers by name.
+    Attributes:
+        order: the owners.
+        total: number of places that are somebody's.
     """
-    before = {name: tensor for name, tensor in tensors_of(module).items() if tensor.is_floating_point()}
-    for name, tensor in before.items():
-        put_tensor(module, name, nn.Parameter(tensor.detach().clone()))
-    return before
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.total = 0
+        self._starts: list[int] = []
+        self._runs: dict[str, tuple[int, int]] = {}
+
+    def add(self, key: str, count: int) -> None:
+        """Give the next `count` places to a new owner."""
+        if key in self._runs:
+            raise ValueError(f"'{key}' has places already, {self._runs[key]}.")
+        self.order.append(key)
+        self._starts.append(self.total)
+        self._runs[key] = (self.total, self.total + count)
+        self.total += count
+
+    def drop_last(self) -> str:
+        """Take the last owner back, and return who it was."""
+        key = self.order.pop()
+        self.total = self._starts.pop()
+        del self._runs[key]
+        return key
+
+    def run(self, key: str) -> tuple[int, int]:
+        """First place of an owner, and the one behind its last (`KeyError` if it has none)."""
+        return self._runs[key]
+
+    def count(self, key: str) -> int:
+        """Number of an owner's places; 0 for one that is not known."""
+        start, stop = self._runs.get(key, (0, 0))
+        return stop - start
+
+    def runs(self, keys: list[str]) -> list[tuple[int, int]]:
+        """The places of several owners, as few runs as they are: those of neighbours are one.
+
+        All owners up to one of them are one comparison of lists, however many they are.
+        """
+        if keys == self.order[: len(keys)]:
+            return [(0, self._runs[keys[-1]][1])] if keys else []
+        runs: list[tuple[int, int]] = []
+        for key in keys:
+            start, stop = self._runs[key]
+            if runs and runs[-1][1] == start:
+                runs[-1] = (runs[-1][0], stop)
+            elif start < stop:
+                runs.append((start, stop))
+        return runs
+
+    def before(self, place: int) -> list[str]:
+        """The owners whose places begin before this one."""
+        return self.order[: bisect_left(self._starts, place)]
 
 
-def named_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """The tensors of a module and all below it that a checkpoint holds, by their names in the state dict."""
-    return module.state_dict(prefix=f"{name}.", keep_vars=True)
+@dataclass(frozen=True)
+class Place:
+    """Where the rows of one owner are registered, by name in the state dict.
 
-
-def fixed_buffers(backbone: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    """Floating-point buffers that no checkpoint holds, since they follow from the configuration: rotary frequencies.
-
-    Returns:
-        Module, name and tensor of each.
+    Attributes:
+        module: the module.
+        leaves: its names for the tensors whose rows lie in parallel, such as `weight` and `bias`.
     """
-    return [
-        (module, name, buffer)
-        for module in backbone.modules()
-        for name, buffer in module._buffers.items()
-        if name in module._non_persistent_buffers_set and buffer is not None and buffer.is_floating_point()
-    ]
+
+    module: nn.Module
+    leaves: tuple[str, ...]
+
+    def tensors(self) -> list[Tensor | None]:
+        """What is there now."""
+        return [get_tensor(self.module, leaf) for leaf in self.leaves]
+
+    def put(self, tensors: Sequence[Tensor | None]) -> None:
+        """Register tensors in place of what is there."""
+        for leaf, tensor in zip(self.leaves, tensors, strict=True):
+            if tensor is not None:
+                set_tensor(self.module, leaf, tensor)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(cast(Tensor, self.tensors()[0]))
 
 
-def restore_fixed(fixed: list[tuple[nn.Module, str, Tensor]]) -> None:
-    """Put back what `fixed_buffers` returned, on the device that each is on now."""
-    for module, name, buffer in fixed:
-        module._buffers[name] = buffer.to(cast(Tensor, module._buffers[name]).device)
+@dataclass(frozen=True)
+class Undo:
+    """What `OwnedRows.take_back` needs.
+
+    Attributes:
+        owners: how many there were.
+        pool: a copy of the pool's rows, one tensor for each that lie in parallel.
+    """
+
+    owners: int
+    pool: list[Tensor | None]
+
+
+class OwnedRows:
+    """Rows of one tensor or of several in parallel, each with one owner or in the pool, in one piece of memory.
+
+        [ rows of the first owner | of the second | ... | pool ]
+
+    Invariant, once packed: what is registered in the state dict for an owner is a view of this memory; and owned rows
+    do not move and are not written to, whatever is handed over after them. So the rows of all owners up to one of them
+    are a slice that stays valid for ever, also for a thread that computes with it while another commits a task.
+
+    The modules in which rows are registered keep their names; this object is not one of them.
+    """
+
+    def __init__(self) -> None:
+        self.owners = Spans()
+        self._places: dict[str, Place] = {}
+        self._packed: list[Tensor | None] | None = None
+        self._is_copy = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._is_copy = True  # `pickle` copies each view for itself
+
+    @property
+    def packed(self) -> list[Tensor | None]:
+        """The tensors that lie in parallel, with all rows.
+
+        Raises:
+            RuntimeError: if rows were added in other memory since they were packed.
+        """
+        if self._packed is None:
+            raise RuntimeError("These rows are not in one piece of memory yet. Call model.pack() after adding some.")
+        return self._packed
+
+    @property
+    def is_laid(self) -> bool:
+        """Whether there is packed memory at all."""
+        return self._packed is not None
+
+    def count(self, key: str) -> int:
+        """Number of rows that somebody owns, or of the pool's."""
+        if key != POOL:
+            return self.owners.count(key)
+        return len(self._places[POOL]) if POOL in self._places else 0
+
+    @property
+    def total(self) -> int:
+        """Number of all rows."""
+        return self.owners.total + self.count(POOL)
+
+    def place(self, key: str, place: Place) -> None:
+        """Add the rows that are registered in a place; those of the pool take the place of what it had.
+
+        They lie in memory of their own, until all are packed.
+        """
+        if key != POOL:
+            self.owners.add(key, len(place))
+        self._places[key] = place
+        self._packed = None
+
+    def drop_pool(self) -> None:
+        """Forget a pool whose rows have all been handed over."""
+        del self._places[POOL]
+
+    def _parts(self) -> list[Place]:
+        pool = [self._places[POOL]] if POOL in self._places else []
+        return [*map(self._places.__getitem__, self.owners.order), *pool]
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Lay all rows into fresh, aligned memory, and register views of it. It takes a copy of every row."""
+        parts = self._parts()
+        parallel = zip(*(part.tensors() for part in parts), strict=True)
+        packed = [None if tensors[0] is None else torch.cat(cast(list[Tensor], tensors)) for tensors in parallel]
+        start = 0
+        for part in parts:
+            stop = start + len(part)
+            part.put(_rows(packed, start, stop))
+            start = stop
+        self._packed, self._is_copy = packed, False
+
+    def is_packed(self) -> bool:
+        """Whether what is registered still is a view of the packed memory, as it is not after a move or a cast."""
+        if self._packed is None:
+            return False
+        for index, packed in enumerate(self._packed):
+            if packed is None:
+                continue
+            place = packed.data_ptr()
+            for part in self._parts():
+                tensor = part.tensors()[index]
+                if tensor is None or tensor.dtype != packed.dtype or tensor.device != packed.device:
+                    return False
+                if tensor.numel() and tensor.data_ptr() != place:
+                    return False
+                place += tensor.numel() * tensor.element_size()
+        return True
+
+    def is_torn(self) -> bool:
+        """Whether this is a copy that lost the packing on the way, as one by `pickle` does."""
+        was_copy, self._is_copy = self._is_copy, False
+        return was_copy and not self.is_packed()
+
+    def read(self, start: int, stop: int) -> list[Tensor | None]:
+        """A run of rows: slices, where a product over them gives the same bits as one over a copy; else copies."""
+        return [tensor if tensor is None else self._read(tensor, start, stop) for tensor in self.packed]
+
+    @staticmethod
+    def _read(tensor: Tensor, start: int, stop: int) -> Tensor:
+        rows = tensor[start:stop]
+        if start == 0:
+            return rows
+        is_aligned = rows.data_ptr() % _ALIGNMENT.get(rows.device.type, _ALIGNMENT_ELSEWHERE) == 0
+        return rows if is_aligned else rows.clone()
+
+    def gather(self, rows: Tensor) -> list[Tensor | None]:
+        """Copies of rows given by number."""
+        return [tensor if tensor is None else tensor[rows] for tensor in self.packed]
+
+    def copied_bytes(self, tensors: Sequence[Tensor | None]) -> int:
+        """How much memory tensors that were read take besides the packed one."""
+        own = {tensor.untyped_storage().data_ptr() for tensor in self.packed if tensor is not None}
+        return sum(t.nbytes for t in tensors if t is not None and t.untyped_storage().data_ptr() not in own)
+
+    # -- handing over ---------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Undo:
+        """What `take_back` needs: a copy of the pool."""
+        pool = [tensor if tensor is None else tensor[self.owners.total :].clone() for tensor in self.packed]
+        return Undo(len(self.owners.order), pool)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def hand_over(self, key: str, place: Place, rest: Sequence[Tensor | None]) -> None:
+        """Give rows of the pool to a new owner: where the pool was, its rows lie now, and then what is left of it.
+
+        Args:
+            key: the new owner.
+            place: where its rows are registered, with their values.
+            rest: what is left of the pool; as many rows as it has, less those of `place`.
+        """
+        self._make_writable()
+        start, rows, pool = self.owners.total, place.tensors(), self._places[POOL]
+        middle, stop = start + len(place), self.total
+        self._write(start, rows)
+        self._write(middle, rest)
+        place.put(_rows(self.packed, start, middle))
+        pool.put(_rows(self.packed, middle, stop))
+        self._places[key] = place
+        self.owners.add(key, middle - start)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def take_back(self, undo: Undo, pool: Place) -> None:
+        """Bring the pool back as `snapshot` saw it, to the last bit, however far handing over came.
+
+        Args:
+            undo: what `snapshot` returned.
+            pool: where the pool is registered.
+        """
+        while len(self.owners.order) > undo.owners:
+            del self._places[self.owners.drop_last()]
+        self._make_writable()
+        self._write(self.owners.total, undo.pool)
+        rows = next((len(tensor) for tensor in undo.pool if tensor is not None), 0)
+        pool.put(_rows(self.packed, self.owners.total, self.owners.total + rows))
+        self._places[POOL] = pool
+
+    def _make_writable(self) -> None:
+        """Leave memory that was made in inference mode: nobody may write to it outside of that."""
+        if any(tensor is not None and tensor.is_inference() for tensor in self.packed):
+            self.pack()
+
+    def _write(self, start: int, rows: Sequence[Tensor | None]) -> None:
+        for packed, values in zip(self.packed, rows, strict=True):
+            if packed is not None and values is not None:
+                # `data`, as this must not count as a change of the slices before it: another thread's backward pass
+                # may hold them.
+                packed.data[start : start + len(values)].copy_(values)
+
+
+def _rows(tensors: Sequence[Tensor | None], start: int, stop: int) -> list[Tensor | None]:
+    return [tensor if tensor is None else tensor[start:stop] for tensor in tensors]
+
+
+# -- copies of rows ---------------------------------------------------------------------------------------------------
+
+
+class WeightCache:
+    """A bound on the memory of rows that layers gathered, because what a task sees is no slice.
+
+    Each layer keeps its copies itself, in a dictionary by task: a hit is a plain lookup there, without a lock, so that
+    `torch.compile` keeps one graph. This object only counts, and drops the copies of the task that was first to make
+    some. A layer makes them again when it needs them.
+
+    Args:
+        limit: bytes that all copies of a network may take; `None` for no limit.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
+        self._held: dict[str, dict[int, tuple[dict[str, Any], int]]] = {}
+        self._lock = threading.Lock()
+        self.used = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self._limit}  # a copy of the network starts with none
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        WeightCache.__init__(self, state["limit"])
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes that all copies may take; `None` for no limit."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+            raise ValueError(f"limit={limit!r}: expected a number of bytes, or None for no limit.")
+        with self._lock:
+            self._limit = limit
+            self._shrink(keep=None)
+
+    @torch.compiler.disable
+    def admit(self, plans: dict[str, Any], key: str, plan: Any, size: int) -> None:
+        """Keep what a layer gathered for a task, unless the copies of this task alone do not fit.
+
+        Args:
+            plans: the layer's dictionary.
+            key: the task.
+            plan: what to keep there.
+            size: bytes that it takes.
+        """
+        with self._lock:
+            self._drop(plans, key)
+            plans[key] = plan
+            self._held.setdefault(key, {})[id(plans)] = (plans, size)
+            self.used += size
+            self._shrink(keep=key)
+            if self._limit is not None and self.used > self._limit:
+                self._drop(plans, key)
+
+    @torch.compiler.disable
+    def forget(self, plans: dict[str, Any]) -> None:
+        """Empty a layer's dictionary."""
+        with self._lock:
+            for key in list(plans):
+                self._drop(plans, key)
+            plans.clear()
+
+    def _shrink(self, keep: str | None) -> None:
+        for key in list(self._held):
+            if self._limit is None or self.used <= self._limit:
+                return
+            if key != keep:
+                for plans, _ in list(self._held[key].values()):
+                    self._drop(plans, key)
+
+    def _drop(self, plans: dict[str, Any], key: str) -> None:
+        plans.pop(key, None)
+        held = self._held.get(key, {})
+        if id(plans) in held:
+            self.used -= held.pop(id(plans))[1]
+            if not held:
+                del self._held[key]

@@ -15,13 +15,21 @@ from torch import Tensor, nn
 
 from ..views import LEARNING, POOL, current_view
 from .architecture import DECODER_LAYERS
-from .storage import Segment, Slots
+from .storage import Slots, Spans, WeightCache
 
 if TYPE_CHECKING:
     from .layers import TaskLinear
 
-
+# What units are: the last part of a group's name.
 UNIT_TYPES = ("heads", "cross_heads", "neurons")
+
+
+def learning_key(teacher: bool) -> str:
+    """What the views of the task being learned are cached by: with every unit, as its teacher, or with those kept."""
+    return f"{LEARNING}:{teacher}"
+
+
+_LEARNING_KEYS = (learning_key(False), learning_key(True))
 
 
 @dataclass(frozen=True)
@@ -30,13 +38,15 @@ class UnitView:
 
     Attributes:
         count: number of units.
-        positions: their places in packed order, `(count,)`, or `None` where they are simply the first `count`.
+        positions: their places in packed order, `(count,)`, or `None` where they are `count` places in a row.
         gates: a factor per unit, `(count,)`, or `None` where all are 1.
+        start: the first place, where they are in a row.
     """
 
     count: int
     positions: Tensor | None
     gates: Tensor | None
+    start: int = 0
 
 
 class UnitGroup(nn.Module):
@@ -45,12 +55,14 @@ class UnitGroup(nn.Module):
     Args:
         name: such as `layers.2.heads`.
         n_units: units of the backbone in this group.
+        cache: what bounds the copies that all layers of a network keep; one of its own, if none is given.
     """
 
-    def __init__(self, name: str, n_units: int) -> None:
+    def __init__(self, name: str, n_units: int, cache: WeightCache | None = None) -> None:
         super().__init__()
         self.name = name
-        self.order: list[str] = []
+        self.cache = WeightCache() if cache is None else cache
+        self.owners = Spans()
         self.ancestors: dict[str, list[str]] = {}
         self.members: list[TaskLinear] = []
         self.units = Slots()
@@ -59,19 +71,31 @@ class UnitGroup(nn.Module):
         self.progress = Slots()
         self._cache: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}
+
+    @property
+    def order(self) -> list[str]:
+        """The tasks that own units, in commit order."""
+        return self.owners.order
+
     def count(self, key: str) -> int:
         """Number of units that a task or the pool owns."""
         ids = self.units.get(key)
         return 0 if ids is None else ids.numel()
 
+    def _units_of(self, keys: list[str]) -> int:
+        """Number of units that several tasks own."""
+        return sum(stop - start for start, stop in self.owners.runs(keys))
+
     @property
     def total(self) -> int:
         """Number of units in the group."""
-        return sum(map(self.count, [*self.order, POOL]))
+        return self.owners.total + self.count(POOL)
 
     @property
     def unit_type(self) -> str:
-        """What its units are: `heads`, `cross_heads` or `neurons`."""
+        """What its units are, one of `UNIT_TYPES`."""
         return self.name.rpartition(".")[2]
 
     @property
@@ -105,11 +129,7 @@ class UnitGroup(nn.Module):
 
     def positions(self, keys: list[str]) -> Tensor:
         """Places of the units of these tasks in packed order, `(units,)`."""
-        starts, start = {}, 0
-        for key in self.order:
-            starts[key] = start
-            start += self.count(key)
-        ranges = [torch.arange(starts[key], starts[key] + self.count(key)) for key in keys]
+        ranges = [torch.arange(start, stop) for start, stop in self.owners.runs(keys)]
         return torch.cat(ranges).to(self.device) if ranges else torch.zeros(0, dtype=torch.long, device=self.device)
 
     @torch.inference_mode(False)
@@ -117,17 +137,17 @@ class UnitGroup(nn.Module):
     def view(self, key: str) -> UnitView:
         """What a committed task sees: its ancestors' units but those that its gates mask out, then its own."""
         if key not in self._cache:
-            positions = self.positions([*self.ancestors[key], key])
-            gates = self.gates.get(key)
+            keys, gates, read = [*self.ancestors[key], key], self.gates.get(key), None
             if gates is not None:
                 gates = torch.cat([gates, gates.new_ones(self.count(key))])
                 read = gates != 0
-                if not bool(read.all()):
-                    positions, gates = positions[read], gates[read]
+                if bool(read.all()):
+                    read = None
+                else:
+                    gates = gates[read]
                 if bool((gates == 1).all()):
                     gates = None
-            prefix = torch.equal(positions, torch.arange(len(positions), device=positions.device))
-            self._cache[key] = UnitView(len(positions), None if prefix else positions, gates)
+            self._cache[key] = self._view_of(keys, read, gates)
         return self._cache[key]
 
     @torch.inference_mode(False)
@@ -138,15 +158,23 @@ class UnitGroup(nn.Module):
         Returns:
             The ancestors' view; indices into the ancestors' units and into the pool's, or `None` for all of them.
         """
-        key = f"{LEARNING}:{teacher}"
+        key = learning_key(teacher)
         if key not in self._cache:
-            positions = self.positions(self.ancestors[LEARNING])
             kept = [None if teacher else self._index(self.progress.get(name)) for name in ("kept_ancestors", "kept")]
-            if kept[0] is not None:
-                positions = positions[kept[0]]
-            prefix = torch.equal(positions, torch.arange(len(positions), device=positions.device))
-            self._cache[key] = (UnitView(len(positions), None if prefix else positions, None), kept[0], kept[1])
+            self._cache[key] = (self._view_of(self.ancestors[LEARNING], kept[0], None), kept[0], kept[1])
         return self._cache[key]
+
+    def _view_of(self, keys: list[str], read: Tensor | None, gates: Tensor | None) -> UnitView:
+        """The view of some tasks' units, or of those that `read` picks, a mask or indices."""
+        runs = self.owners.runs(keys)
+        if read is None and len(runs) <= 1:  # nothing to look up, so that `torch.compile` keeps one graph
+            start, stop = runs[0] if runs else (0, 0)
+            return UnitView(stop - start, None, gates, start if start < stop else 0)
+        positions = self.positions(keys) if read is None else self.positions(keys)[read]
+        count = len(positions)
+        start = int(positions[0]) if count else 0
+        is_run = torch.equal(positions, torch.arange(start, start + count, device=positions.device))
+        return UnitView(count, None, gates, start) if is_run else UnitView(count, positions, gates)
 
     @staticmethod
     def _index(mask: Tensor | None) -> Tensor | None:
@@ -155,16 +183,23 @@ class UnitGroup(nn.Module):
         return mask.nonzero().squeeze(1)
 
     def forget_views(self) -> None:
-        """Drop cached views after ownership, masks or memory changed."""
+        """Drop all cached views, after memory changed."""
         self._cache.clear()
         for member in self.members:
             member.forget_views()
+
+    def forget_learning_views(self) -> None:
+        """Drop the views of the task being learned, after its masks changed: what committed tasks see never does."""
+        for key in _LEARNING_KEYS:
+            self._cache.pop(key, None)
+        for member in self.members:
+            member.forget_learning_views()
 
     def begin(self, ancestors: list[str]) -> None:
         """Open the pool for a task: every free unit starts as kept."""
         device = self.device
         self.ancestors[LEARNING] = ancestors
-        free, inherited = self.count(POOL), sum(map(self.count, ancestors))
+        free, inherited = self.count(POOL), self._units_of(ancestors)
         self.progress.put("kept", torch.ones(free, dtype=torch.bool, device=device))
         self.progress.put("importance", torch.zeros(free, device=device))
         self.progress.put("kept_ancestors", torch.ones(inherited, dtype=torch.bool, device=device))
@@ -174,58 +209,59 @@ class UnitGroup(nn.Module):
             self.gates.put(LEARNING, nn.Parameter(torch.zeros(inherited, device=device, dtype=dtype)))
         for member in self.members:
             member.begin()
-        self.forget_views()
+        self.forget_learning_views()
 
     def end(self) -> None:
         """Drop everything that belongs to the task being learned."""
         self.ancestors.pop(LEARNING, None)
         self.gates.put(LEARNING, None)
-        for name in list(self.progress._buffers):
-            self.progress.put(name, None)
+        self.progress.clear()
         for member in self.members:
             member.end()
-        self.forget_views()
+        self.forget_learning_views()
 
     def snapshot(self) -> Any:
         """What `undo_commit` needs."""
-        return self.units.need(POOL), [member.segment(POOL) for member in self.members]
+        return self.units.need(POOL), [member.snapshot() for member in self.members]
 
     def commit(self, key: str, recycle_std: float | None) -> None:
-        """Give the kept pool units to `key`, as buffers."""
+        """Give the kept pool units to `key`, as buffers.
+
+        What earlier tasks own stays where it is, and so do their views; the cost does not depend on how many there
+        are.
+        """
         kept, ids, gates = self.kept(), self.units.need(POOL), self.gates.get(LEARNING)
         staged = [member.stage(kept, recycle_std) for member in self.members]
         self.units.put(key, ids[kept])
         self.units.put(POOL, ids[~kept])
         if gates is not None:
             self.gates.put(key, torch.where(self.kept("_ancestors"), 1 + gates.detach(), 0))
-        self.order.append(key)
-        self.ancestors[key] = list(self.ancestors[LEARNING])
+        self.owners.add(key, self.count(key))
+        self.ancestors[key] = self.ancestors[LEARNING]
         for member, (segment, pool) in zip(self.members, staged, strict=True):
             member.replace(key, segment, pool)
-        self.forget_views()
+        self.forget_learning_views()
 
     def undo_commit(self, key: str, undo: Any) -> None:
         """Take a commit back, to the last bit, however far it came."""
         ids, pools = undo
-        self.order = [other for other in self.order if other != key]
+        if key in self.order:
+            self.owners.drop_last()
         self.ancestors.pop(key, None)
+        self._cache.pop(key, None)
         self.units.put(key, None)
         self.units.put(POOL, ids)
         self.gates.put(key, None)
         for member, pool in zip(self.members, pools, strict=True):
-            if key in member.segments:
-                del member.segments[key]
-            member.biases.put(key, None)
-            member.segments[POOL] = pool
-            member.pack()
-        self.forget_views()
+            member.undo_commit(key, pool)
+        self.forget_learning_views()
 
     def rebuild(self, key: str, ancestors: list[str], n_units: int) -> None:
         """Make room for a committed task's tensors, which a checkpoint will fill."""
-        self.order.append(key)
+        self.owners.add(key, n_units)
         self.ancestors[key] = ancestors
         self.units.put(key, self.units.need(POOL).new_zeros(n_units))
-        inherited = sum(map(self.count, ancestors))
+        inherited = self._units_of(ancestors)
         if inherited:
             self.gates.put(key, torch.ones(inherited, dtype=self.members[0].segment(POOL).weight.dtype))
         for member in self.members:
@@ -235,7 +271,7 @@ class UnitGroup(nn.Module):
         """Make room for a pool of `n_units`, which a checkpoint will fill."""
         self.units.put(POOL, torch.zeros(n_units, dtype=torch.int32))
         for member in self.members:
-            member.segments[POOL] = member.segment(POOL).room(n_units * member.width)
+            member.resize_pool(n_units)
 
     def expand(self, n_units: int, std: float) -> None:
         """Add units to the pool: random in-projections; out-projections start at zero, so that nothing changes."""
@@ -250,8 +286,5 @@ class UnitGroup(nn.Module):
         """Take back the last `n_units` that `expand` added to the pool."""
         self.units.put(POOL, self.units.need(POOL)[:-n_units].clone())
         for member in self.members:
-            pool, rows = member.segment(POOL), n_units * member.width
-            bias = None if pool.bias is None else pool.bias[:-rows].clone()
-            member.segments[POOL] = Segment(pool.weight[:-rows].clone(), bias)
-            member.pack()
+            member.shrink(n_units)
         self.forget_views()

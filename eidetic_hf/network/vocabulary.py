@@ -12,14 +12,19 @@ trains them all and takes them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..views import LEARNING, POOL, View, running_view
-from .storage import Slots
+from ..views import LEARNING, POOL, TRUNK, View, running_view, use_view
+from .storage import OwnedRows, Place, Slots, Undo, get_tensor, set_tensor
 from .wiring import Swapped, TiedWeight, swap_class
+
+# Parts of the table while new tokens are being learned.
+_OLD, _NEW = 0, 1
 
 # Token ids that a backbone is given, and the masks that say which of them count.
 _MASKED_IDS = (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask"))
@@ -30,6 +35,57 @@ def table_of(embedding: nn.Module) -> nn.Module:
     while isinstance(embedding, TiedWeight):
         embedding = embedding._source[0].get_submodule(embedding._source_path)
     return embedding
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The embeddings of the tokens that a view knows, in parts that lie one behind the other.
+
+    There is one part, but while a task is being learned that trains new tokens: then theirs are the second. They are
+    used side by side and not joined, so that no gradient is computed for what is frozen, and the table is not copied
+    at every forward pass.
+
+    Attributes:
+        parts: each `(tokens of the part, embedding)`.
+    """
+
+    parts: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return sum(map(len, self.parts))
+
+    @property
+    def width(self) -> int:
+        """Width of an embedding."""
+        return self.parts[0].shape[1]
+
+    def first(self, tokens: int) -> TokenTable:
+        """The table of the first tokens only."""
+        parts, start = [], 0
+        for part in self.parts:
+            if start == 0 or start < tokens:
+                parts.append(part if start + len(part) <= tokens else part[: tokens - start])
+            start += len(part)
+        return TokenTable(tuple(parts))
+
+    def joined(self) -> Tensor:
+        """All embeddings as one tensor, `(tokens, embedding)`: a copy, if there are several parts."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
+
+    def score(self, hidden: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The product of hidden states with every token's embedding.
+
+        Args:
+            hidden: `(..., embedding)`.
+            bias: `(tokens,)`.
+
+        Returns:
+            Logits, `(..., tokens)`.
+        """
+        biases = [None] * len(self.parts) if bias is None else bias.split([len(part) for part in self.parts])
+        scores = [F.linear(hidden, part, own) for part, own in zip(self.parts, biases, strict=True)]
+        return scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
 
 
 class LateRows(Slots):
@@ -44,26 +100,27 @@ class LateRows(Slots):
     def __init__(self, table: nn.Module) -> None:
         super().__init__()
         self._table = [table]  # in a list, so that it is not registered as a child
-        self.order: list[str] = []
         self.sizes: dict[str, int] = {}
-        self._packed: Tensor | None = None
+        self._rows: OwnedRows | None = None  # none, as long as the vocabulary has not grown
 
     @property
     def own(self) -> Tensor:
         """The backbone's own rows, `(tokens, embedding)`."""
-        table = self._table[0]
-        weight = table._parameters.get("weight")
-        return cast(Tensor, table._buffers["weight"] if weight is None else weight)
+        return cast(Tensor, get_tensor(self._table[0], "weight"))
+
+    @property
+    def order(self) -> list[str]:
+        """The tasks that own late rows, in commit order."""
+        return [] if self._rows is None else self._rows.owners.order[1:]
 
     def count(self, key: str) -> int:
         """Number of late rows that a task or the pool owns."""
-        rows = self.get(key)
-        return 0 if rows is None else len(rows)
+        return 0 if self._rows is None else self._rows.count(key)
 
     @property
     def owned(self) -> int:
         """Number of rows that are somebody's: the backbone's and the tasks'."""
-        return len(self.own) + sum(map(self.count, self.order))
+        return len(self.own) if self._rows is None else self._rows.owners.total
 
     @property
     def total(self) -> int:
@@ -73,7 +130,7 @@ class LateRows(Slots):
     @property
     def has_grown(self) -> bool:
         """Whether there are late rows at all."""
-        return bool(self.order) or self.count(POOL) > 0
+        return self.total > len(self.own)
 
     def size(self, view: View) -> int:
         """Number of tokens that a view knows."""
@@ -83,53 +140,47 @@ class LateRows(Slots):
 
     def owners(self, size: int) -> list[str]:
         """Tasks that own some of the first `size` rows."""
-        found, start = [], len(self.own) if self.order else 0
-        for key in self.order:
-            if start < size:
-                found.append(key)
-            start += self.count(key)
-        return found
+        return [] if self._rows is None else self._rows.owners.before(size)[1:]
+
+    def learning_from(self, view: View | None) -> int | None:
+        """The first token whose row the view is learning; `None` if all that it reads is frozen."""
+        if view is None or view.key != LEARNING or view.whole_vocabulary or self.get(LEARNING) is None:
+            return None
+        return self.owned
+
+    def table(self, view: View | None) -> TokenTable:
+        """The rows that a view knows; outside of a forward pass all of them."""
+        packed = self.own if self._rows is None else cast(Tensor, self._rows.packed[0])
+        if view is None:
+            return TokenTable((packed,))
+        start = self.learning_from(view)
+        if start is None:
+            return TokenTable((packed[: self.size(view)],))
+        parts = (packed[:start], self.need(LEARNING))
+        return TokenTable(parts if view.part is None else parts[view.part : view.part + 1])
 
     def seen(self, view: View | None) -> Tensor:
-        """The rows that a view knows, `(tokens, embedding)`; outside of a forward pass all of them."""
-        packed = self.own if self._packed is None else self._packed
-        if view is None:
-            return packed
-        rows = self.get(LEARNING)
-        if view.key == LEARNING and rows is not None and not view.whole_vocabulary:
-            return torch.cat([packed[: self.owned], rows])
-        return packed[: self.size(view)]
+        """The rows of `table` as one tensor, `(tokens, embedding)`."""
+        return self.table(view).joined()
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
-    def _parts(self) -> list[Tensor]:
-        pool = self.get(POOL)
-        return [self.own, *map(self.need, self.order), *([] if pool is None else [pool])]
-
     def pack(self) -> None:
         """Lay all rows into one fresh, aligned tensor, and make each part a view of it."""
-        if not self.has_grown:
-            self._packed = None
-            return
-        packed, start = torch.cat(self._parts()), len(self.own)
-        self._table[0]._buffers["weight"] = packed[:start]
-        for key in [*self.order, *([POOL] if self.count(POOL) else [])]:
-            stop = start + self.count(key)
-            self._buffers[key] = packed[start:stop]
-            start = stop
-        self._packed = packed
+        if self._rows is not None:
+            self._rows.pack()
 
     def is_packed(self) -> bool:
         """Whether every part still is a view of one tensor."""
-        if self._packed is None:
-            return not self.has_grown
-        place = self._packed.data_ptr()
-        for part in self._parts():
-            same = part.dtype == self._packed.dtype and part.device == self._packed.device
-            if not same or part.data_ptr() != place:
-                return False
-            place += part.numel() * part.element_size()
-        return True
+        return self._rows is None or self._rows.is_packed()
+
+    def _place(self, key: str, rows: Tensor) -> None:
+        """Register rows, in memory of their own, for a task or the pool."""
+        if self._rows is None:
+            self._rows = OwnedRows()
+            self._rows.place(TRUNK, Place(self._table[0], ("weight",)))
+        self.put(key, rows)
+        self._rows.place(key, Place(self, (key,)))
 
     # -- life of a row --------------------------------------------------------------------------------------------
 
@@ -138,14 +189,14 @@ class LateRows(Slots):
         own, pool = self.own, self.get(POOL)
         new = own.new_empty(count, own.shape[1])
         new = new.copy_(own.float().mean(0).expand_as(new)) if std is None else new.normal_(0, std)
-        self.put(POOL, new if pool is None else torch.cat([pool, new]))
+        self._place(POOL, new if pool is None else torch.cat([pool, new]))
         self.pack()
 
     def join(self) -> None:
         """Let the pool's rows become the backbone's own."""
-        self._table[0]._buffers["weight"] = torch.cat([self.own, self.need(POOL)])
+        set_tensor(self._table[0], "weight", torch.cat([self.own, self.need(POOL)]))
         self.put(POOL, None)
-        self.pack()
+        self._rows = None
 
     def begin(self) -> None:
         """Make a trainable working copy of the pool's rows."""
@@ -165,41 +216,41 @@ class LateRows(Slots):
         self.put(LEARNING, None)
         self.put("progress", None)
 
-    def snapshot(self) -> Any:
-        """What `undo_commit` needs."""
-        return list(self.order), self.get(POOL)
+    def snapshot(self) -> Undo | None:
+        """What `undo_commit` needs; `None` if no row can change its owner."""
+        if self._rows is None or not self.count(POOL):
+            return None
+        if self._rows.is_torn():
+            self.pack()
+        return self._rows.snapshot()
 
     def commit(self, key: str, takes: bool) -> None:
         """Settle what `key` knows: what is owned, and if it takes the pool's rows, these too, as it trained them."""
         rows = self.get(LEARNING)
-        if takes and rows is not None:
+        if takes and rows is not None and self._rows is not None:
             self.put(key, rows.detach().clone())
+            self._rows.hand_over(key, Place(self, (key,)), [rows[:0]])
             self.put(POOL, None)
-            self.order.append(key)
-            self.pack()
+            self._rows.drop_pool()
         self.sizes[key] = self.owned
 
-    def undo_commit(self, key: str, undo: Any) -> None:
+    def undo_commit(self, key: str, undo: Undo | None) -> None:
         """Take a commit back."""
-        order, pool = undo
         self.sizes.pop(key, None)
-        if self.order != order:
-            self.order = order
+        if undo is not None and self._rows is not None:
             self.put(key, None)
-            self.put(POOL, pool)
-            self.pack()
+            self._rows.take_back(undo, Place(self, (POOL,)))
 
     def rebuild(self, key: str, size: int) -> None:
         """Make room for a committed task's rows, which a checkpoint will fill; `size` is what it knows."""
         self.sizes[key] = size
         if size > self.owned:
-            self.put(key, self.own.new_empty(size - self.owned, self.own.shape[1]))
-            self.order.append(key)
+            self._place(key, self.own.new_empty(size - self.owned, self.own.shape[1]))
 
     def rebuild_pool(self, total: int) -> None:
         """Make room for the pool's rows."""
         if total > self.owned:
-            self.put(POOL, self.own.new_empty(total - self.owned, self.own.shape[1]))
+            self._place(POOL, self.own.new_empty(total - self.owned, self.own.shape[1]))
 
     # -- what a batch reads ---------------------------------------------------------------------------------------
 
@@ -255,20 +306,50 @@ def highest_tokens(inputs: Mapping[str, Tensor]) -> Tensor | None:
 
 
 class GrownEmbedding(Swapped):
-    """An embedding whose weight is the rows that the current view knows."""
+    """An embedding whose weight is the rows that the current view knows.
+
+    While new tokens are being learned their rows and the frozen ones are looked up apart, each by the module's own
+    forward, which may scale what it finds.
+    """
 
     _rows: list[LateRows]
 
     @classmethod
     def attributes(cls, *arguments: Any) -> dict[str, Any]:
-        """A property in place of the buffer `weight`."""
-        return {"weight": property(lambda self: self._rows[0].seen(running_view()))}
+        """Properties in place of the buffer `weight`, and of the token that gets no gradient, which is an old one."""
+
+        def padding_idx(self: Any) -> int | None:
+            view = running_view()
+            return None if view is not None and view.part == _NEW else self.__dict__["padding_idx"]
+
+        def set_padding_idx(self: Any, value: int | None) -> None:
+            self.__dict__["padding_idx"] = value
+
+        return {
+            "weight": property(lambda self: self._rows[0].seen(running_view())),
+            "padding_idx": property(padding_idx, set_padding_idx),
+        }
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Token ids `(...)` to embeddings `(..., embedding)`."""
+        view = running_view()
+        start = self._rows[0].learning_from(view)
+        if view is None or start is None:
+            return super().forward(ids)  # type: ignore[misc]
+        is_new = ids >= start
+        with use_view(replace(view, part=_OLD)):
+            old = super().forward(ids.masked_fill(is_new, 0))  # type: ignore[misc]
+        with use_view(replace(view, part=_NEW)):
+            new = super().forward((ids - start).clamp(min=0))  # type: ignore[misc]
+        return torch.where(is_new.unsqueeze(-1), new, old)
 
 
-def read_by_view(rows: LateRows) -> None:
-    """Let an embedding show each view the rows that it knows."""
-    embedding = cast(nn.Embedding, rows._table[0])
-    if not isinstance(embedding, GrownEmbedding):
-        embedding._rows = [rows]  # type: ignore[assignment]
-        swap_class(embedding, GrownEmbedding)
-    embedding.num_embeddings = rows.total
+def read_by_view(rows: LateRows, backbone: nn.Module) -> None:
+    """Let the embeddings of a backbone that read a table show each view the rows that it knows."""
+    for module in backbone.modules():
+        if not isinstance(module, nn.Embedding) or table_of(module) is not rows._table[0]:
+            continue
+        if not isinstance(module, GrownEmbedding):
+            module._rows = [rows]  # type: ignore[assignment]
+            swap_class(module, GrownEmbedding)
+        module.num_embeddings = rows.total

@@ -20,7 +20,7 @@ from ..compat import initialize, tied_weights
 from ..views import LEARNING
 from .architecture import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
 from .layers import JoinedLinear, TaskLinear, TaskNorm, TaskTable
-from .storage import fixed_buffers
+from .storage import WeightCache, fixed_buffers, set_tensor, shell
 from .units import UnitGroup
 
 
@@ -95,7 +95,7 @@ def refresh_buffers(backbone: PreTrainedModel) -> None:
     modules = {}
     for module, name, buffer in fixed_buffers(backbone):
         if not any(True for _ in module.parameters(recurse=False)):
-            module._buffers[name] = buffer.float().clone()
+            set_tensor(module, name, buffer.float().clone())
             modules[id(module)] = module
     for module in modules.values():
         types = getattr(module, "rope_type", "")
@@ -138,11 +138,10 @@ def join_tied(backbone: PreTrainedModel, empty: bool) -> None:
         if leaf != owner_leaf:
             continue
         if module is owning:  # one module in two places: the second place gets a module of its own
-            module = module.__class__.__new__(module.__class__)
-            module.__dict__ = {**owning.__dict__, "_parameters": dict(owning._parameters)}
+            module = shell(owning, lambda buffer: buffer)
             parent, _, child = path.rpartition(".")
             setattr(backbone.get_submodule(parent), child, module)
-        del module._parameters[leaf]
+        set_tensor(module, leaf, None)
         module._source, module._source_path = [backbone], owner_path  # type: ignore[assignment]
         swap_class(module, TiedWeight, leaf)
 
@@ -249,7 +248,12 @@ def _wire_units(
 
 
 def wire_stack(
-    prefix: str, stack: Stack, layers: nn.ModuleList, first: int, config: PreTrainedConfig
+    prefix: str,
+    stack: Stack,
+    layers: nn.ModuleList,
+    first: int,
+    config: PreTrainedConfig,
+    cache: WeightCache | None = None,
 ) -> Iterator[UnitGroup]:
     """Put task layers in place of a stack's own, from its layer `first` on.
 
@@ -259,6 +263,7 @@ def wire_stack(
         layers: the layers.
         first: number of the first layer above the trunk.
         config: configuration of the backbone.
+        cache: what bounds the copies that all layers of the network keep.
 
     Returns:
         The unit groups.
@@ -266,7 +271,7 @@ def wire_stack(
     tables = {kind: find(layers[0], paths.table.path) for kind, paths in stack.kinds.items() if paths.table}
     for index in range(first, len(layers)):
         for kind, paths in stack.kinds.items():
-            group = UnitGroup(f"{prefix}.{index}.{kind}", n_units(stack, kind, layers[index], config))
+            group = UnitGroup(f"{prefix}.{index}.{kind}", n_units(stack, kind, layers[index], config), cache)
             _wire_units(layers[index], paths, group, config, tables.get(kind))
             yield group
         for name, module in [(n, m) for n, m in layers[index].named_modules() if is_norm(m)]:
@@ -299,7 +304,7 @@ def cut_error(
         whole = run()
         for group in cut:
             group.kept()[1::2] = False
-            group.forget_views()
+            group.forget_learning_views()
         try:
             without = run()
         except (RuntimeError, ValueError):
@@ -308,7 +313,7 @@ def cut_error(
             output = group.members[-1]
             output.segment(LEARNING).weight.data[~group.kept().repeat_interleave(output.width)] = 0
             group.kept().fill_(True)
-            group.forget_views()
+            group.forget_learning_views()
         silent = run()
     finally:
         for group in groups:

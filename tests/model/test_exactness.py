@@ -122,7 +122,7 @@ def test_a_view_that_is_no_prefix_is_exact_and_reads_nothing_else(
     assert torch.equal(then, logits_of(poison(model, "third"), "third"))
     group = model.groups["layers_2_neurons"]
     view = group.view(task_key("third"))
-    assert view.positions is not None
+    assert (view.positions is None, view.start > 0) == ((True, True) if transfer == "none" else (False, False))
     own, first, other = (group.count(key) for key in ("@third", "@first", "@other"))
     if transfer == "all":
         assert view.count < own + first + other
@@ -137,7 +137,7 @@ def test_a_prefix_runs_on_views_without_a_copy(trained: EideticModel) -> None:
     for group in trained.groups.values():
         for member in group.members:
             weight = member._plan("@second")[0]
-            assert weight.untyped_storage().data_ptr() == member._packed[0].untyped_storage().data_ptr()
+            assert weight.untyped_storage().data_ptr() == member.packed[0].untyped_storage().data_ptr()
             assert member.segments["@first"].weight.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
 
 

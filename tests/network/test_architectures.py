@@ -312,10 +312,10 @@ def test_units(architecture: str) -> None:
     if architecture in ENCODER_DECODERS:
         expected |= {f"decoder_layers.{n}.{kind}" for n in range(3) for kind in ("heads", "cross_heads", "neurons")}
     assert {group.name for group in model.groups.values()} == expected
-    assert {group.total for group in model.groups.values() if group.kind != "neurons"} == {grouped}
-    assert {group.total for group in model.groups.values() if group.kind == "neurons"} == {64}
+    assert {group.total for group in model.groups.values() if group.unit_type != "neurons"} == {grouped}
+    assert {group.total for group in model.groups.values() if group.unit_type == "neurons"} == {64}
     kinds = set(model.capacity()["free_share_by_kind"])
-    assert kinds == {group.kind for group in model.groups.values()}
+    assert kinds == {group.unit_type for group in model.groups.values()}
 
 
 @over()
