@@ -23,7 +23,9 @@ from typer.testing import CliRunner, Result
 
 from eidetic_hf import EideticModel, TaskRecord
 from eidetic_hf.cli import app
-from eidetic_hf.recipe.predicting import Predictor, Query, find_words, read_query, word_answer
+from eidetic_hf.recipe.kinds.asking import Query
+from eidetic_hf.recipe.kinds.token_tags import find_words, word_answer
+from eidetic_hf.recipe.predicting import Predictor, read_query
 
 
 def predictor(folder: Path, **options: Any) -> Predictor:

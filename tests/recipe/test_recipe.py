@@ -29,12 +29,14 @@ from transformers import AutoTokenizer, EvalPrediction
 
 from eidetic_hf import EideticModel, EideticTrainer, TaskRecord
 from eidetic_hf.model.checkpoint import sha256_of
-from eidetic_hf.recipe.recipe import KIND_RULES, SETTINGS, Recipe, RecipeError, TaskRecipe
-from eidetic_hf.recipe.recipe_file import read_recipe
+from eidetic_hf.recipe.kinds import RECIPE_KINDS, lower_is_better, recipe_kind_of
+from eidetic_hf.recipe.kinds.base import TaskScore
+from eidetic_hf.recipe.kinds.questions import QuestionSettings
+from eidetic_hf.recipe.recipe import Recipe, RecipeError, TaskRecipe
+from eidetic_hf.recipe.recipe_file import NO_KEYS, read_recipe
 from eidetic_hf.recipe.results import continual_metrics
-from eidetic_hf.recipe.run import longest_sequence, run_recipe
-from eidetic_hf.recipe.scoring import TaskScore
-from eidetic_hf.recipe.starting_point import resolve_backbone
+from eidetic_hf.recipe.run import run_recipe
+from eidetic_hf.recipe.starting_point import longest_sequence, resolve_backbone
 
 
 def run(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -380,9 +382,8 @@ def test_columns_have_the_usual_names_of_the_kind_unless_others_are_given(tmp_pa
         {"prompt": "prompt", "answer": "reply"},
         {"text": "text", "choices": ["x", "y"], "label": "label"},
     ]
-    assert [task.has_prompts for task in recipe.tasks] == [False, False, True, False]
     assert [recipe.length_of(task) for task in recipe.tasks] == [16, 16, 16, 9]
-    assert recipe.tasks[0].setting("max_answer_length") == 30
+    assert recipe.tasks[0].settings == QuestionSettings(stride=None, max_answer_length=30)
 
 
 def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None:
@@ -550,7 +551,7 @@ def test_continual_metrics_follow_their_definitions() -> None:
         {"task": "b", "scores": {"a": 0.9, "b": 0.6}},
         {"task": "c", "scores": {"a": 0.7, "b": 0.6, "c": 0.5}},
     ]
-    found = continual_metrics(matrix, {"a": "accuracy", "b": "f1", "c": "accuracy"})
+    found = continual_metrics(matrix, {"a": "accuracy", "b": "f1", "c": "accuracy"}, ["mse"])
     assert found["average_accuracy"] == pytest.approx(0.6)
     assert found["backward_transfer"] == pytest.approx(-0.05)
     assert found["forgetting"] == pytest.approx(0.1)
@@ -558,7 +559,7 @@ def test_continual_metrics_follow_their_definitions() -> None:
 
 def test_an_error_is_not_averaged_with_scores() -> None:
     matrix = [{"task": "a", "scores": {"a": 9.0}}, {"task": "b", "scores": {"a": 9.0, "b": 0.5}}]
-    found = continual_metrics(matrix, {"a": "mse", "b": "accuracy"})
+    found = continual_metrics(matrix, {"a": "mse", "b": "accuracy"}, ["mse"])
     assert found["average_accuracy"] == 0.5
     assert found["averaged_tasks"] == ["b"]
     assert found["forgetting"] is None
@@ -574,7 +575,7 @@ def test_what_is_lost_is_positive_where_less_is_better_too() -> None:
         {"task": "b", "scores": {"a": 10.0, "b": 20.0}},
         {"task": "c", "scores": {"a": 15.0, "b": 18.0, "c": 30.0}},
     ]
-    found = continual_metrics(matrix, dict.fromkeys("abc", "perplexity"))
+    found = continual_metrics(matrix, dict.fromkeys("abc", "perplexity"), lower_is_better())
     assert found["average_accuracy"] is found["backward_transfer"] is found["forgetting"] is None
     perplexity = found["by_metric"]["perplexity"]
     assert perplexity["average"] == pytest.approx(21.0)
@@ -586,7 +587,7 @@ def test_the_same_answer_to_everything_has_no_correlation_but_a_score() -> None:
     record = TaskRecord("n", problem_type="regression", labels=["score"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scores = TaskScore(record, "pearson")(EvalPrediction(np.ones((3, 1)), np.arange(3.0)))
+        scores = TaskScore(recipe_kind_of("sequence-classification"), record, "pearson")(EvalPrediction(np.ones((3, 1)), np.arange(3.0)))
     assert scores == {"mse": pytest.approx(2 / 3), "pearson": 0.0, "spearman": 0.0}
 
 
@@ -609,9 +610,9 @@ def test_the_longest_sequence_is_what_the_backbone_has_positions_for(architectur
 def test_the_documentation_names_every_key_of_a_recipe() -> None:
     text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
     keys = {f.name for f in dataclasses.fields(Recipe)} - {"name", "folder", "source"}
-    keys |= {f.name for f in dataclasses.fields(TaskRecipe)} | set(SETTINGS)
-    for rules in KIND_RULES.values():
-        keys |= set(rules.columns) | set(rules.metrics)
+    keys |= {f.name for f in dataclasses.fields(TaskRecipe)} - set(NO_KEYS)
+    for kind in RECIPE_KINDS.values():
+        keys |= {kind.name, *kind.settings.names(), *kind.columns, *kind.metrics}
     assert not {key for key in keys if not re.search(rf"\b{key}\b", text)}
 
 

@@ -193,7 +193,7 @@ def test_questions_without_an_answer_stand_for_the_first_token(tmp_path: Path) -
     ]
     data, _ = prepared(tmp_path, rows, type="question-answering", stride=2)
     assert data.splits["test"][0]["start_positions"] == data.splits["test"][0]["end_positions"] == 0
-    assert data.preparation.settings == {
+    assert data.preparation.recorded == {
         "max_length": 16, "stride": 2, "max_answer_length": 30, "may_be_unanswered": True,
     }  # fmt: skip
 
