@@ -105,7 +105,6 @@ class TaskRecord:
     def __post_init__(self) -> None:
         check_task_name(self.name)
         for value, allowed, what in (
-            (self.task_type, TASK_TYPES, "task_type"),
             (self.problem_type, PROBLEM_TYPES, "problem_type"),
             (self.pooling, POOLINGS, "pooling"),
         ):
@@ -113,7 +112,7 @@ class TaskRecord:
                 raise TaskError(f"Task '{self.name}': {what}={value!r} is unknown; expected one of {list(allowed)}.")
         if self.task_type in LABELLED:
             self._check_labels()
-        elif self.labels:
+        elif self.labels and self.task_type in TASK_TYPES:
             raise TaskError(
                 f"Task '{self.name}': {self.task_type} has no labels, got {self.labels!r}. Leave labels= out, or add "
                 f"a task of a kind that has some: {list(LABELLED)}."

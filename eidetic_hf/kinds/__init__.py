@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from .base import Kind
 from .choices import MultipleChoice
@@ -11,19 +14,32 @@ from .sentences import FeatureExtraction
 from .sequence_labels import SequenceClassification
 from .token_tags import TokenClassification
 
-TASK_KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        SequenceClassification(),
-        TokenClassification(),
-        QuestionAnswering(),
-        MultipleChoice(),
-        CausalLM(),
-        Seq2SeqLM(),
-        MaskedLM(),
-        FeatureExtraction(),
-    )
-}
+_KINDS: dict[str, Kind] = {}
+TASK_KINDS: Mapping[str, Kind] = MappingProxyType(_KINDS)
+
+
+def register_kind(kind: Kind) -> None:
+    """Make tasks of a kind possible.
+
+    Raises:
+        ValueError: if there is one of this name already.
+    """
+    if kind.name in _KINDS:
+        raise ValueError(f"There is a kind of task {kind.name!r} already. Choose another name.")
+    _KINDS[kind.name] = kind
+
+
+for _kind in (
+    SequenceClassification(),
+    TokenClassification(),
+    QuestionAnswering(),
+    MultipleChoice(),
+    CausalLM(),
+    Seq2SeqLM(),
+    MaskedLM(),
+    FeatureExtraction(),
+):
+    register_kind(_kind)
 
 
 def kind_of(task: TaskRecord | str) -> Kind:
