@@ -57,13 +57,17 @@ class OrdinalRecipe(RecipeKind):
         if task.labels is None:
             raise RecipeError(f"{where} has ordered labels. List them with `labels:`, from the lowest to the highest.")
 
+    def options(self, task: TaskRecipe, pooling: str | None) -> dict[str, Any]:
+        """How the head reads the sequence."""
+        return {} if pooling is None else {"pooling": pooling}
+
     def names_labels(self, record: TaskRecord) -> bool:
         """So that a routed answer can be right or wrong."""
         return True
 
     def label_names(self, record: TaskRecord, values: torch.Tensor) -> list[set[str]]:
         """The label of each text."""
-        numbers = values if values.dim() == 1 else values.argmax(-1)
+        numbers = values if values.dim() == 1 else median(values)
         return [{record.labels[number]} for number in numbers.tolist()]
 
     def answer(self, asker: Asker, record: TaskRecord, queries: list[Query]) -> list[dict[str, Any]]:
@@ -71,11 +75,15 @@ class OrdinalRecipe(RecipeKind):
         found = []
         for some in alike(queries):
             logits = asker.model(**asker.batch_of(record, some), task=record.name).logits.float().cpu()
-            for scores in logits.softmax(-1).tolist():
-                place = scores.index(max(scores))
-                named = dict(zip(record.labels, scores, strict=True))
-                found.append({"label": record.labels[place], "place": place, "scores": named})
+            for place, chances in zip(median(logits).tolist(), logits.exp().tolist(), strict=True):
+                scores = dict(zip(record.labels, chances, strict=True))
+                found.append({"label": record.labels[place], "place": place, "scores": scores})
         return found
+
+
+def median(logits: torch.Tensor) -> torch.Tensor:
+    """Places of the labels in the middle of the distributions, `(texts,)`; logits are logarithms of probabilities."""
+    return (logits.double().exp().cumsum(-1) < 0.5).sum(-1)
 
 
 register_recipe_kind(OrdinalRecipe())

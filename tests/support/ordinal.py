@@ -53,7 +53,8 @@ class Ordinal(Kind):
         return F.nll_loss(answer["logits"].log_softmax(-1), targets["labels"])
 
     def metrics(self, record: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
-        off = np.abs(np.asarray(predictions).argmax(-1) - np.asarray(labels))
+        median = (np.exp(np.asarray(predictions, dtype=np.float64)).cumsum(-1) < 0.5).sum(-1)
+        off = np.abs(median - np.asarray(labels))
         return {"mean_absolute_error": float(off.mean()), "accuracy": float((off == 0).mean())}
 
 
