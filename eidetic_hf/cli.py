@@ -1,4 +1,4 @@
-"""The command line: `eidetic-hf train | evaluate | predict | verify | report`.
+"""The command line: `eidetic-hf train | evaluate | predict | verify | report`. `__main__.py` starts it.
 
 What takes seconds to import is imported by the commands that need it, so that `--help` is there at once.
 """
@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer.core import TyperGroup
 
-from .recipe.tables import _continual_lines, _matrix_table, _routing_line, _routing_tables, _shards_table
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .model.model import EideticModel
-    from .recipe.predicting import Query
+    from .recipe.kinds.asking import Query
 
 out = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -68,15 +66,27 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def main(
+def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where an error came from (or EIDETIC_DEBUG=1).")
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE_OR_FILE",
+            help="Import this first: it registers kinds of task of your own. May be given several times.",
+        ),
+    ] = None,
 ) -> None:
     """Options that come before the command; `_ReadableErrors` reads `debug`."""
+    if plugin:
+        from .recipe.plugins import load_plugin
+
+        for name in plugin:
+            load_plugin(name, Path.cwd())
 
 
 def _quiet() -> None:
@@ -94,7 +104,9 @@ def _quiet() -> None:
 def _load(model: str) -> EideticModel:
     """The model, with a message that names the folder if there is none."""
     from .model.model import EideticModel
+    from .recipe.plugins import load_installed_plugins
 
+    load_installed_plugins()
     if Path(model).is_dir() and not any(Path(model).iterdir()):
         raise ValueError(f"The folder {model} is empty, expected a checkpoint written by `eidetic-hf train`.")
     return EideticModel.from_pretrained(model)
@@ -119,20 +131,22 @@ def train(
     """Learn the tasks of a recipe, one after another. Started again, continues with the first one not committed."""
     from .recipe.recipe_file import read_recipe
     from .recipe.report import REPORT_FILE, write_report
-    from .recipe.run import MODEL_FOLDER, RESULTS_FILE, run_recipe
+    from .recipe.results import RESULTS_FILE
+    from .recipe.run import MODEL_FOLDER, run_recipe
+    from .recipe.tables import continual_lines, matrix_table, routing_line, shards_table
 
     _quiet()
     plan = read_recipe(recipe, output)
     results = run_recipe(plan, lambda line: out.print(line, markup=False, soft_wrap=True))
     write_report(results, plan.output / REPORT_FILE)
-    for table in (_matrix_table(results), _shards_table(results)):
+    for table in (matrix_table(results), shards_table(results)):
         out.print()
         out.print(table)
     out.print()
-    for line in _continual_lines(results):
+    for line in continual_lines(results):
         out.print(line)
     if results["routing"]:
-        out.print(_routing_line(results["routing"]))
+        out.print(routing_line(results["routing"]))
     _print_verdict(results["verify"]["text"], results["verify"]["ok"])
     for what, place in (("model", MODEL_FOLDER), ("report", REPORT_FILE), ("results", RESULTS_FILE)):
         out.print(f"{what}: {plan.output / place}", markup=False, soft_wrap=True)
@@ -161,6 +175,7 @@ def evaluate(
     """Metrics of a model's tasks on the data of a recipe: with the task given, and with the router choosing it."""
     from .recipe.recipe_file import read_recipe
     from .recipe.scoring import evaluate_recipe
+    from .recipe.tables import metrics_table, routing_tables
 
     _quiet()
     plan = read_recipe(recipe)
@@ -168,13 +183,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
-    table = Table("task", "metric", title=f"{split} split, the task given", title_justify="left")
-    table.add_column("value", justify="right")
-    for name, metrics in found["oracle"].items():
-        for metric, value in metrics.items():
-            table.add_row(name, metric, f"{value:.4f}")
-    out.print(table)
-    for table in _routing_tables(found["routing"]) if found["routing"] else []:
+    out.print(metrics_table(found["oracle"], split))
+    for table in routing_tables(found["routing"]) if found["routing"] else []:
         out.print()
         out.print(table)
 
@@ -229,7 +239,8 @@ def predict(
         raise ValueError(
             f"--abstain turns texts away that belong to no task, but --task {task} was given. Choose one."
         )
-    from .recipe.predicting import Predictor, Query
+    from .recipe.kinds.asking import Query
+    from .recipe.predicting import Predictor
 
     pairs: list[str | None] = [None] * len(given)
     if text_pair is not None:
@@ -255,7 +266,8 @@ def _read_queries(file: Path | None) -> list[Query]:
 
     They are JSON if the file's name ends with .jsonl, or if each line of stdin is an object.
     """
-    from .recipe.predicting import Query, read_query
+    from .recipe.kinds.asking import Query
+    from .recipe.predicting import read_query
 
     if file is None or str(file) == "-":
         if sys.stdin.isatty():
@@ -299,7 +311,7 @@ def report(
 ) -> None:
     """Write report.html and report.json again, from results.json."""
     from .recipe.report import REPORT_FILE, write_report
-    from .recipe.run import RESULTS_FILE
+    from .recipe.results import RESULTS_FILE
 
     path = output / RESULTS_FILE
     if not path.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -109,7 +109,7 @@ class TaskRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-ready values, its options on one level with the fields."""
-        values = asdict(self)
+        values = copy.deepcopy(vars(self))
         return {**values.pop("options"), **values}
 
 

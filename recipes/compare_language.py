@@ -35,7 +35,8 @@ from transformers.utils import logging
 from eidetic_hf import EideticModel
 from eidetic_hf.kinds import kind_of
 from eidetic_hf.kinds.metrics import language_scores
-from eidetic_hf.recipe.predicting import Predictor, Query
+from eidetic_hf.recipe.kinds.asking import Query
+from eidetic_hf.recipe.predicting import Predictor
 from eidetic_hf.recipe.recipe import Recipe, RecipeError
 from eidetic_hf.recipe.recipe_file import read_recipe
 from eidetic_hf.recipe.run import run_recipe

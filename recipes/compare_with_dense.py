@@ -47,7 +47,8 @@ from eidetic_hf.configuration import TaskRecord
 from eidetic_hf.kinds import kind_of
 from eidetic_hf.kinds.collators import MaskingCollator
 from eidetic_hf.kinds.metrics import answer_f1, correlations, entities, language_scores, squad_scores
-from eidetic_hf.recipe.recipe import LOWER_IS_BETTER, Recipe, TaskRecipe
+from eidetic_hf.recipe.kinds import lower_is_better
+from eidetic_hf.recipe.recipe import Recipe, TaskRecipe
 from eidetic_hf.recipe.recipe_file import read_recipe
 from eidetic_hf.recipe.run import run_recipe
 from eidetic_hf.recipe.starting_point import make_config, resolve_backbone
@@ -215,7 +216,7 @@ def compare_task(
         set_seed(arguments.seed)
         collator = kind.collator(tokenizer)
         if task.type == "masked-lm":
-            collator = MaskingCollator(tokenizer, task.setting("mlm_probability"))
+            collator = MaskingCollator(tokenizer, task.settings.mlm_probability)
         trainer = Trainer(
             model=plain_model(recipe, record, tokenizer),
             args=recipe.training_arguments(task, **settings, **separate),
@@ -243,7 +244,7 @@ def interval(differences: np.ndarray) -> list[float]:
 
 def describe(name: str, metric: str, row: dict[str, Any], n_items: int) -> str:
     """A line of the table. Differences of shares are in points."""
-    share = metric not in LOWER_IS_BETTER
+    share = metric not in lower_is_better()
     factor, unit = (100, "p") if share else (1, "")
     low, high = (factor * value for value in row["interval_95"])
     return (
@@ -264,7 +265,7 @@ class Comparison:
     @property
     def counts(self) -> bool:
         """Whether it is a share, and so counts for the mean over tasks."""
-        return self.metric not in LOWER_IS_BETTER
+        return self.metric not in lower_is_better()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""

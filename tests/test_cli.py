@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.command_line import call
 from support.recipe_files import (  # noqa: F401
     COLORS,
     color_rows,
@@ -22,14 +23,9 @@ from support.recipe_files import (  # noqa: F401
     write_recipe,
     write_task,
 )
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from eidetic_hf import __version__
-from eidetic_hf.cli import app
-
-
-def call(*arguments: object, **kwargs: Any) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"}, **kwargs)
 
 
 def error_of(result: Result) -> str:
@@ -324,7 +320,7 @@ def test_version_and_help_say_what_there_is() -> None:
 
 
 def test_nothing_but_json_reaches_stdout_of_a_real_process(finished: Path) -> None:  # noqa: F811
-    command = [sys.executable, "-c", "from eidetic_hf.cli import app; app()", "predict"]
+    command = [sys.executable, "-m", "eidetic_hf", "predict"]
     done = subprocess.run(
         [*command, str(finished / "output" / "model"), "--task", "first", "red w1"],
         capture_output=True,

@@ -14,7 +14,7 @@ from support.backbones import tiny_backbone
 from support.recipe_files import finished, private_dataset_cache, reading, writing  # noqa: F401
 
 from eidetic_hf.recipe.recipe import RecipeError
-from eidetic_hf.recipe.run import make_model
+from eidetic_hf.recipe.starting_point import make_model
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -156,7 +157,7 @@ def save(model: Parts, folder: Path, tensors: Mapping[str, Tensor], include_pool
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file, expected a folder.")
     certificate.check_unchanged(model)
-    config = EideticConfig.from_dict(model.config.to_dict())
+    config = copy.copy(model.config)
     config.architectures = [MODEL_CLASS]  # whichever class it was loaded with
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.learning = None if model.learner is None else model.learner.name

@@ -15,24 +15,18 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from ..configuration import DEFAULT_TASK_TYPE, TaskError, check_task_name
-from ..kinds import TASK_KINDS
+from ..configuration import TaskError, check_task_name
 from ..kinds.heads import POOLINGS
-from ..kinds.sequence_labels import PROBLEM_TYPES
 from ..model.pruning import PruningConfig
-from .recipe import (
-    KIND_RULES,
-    LOSS,
-    SETTINGS,
-    SMALLEST_VOCABULARY,
-    TOKENIZERS,
-    WRITTEN_METRICS,
-    Recipe,
-    RecipeError,
-    Splits,
-    TaskRecipe,
-    metrics_of,
-)
+from .kinds import RECIPE_KINDS, lower_is_better
+from .kinds.base import LOSS, RecipeKind, check_columns
+from .kinds.settings import SettingError, Settings
+from .plugins import load_installed_plugins, load_plugin
+from .recipe import SMALLEST_VOCABULARY, TOKENIZERS, Recipe, RecipeError, Splits, TaskRecipe
+
+DEFAULT_KIND = "sequence-classification"
+# What a task of a recipe holds, but no person writes.
+NO_KEYS = ("settings", "lower_is_better")
 
 
 class _RecipeLoader(yaml.SafeLoader):
@@ -86,11 +80,13 @@ def read_recipe(path: str | os.PathLike, output: str | os.PathLike | None = None
         raise RecipeError(
             f"`tasks:` is {values['tasks']!r}, expected a list of tasks, each with `- name:` and `data:`."
         )
+    folder = path.resolve().parent
+    _load_plugins(values.get("plugins"), folder)
     _check_common(values, "the recipe")
     _check_backbone(values["backbone"], values.get("tokenizer"))
     values["tasks"] = [_read_task(task, number) for number, task in enumerate(values["tasks"], 1)]
     values["output"] = Path(output or values.get("output") or Path("runs") / path.stem)
-    recipe = Recipe(name=path.stem, folder=path.resolve().parent, source=source, **_given(values))
+    recipe = Recipe(name=path.stem, folder=folder, source=source, **_given(values))
     _check_tasks(recipe)
     return recipe
 
@@ -112,6 +108,17 @@ def _mapping(values: Any, allowed: list[str], where: str) -> dict[str, Any]:
             hint = f" Did you mean '{close[0]}'?" if close else ""
             raise RecipeError(f"Unknown key {key!r} in {where}.{hint} Allowed are: {', '.join(sorted(allowed))}.")
     return values
+
+
+def _load_plugins(plugins: Any, folder: Path) -> None:
+    """Import what registers kinds of task, before any task is read."""
+    load_installed_plugins()
+    if plugins is None:
+        return
+    if not isinstance(plugins, list) or not all(isinstance(plugin, str) for plugin in plugins):
+        raise RecipeError(f"`plugins: {plugins!r}` in the recipe: expected a list of names of modules, or .py files.")
+    for plugin in plugins:
+        load_plugin(plugin, folder)
 
 
 def _check_type(values: Mapping[str, Any], key: str, kind: type, expected: str, where: str) -> None:
@@ -200,33 +207,40 @@ def _read_task(values: Any, number: int) -> TaskRecipe:
     """One entry of `tasks:`."""
     name = values.get("name") if isinstance(values, dict) else None
     where = f"task '{name}'" if isinstance(name, str) else f"task {number} of the recipe"
-    values = dict(_mapping(values, [f.name for f in dataclasses.fields(TaskRecipe)], where))
+    common = [f.name for f in dataclasses.fields(TaskRecipe) if f.name not in NO_KEYS]
+    settings = [key for kind in RECIPE_KINDS.values() for key in kind.settings.names()]
+    values = dict(_mapping(values, [*common, *dict.fromkeys(settings)], where))
     try:
         check_task_name(name)
     except TaskError as error:
         raise RecipeError(f"{where[0].upper()}{where[1:]}: `name:` {error}") from error
     _check_common(values, where)
     _check_data(values.get("data"), where)
-    for key, allowed in (("type", TASK_KINDS), ("problem_type", PROBLEM_TYPES)):
-        if values.get(key) not in (None, *allowed):
-            raise RecipeError(f"`{key}: {values[key]!r}` in {where}: expected one of {list(allowed)}.")
-    task_type = values.get("type") or DEFAULT_TASK_TYPE
-    _check_kind(values, task_type, where)
+    if values.get("type") not in (None, *RECIPE_KINDS):
+        raise RecipeError(f"`type: {values['type']!r}` in {where}: expected one of {list(RECIPE_KINDS)}.")
+    kind = RECIPE_KINDS[values.get("type") or DEFAULT_KIND]
+    values["settings"] = _read_settings(
+        {key: value for key, value in values.items() if key not in common}, kind, where
+    )
+    values = {key: value for key, value in values.items() if key in common or key == "settings"}
+    if values.get("labels") is not None and not kind.has_labels:
+        raise RecipeError(f"`labels:` in {where}: tasks of {kind.name} have none. Leave it out.")
     splits = _mapping(
         values.get("splits") or {}, [f.name for f in dataclasses.fields(Splits)], f"`splits:` of {where}"
     )
     for name in splits:
         _check_type(splits, name, str, "a name", f"`splits:` of {where}")
     values["splits"] = Splits(**_given(splits))
-    values["columns"] = _read_columns(values.get("columns") or {}, task_type, where)
-    if values.get("template") is not None and "prompt" not in values["columns"]:
-        raise RecipeError(
-            f"`template:` in {where} is for prompts. Name their columns: `columns: {{prompt: NAME, answer: NAME}}`."
-        )
+    section = f"`columns:` of {where}"
+    columns = _given(_mapping(values.get("columns") or {}, list(kind.columns), section))
+    check_columns(kind, columns, section)
+    values["columns"] = kind.columns_of(columns, section)
     _check_labels(values.get("labels"), where)
-    values["metric"] = _metric_of(values, task_type, where)
-    _check_written(values, task_type, where)
-    return TaskRecipe(**_given(values))
+    values["metric"] = _metric_of(values, kind, where)
+    values["lower_is_better"] = values["metric"] in lower_is_better()
+    task = TaskRecipe(**_given(values))
+    kind.check(task, where)
+    return task
 
 
 def _check_data(data: Any, where: str) -> None:
@@ -239,73 +253,35 @@ def _check_data(data: Any, where: str) -> None:
         raise RecipeError(f"`streaming: true` in `data:` of {where}: expected a data set of known size; leave it out.")
 
 
-def _check_kind(values: dict[str, Any], task_type: str, where: str) -> None:
-    """Check the keys that only some kinds of task have."""
-    rules = KIND_RULES[task_type]
-    for key, (kind, test, expected) in SETTINGS.items():
-        value = values.get(key)
-        if value is None:
-            continue
-        if key not in rules.settings:
-            owners = [name for name, others in KIND_RULES.items() if key in others.settings]
-            raise RecipeError(f"`{key}:` in {where} is for {' and '.join(owners)}; this is a task of {task_type}.")
-        is_bool = isinstance(value, bool) and kind is not bool
-        if is_bool or not isinstance(value, kind) or not test(value):
-            raise RecipeError(f"`{key}: {value!r}` in {where}: expected {expected}.")
-    if values.get("labels") is not None and not rules.has_labels:
-        raise RecipeError(f"`labels:` in {where}: tasks of {task_type} have none. Leave it out.")
-    if values.get("problem_type") is not None and task_type != "sequence-classification":
-        raise RecipeError(f"`problem_type:` in {where} is for sequence-classification; this is a task of {task_type}.")
+def _read_settings(values: Mapping[str, Any], kind: RecipeKind, where: str) -> Settings:
+    """The keys that only some kinds of task have, as the settings of this one."""
+    given = _given(values)
+    for key in given:
+        if key not in kind.settings.names():
+            owners = [other.name for other in RECIPE_KINDS.values() if key in other.settings.names()]
+            raise RecipeError(f"`{key}:` in {where} is for {' and '.join(owners)}; this is a task of {kind.name}.")
+    try:
+        return kind.settings(**given)
+    except SettingError as error:
+        raise RecipeError(f"`{error.key}: {error.value!r}` in {where}: expected {error.expected}.") from error
+    except ValueError as error:
+        raise RecipeError(f"{where[0].upper()}{where[1:]}: {error}") from error
 
 
-def _read_columns(given: Any, task_type: str, where: str) -> dict[str, Any]:
-    """The column of each part of a row: those that are named, and the usual ones of the kind."""
-    section, rules = f"`columns:` of {where}", KIND_RULES[task_type]
-    given = _given(_mapping(given, list(rules.columns), section))
-    for role, column in given.items():
-        is_list = isinstance(column, list) and len(column) > 1 and all(isinstance(name, str) for name in column)
-        if not isinstance(column, str) and not (role == "choices" and is_list):
-            expected = "a name, or a list of two or more names" if role == "choices" else "a name"
-            raise RecipeError(f"`{role}: {column!r}` in {section}: expected {expected}.")
-    if task_type == "causal-lm" and not given.keys().isdisjoint(("prompt", "answer")):
-        if "text" in given:
-            raise RecipeError(f"{section[0]}{section[1:]} has prompts and a running text; expected one or the other.")
-        return {"prompt": "prompt", "answer": "answer", **given}
-    return {**_given(rules.columns), **given}
-
-
-def _metric_of(values: dict[str, Any], task_type: str, where: str) -> str:
+def _metric_of(values: dict[str, Any], kind: RecipeKind, where: str) -> str:
     """The metric of a task: the one given, if it fits, or the usual one."""
-    problem_type = values.get("problem_type") or PROBLEM_TYPES[0]
-    built_in = metrics_of(task_type, problem_type)
+    settings, metric = values["settings"], values.get("metric")
+    built_in = (*kind.metrics_of(settings), LOSS)
     _check_type(values, "metric", str, "the name of a metric", where)
-    metric = values.get("metric")
-    without_score = task_type == "feature-extraction" and "score" not in values["columns"]
     if metric is None:
-        return LOSS if without_score else built_in[0]
-    known = {name for kind in KIND_RULES for problem in PROBLEM_TYPES for name in metrics_of(kind, problem)}
-    has_modules = task_type == "sequence-classification"  # whose answers `evaluate` has metrics for
-    if metric in built_in or (has_modules and metric not in known):
-        if without_score and metric != LOSS:
-            raise RecipeError(
-                f"`metric: {metric}` in {where} needs scores. Name them with `columns: {{score: NAME}}`."
-            )
+        return kind.default_metric(settings, values["columns"])
+    known = {LOSS, *(name for other in RECIPE_KINDS.values() for name in other.metrics)}
+    if metric in built_in or (kind.has_modules and metric not in known):
         return metric
-    what = f"`problem_type: {problem_type}`" if has_modules else f"`type: {task_type}`"
-    raise RecipeError(f"`metric: {metric}` in {where} does not fit {what}; its built-in metrics are {list(built_in)}.")
-
-
-def _check_written(values: Mapping[str, Any], task_type: str, where: str) -> None:
-    """Texts that a task writes can be scored only where it is known what they should be."""
-    is_written = TASK_KINDS[task_type].writes and values["metric"] in WRITTEN_METRICS
-    if task_type == "causal-lm" and "prompt" not in values["columns"] and (is_written or values.get("score_written")):
-        key = f"metric: {values['metric']}" if is_written else f"score_written: {values['score_written']}"
-        raise RecipeError(
-            f"`{key}` in {where}: running text has no right continuation to hold a written one against. Name prompts "
-            "and answers, `columns: {prompt: NAME, answer: NAME}`, or use perplexity or accuracy."
-        )
-    if is_written and values.get("score_written") == 0:
-        raise RecipeError(f"`score_written: 0` in {where}: `metric: {values['metric']}` needs texts to be written.")
+    raise RecipeError(
+        f"`metric: {metric}` in {where} does not fit {kind.measured_by(settings)}; its built-in metrics are "
+        f"{list(built_in)}."
+    )
 
 
 def _check_labels(labels: Any, where: str) -> None:
@@ -341,4 +317,4 @@ def _check_tasks(recipe: Recipe) -> None:
                     f"are {names[:number]}."
                 )
         recipe.pruning_config(task)
-        recipe.training_arguments(task)
+        RECIPE_KINDS[task.type].check_training(task, recipe.training_arguments(task))

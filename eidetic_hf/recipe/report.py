@@ -9,7 +9,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 from ..network.architecture import DECODER_LAYERS
 from ..network.units import UNIT_TYPES
-from .recipe import LOWER_IS_BETTER
-from .run import write_json
+from .kinds import lower_is_better
+from .results import shard_history, write_json
 
 REPORT_FILE, REPORT_DATA_FILE = "report.html", "report.json"
 
@@ -48,7 +48,9 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
     try:
         content = report_content(results)
         pictures = {
-            "matrix": matrix_picture(content["tasks"], content["matrix"], results["metrics"]),
+            "matrix": matrix_picture(
+                content["tasks"], content["matrix"], results["metrics"], content["lower_is_better"]
+            ),
             "units": units_picture(content["tasks"], content["capacity"]),
             "shards": shards_picture(content["shards"]),
         }
@@ -74,6 +76,7 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
 def report_content(results: Mapping[str, Any]) -> dict[str, Any]:
     """What the report shows, as JSON-ready values: tables, verdict and figures, without the pictures."""
     steps = results["steps"]
+    lower = results.get("lower_is_better", list(lower_is_better()))  # those of the first versions do not say it
     return {
         "name": results["name"],
         "backbone": results["backbone"],
@@ -85,10 +88,8 @@ def report_content(results: Mapping[str, Any]) -> dict[str, Any]:
         "backward_transfer": results["backward_transfer"],
         "forgetting": results["forgetting"],
         "averaged_tasks": results["averaged_tasks"],
-        "lower_is_better": list(LOWER_IS_BETTER),
-        "errors": {
-            metric: found for metric, found in results.get("by_metric", {}).items() if metric in LOWER_IS_BETTER
-        },
+        "lower_is_better": lower,
+        "errors": {metric: found for metric, found in results.get("by_metric", {}).items() if metric in lower},
         "routing": results.get("routing"),  # results of the first versions have none
         "verify": results["verify"],
         "capacity": steps[-1]["capacity"],
@@ -112,27 +113,6 @@ def _task_row(task: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, 
         "score": final[task["name"]],
         "score_at_commit": at_commit[0] if at_commit else None,
     }
-
-
-def shard_history(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """SHA-256 of every permanent shard after every task, and whether it was the same as after the task before.
-
-    Returns:
-        A row per shard: `{"shard": file, "after": [{"task", "sha256", "unchanged"}, ...]}`. `sha256` is `None` before
-        the shard exists, `unchanged` is `None` when there is nothing to compare with. The pool's shard has no row: it
-        holds what is free, so every task changes it.
-    """
-    files = sorted({file for step in steps for file in step["shards"]} - {"eidetic-pool.safetensors"})
-    order = ["eidetic-trunk.safetensors", *(f"eidetic-task-{step['task']}.safetensors" for step in steps)]
-    rows = []
-    for file in sorted(files, key=lambda file: (order.index(file) if file in order else len(order), file)):
-        after, before = [], None
-        for step in steps:
-            sha256 = step["shards"].get(file, {}).get("sha256")
-            after.append({"task": step["task"], "sha256": sha256, "unchanged": before and sha256 == before})
-            before = sha256
-        rows.append({"shard": file, "after": after})
-    return rows
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -166,9 +146,9 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     return figure, axes
 
 
-def _shade(value: float | None, column: Sequence[float | None], metric: str) -> float | None:
+def _shade(value: float | None, column: Sequence[float | None], is_lower: bool) -> float | None:
     """What a score is colored by: itself, or where less is better the best of its column divided by it."""
-    if value is None or metric not in LOWER_IS_BETTER:
+    if value is None or not is_lower:
         return value
     best = min(other for other in column if other is not None)
     return best / value if value and math.isfinite(value) else float(value == best)
@@ -211,7 +191,12 @@ def _heat_map(
     return figure
 
 
-def matrix_picture(tasks: list[str], matrix: list[dict[str, Any]], metrics: Mapping[str, str] | None = None) -> Markup:
+def matrix_picture(
+    tasks: list[str],
+    matrix: list[dict[str, Any]],
+    metrics: Mapping[str, str] | None = None,
+    lower: Collection[str] = (),
+) -> Markup:
     """The accuracy matrix as a heat map: rows are what was learned, columns the tasks; the upper triangle is empty.
 
     Numbers that are no shares, such as perplexities, are colored by what they are of the column's best: 1 is the best.
@@ -220,11 +205,12 @@ def matrix_picture(tasks: list[str], matrix: list[dict[str, Any]], metrics: Mapp
         tasks: names of the columns.
         matrix: a row per task learned, `{"task": name, "scores": {task: score}}`.
         metrics: name of each task's metric.
+        lower: metrics of which less is better.
     """
     values = [[row["scores"].get(task) for task in tasks] for row in matrix]
     shades = [
         [
-            _shade(value, column, (metrics or {}).get(task, ""))
+            _shade(value, column, (metrics or {}).get(task) in lower)
             for value, column, task in zip(row, zip(*values, strict=True), tasks, strict=True)
         ]
         for row in values

@@ -9,53 +9,34 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
-import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
-import datasets
 import evaluate
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from ..configuration import TaskError, TaskRecord
-from ..kinds import check_kind, kind_of
-from ..kinds.collators import MaskingCollator
-from ..model.certificate import environment
+from ..kinds import check_kind
 from ..model.checkpoint.folder import COMMITTED
-from ..model.checkpoint.layout import CONFIG_FILE, sha256_of, shard_file
+from ..model.checkpoint.layout import CONFIG_FILE, shard_file
 from ..model.model import EideticModel
 from ..trainer import EideticTrainer
-from ..version import __version__
-from ..views import TRUNK, owner_of, task_key
-from .kinds.base import TRAIN
+from ..views import task_key
+from .kinds import recipe_kind_of
+from .kinds.preparation import TRAIN
 from .recipe import CHECKPOINTS_FOLDER, Recipe, RecipeError, TaskRecipe
-from .results import continual_metrics
+from .results import RESULTS_FILE, results_of, shards_in, write_json
 from .scoring import check_record, evaluate_routing, evaluate_task, load_metric, score_arguments, score_of
-from .starting_point import load_tokenizer, make_config, resolve_backbone
+from .starting_point import have_one_backbone, load_tokenizer, longest_sequence, make_model, resolve_backbone
 from .task_data import TaskData, read_task_data
 
-MODEL_FOLDER, RESULTS_FILE = "model", "results.json"
-RESULTS_VERSION = 1
+MODEL_FOLDER = "model"
 
 Say = Callable[[str], None]
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_recipe(recipe: Recipe, say: Say = print) -> dict[str, Any]:
@@ -82,42 +63,6 @@ def run_recipe(recipe: Recipe, say: Say = print) -> dict[str, Any]:
         else:
             run.learn(task)
     return run.finish()
-
-
-def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EideticModel:
-    """A recipe's model before its first task: the same weights each time.
-
-    Raises:
-        RecipeError: if the backbone can not be made.
-    """
-    options: dict[str, Any] = {"trunk_layers": recipe.trunk_layers, "forward_transfer": recipe.forward_transfer}
-    if isinstance(recipe.backbone, dict):
-        set_seed(recipe.seed)
-        return EideticModel.from_backbone(make_config(recipe.backbone, tokenizer), **options)
-    model = EideticModel.from_backbone(resolve_backbone(recipe.backbone, recipe.folder), **options)
-    # A path on this machine has no place in the model card.
-    model.config.base_config._name_or_path = recipe.backbone
-    return model
-
-
-def longest_sequence(model: EideticModel) -> int | None:
-    """Tokens that a backbone has positions for; `None` if that has no limit."""
-    config = model.config.base_config
-    longest = getattr(config, "max_position_embeddings", None)
-    embeddings = [m for n, m in model.backbone.named_modules() if n.endswith("position_embeddings")]
-    for module in embeddings:  # RoBERTa's positions begin behind the one of padding
-        if longest is not None and getattr(module, "padding_idx", None) is not None:
-            return longest - cast(int, module.padding_idx) - 1
-    return longest
-
-
-def _have_one_backbone(fresh: EideticModel, model: EideticModel) -> bool:
-    """Whether a model began as a fresh one; the trunk of a random backbone has been trained since."""
-    if not model.config.trunk_pretrained:
-        ours, theirs = (m.config.base_config.to_dict() for m in (fresh, model))
-        return {k: v for k, v in ours.items() if k[0] != "_"} == {k: v for k, v in theirs.items() if k[0] != "_"}
-    ours, theirs = ({n: t for n, t in m.backbone.state_dict().items() if owner_of(n) == TRUNK} for m in (fresh, model))
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 class _ProgressLines(TrainerCallback):
@@ -165,7 +110,7 @@ class _Run:
         self.tokenizer = load_tokenizer(recipe, corpus)
         self.model = make_model(recipe, self.tokenizer)
         self._check_lengths()
-        self._check_kinds()
+        self._check_kinds({name: one.preparation.labels for name, one in raw.items()})
         self.data = {name: one.encode(self.tokenizer) for name, one in raw.items()}
         if (self.model_folder / CONFIG_FILE).exists() or (self.model_folder / COMMITTED).is_dir():
             self._continue()
@@ -183,14 +128,13 @@ class _Run:
                 )
         self.tokenizer.model_max_length = max(self.recipe.length_of(task) for task in self.recipe.tasks)
 
-    def _check_kinds(self) -> None:
-        """The backbone has a head for every task."""
+    def _check_kinds(self, labels: dict[str, list[str]]) -> None:
+        """The backbone has a head for every task; `labels` are those of each."""
         config = copy.copy(self.model.config)
         config.tasks = []
         for task in self.recipe.tasks:
-            labels = ["0", "1"] if kind_of(task.type).has_labels else []
-            record = TaskRecord(task.name, task.type, labels=labels)
             try:
+                record = TaskRecord(task.name, task.type, labels=["0", "1"] if labels[task.name] else [])
                 check_kind(record, config)
             except TaskError as error:
                 raise RecipeError(str(error)) from error
@@ -205,7 +149,7 @@ class _Run:
                 f"The model in {self.model_folder} has a trunk of {model.config.trunk_layers} layers, the recipe asks "
                 f"for {fresh.config.trunk_layers}. {way_out}"
             )
-        if not _have_one_backbone(fresh, model):
+        if not have_one_backbone(fresh, model):
             raise RecipeError(
                 f"The model in {self.model_folder} was made from another backbone than the recipe's "
                 f"{self.recipe.backbone_name}. {way_out}"
@@ -236,7 +180,7 @@ class _Run:
             steps = json.loads((self.recipe.output / RESULTS_FILE).read_text(encoding="utf-8"))["steps"]
         except (OSError, ValueError, KeyError):
             return
-        now = self._shards()
+        now = shards_in(self.model_folder)
         for step in steps:
             file = shard_file(task_key(step["task"]))
             if self.model.is_committed(step["task"]) and step["shards"].get(file, {}) == now.get(file):
@@ -249,11 +193,9 @@ class _Run:
         place = f"task {recipe.tasks.index(task) + 1} of {len(recipe.tasks)}"
         what = f"{len(data.labels)} labels" if data.labels else task.type
         say(f"{task.name}: {place}, {what}, {sizes}")
-        if task.name not in self.model.added:
-            self._add(task, data)
+        record = self._add(task, data)
         arguments = recipe.training_arguments(task)
         set_seed(arguments.seed)
-        record = self.model.record(task.name)
         module = self.metric_modules[task.name]
         score = score_of(self.model, self.tokenizer, task, data, "validation", module)
         trainer = EideticTrainer(
@@ -262,7 +204,7 @@ class _Run:
             args=arguments,
             pruning=recipe.pruning_config(task),
             processing_class=self.tokenizer,
-            data_collator=self._collator(task),
+            data_collator=recipe_kind_of(task.type).collator(task, self.tokenizer),
             train_dataset=data.splits["train"],
             eval_dataset=data.splits["validation"],
             router_dataset=data.preparation.bare.get(TRAIN),
@@ -283,26 +225,17 @@ class _Run:
             checkpoints.parent.rmdir()
         self._evaluate(task.name, seconds)
 
-    def _add(self, task: TaskRecipe, data: TaskData) -> None:
+    def _add(self, task: TaskRecipe, data: TaskData) -> TaskRecord:
         """Declare a task to the model."""
-        options = {"problem_type": task.problem_type, "pooling": task.pooling or self.recipe.pooling}
-        names = ("temperature", "normalize", "own_output_embeddings")
-        options.update({name: task.setting(name) for name in names if name in task.rules.settings})
-        known = kind_of(task.type).option_names()
         record = self.model.add_task(
             task.name,
             task_type=task.type,
             labels=data.labels or None,
             forward_transfer=task.forward_transfer,
-            **{name: value for name, value in options.items() if name in known},
+            **recipe_kind_of(task.type).options(task, self.recipe.pooling_of(task)),
         )
-        record.preparation = data.preparation.settings
-
-    def _collator(self, task: TaskRecipe) -> Callable | None:
-        """What makes a batch of rows, where the recipe decides on it."""
-        if task.type == "masked-lm":
-            return MaskingCollator(self.tokenizer, task.setting("mlm_probability"))
-        return None
+        record.preparation = data.preparation.recorded
+        return record
 
     def _save(self) -> None:
         if not (self.model_folder / "tokenizer_config.json").exists():
@@ -326,6 +259,7 @@ class _Run:
             score = score_of(self.model, self.tokenizer, task, data, "test", self.metric_modules[name])
             test = data.splits["test"]
             scores[name] = evaluate_task(self.model, name, test, self.tokenizer, arguments, score)
+        shards = shards_in(self.model_folder)
         self.steps.append(
             {
                 "task": after,
@@ -333,69 +267,23 @@ class _Run:
                 "seconds": seconds,
                 "units": self.model.record(after).units,
                 "capacity": self.model.capacity(),
-                "shards": self._shards(),
+                "shards": shards,
             }
         )
         shown = ", ".join(f"{name} {found[self.recipe.task(name).metric]:.3f}" for name, found in scores.items())
         took = "" if seconds is None else f" in {seconds:.0f} s"
         self.say(f"  committed {sum(self.steps[-1]['units'].values())} units{took}; test scores now: {shown}")
-        self._write_results(self.model)
+        self._write(results_of(self.recipe, self.model, self.data, self.steps, shards, self.model))
 
-    def _shards(self) -> dict[str, dict[str, Any]]:
-        """Size and SHA-256 of every shard, read from the disk: what a person would see with sha256sum."""
-        paths = sorted(self.model_folder.glob("eidetic-*.safetensors"))
-        return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths}
-
-    def _write_results(self, verified: EideticModel, routing: dict[str, Any] | None = None) -> dict[str, Any]:
-        recipe, model = self.recipe, self.model
-        metrics = {task.name: task.metric for task in recipe.tasks}
-        matrix = [
-            {"task": step["task"], "scores": {name: found[metrics[name]] for name, found in step["scores"].items()}}
-            for step in self.steps
-        ]
-        verdict = verified.verify()
-        results = {
-            "format_version": RESULTS_VERSION,
-            "name": recipe.name,
-            "recipe": recipe.source,
-            "backbone": recipe.backbone_name,
-            "trunk_layers": model.config.trunk_layers,
-            "environment": {
-                "eidetic_hf": __version__,
-                "python": platform.python_version(),
-                "datasets": datasets.__version__,
-                **environment(model.device, model.dtype, model.backbone.config._attn_implementation),
-            },
-            "tasks": [self._describe(record) for record in model.config.tasks],
-            "metrics": metrics,
-            "matrix": matrix,
-            **continual_metrics(matrix, metrics),
-            "routing": routing,
-            "verify": {"ok": bool(verdict), "text": str(verdict), "tasks": [str(task) for task in verdict.tasks]},
-            "steps": self.steps,
-        }
-        write_json(recipe.output / RESULTS_FILE, results)
+    def _write(self, results: dict[str, Any]) -> dict[str, Any]:
+        write_json(self.recipe.output / RESULTS_FILE, results)
         return results
-
-    def _describe(self, record: TaskRecord) -> dict[str, Any]:
-        file = shard_file(task_key(record.name))
-        return {
-            "name": record.name,
-            "type": record.task_type,
-            "problem_type": record.options.get("problem_type", "single_label_classification"),
-            "labels": record.labels,
-            "metric": self.recipe.task(record.name).metric,
-            "examples": {name: len(rows) for name, rows in self.data[record.name].rows.items()},
-            "ancestors": record.ancestors,
-            "units": sum(record.units.values()),
-            "seconds": next((step["seconds"] for step in self.steps if step["task"] == record.name), None),
-            "shard": file,
-            **self._shards()[file],
-        }
 
     def finish(self) -> dict[str, Any]:
         """Verify the model as it lies on the disk, let it find the tasks itself, and write the results a last time."""
         loaded = EideticModel.from_pretrained(self.model_folder)
         loaded.to(self.model.device)  # type: ignore[arg-type]
         tests = {name: self.data[name].texts_to_route("test") for name in loaded.tasks}
-        return self._write_results(loaded, evaluate_routing(loaded, self.tokenizer, tests))
+        routing = evaluate_routing(loaded, self.tokenizer, tests)
+        shards = shards_in(self.model_folder)
+        return self._write(results_of(self.recipe, self.model, self.data, self.steps, shards, loaded, routing))

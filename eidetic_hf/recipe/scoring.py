@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,24 +13,22 @@ import evaluate
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from ..configuration import TaskRecord
 from ..kinds import kind_of
-from ..kinds.metrics import squad_scores
 from ..model.model import EideticModel
 from ..network.backbone import MODEL_INPUTS
-from ..trainer import EideticTrainer, task_metrics
-from .kinds.questions import Questions
-from .predicting import Predictor, Query
-from .recipe import Recipe, RecipeError, TaskRecipe, metrics_of
+from ..trainer import EideticTrainer
+from .kinds import RECIPE_KINDS, recipe_kind_of
+from .kinds.asking import Asker
+from .kinds.base import LOSS, Score
+from .recipe import Recipe, RecipeError, TaskRecipe
 from .task_data import SPLITS, TaskData, load_task_data
 
 ROUTING_BATCH = 64
 ROUTING_SCORES = ("oracle_accuracy", "routed_accuracy", "merged_label_accuracy")
-
-Score = Callable[[EvalPrediction], dict[str, float]]
 
 # -- one task ---------------------------------------------------------------------------------------------------------
 
@@ -43,72 +39,18 @@ def load_metric(task: TaskRecipe, folder: Path) -> evaluate.EvaluationModule | N
     Raises:
         RecipeError: if it can not be loaded.
     """
-    built_in = metrics_of(task.type, task.problem_type)
+    kind = recipe_kind_of(task.type)
+    built_in = (*kind.metrics_of(task.settings), LOSS)
     if task.metric in built_in:
         return None
     local = folder / task.metric
-    options = {"config_name": "multilabel"} if task.problem_type == "multi_label_classification" else {}
     try:
-        return evaluate.load(str(local) if local.exists() else task.metric, **options)
+        return evaluate.load(str(local) if local.exists() else task.metric, **kind.module_options(task))
     except Exception as error:  # Modules are code that is downloaded: any error is possible.
         raise RecipeError(
             f"`metric: {task.metric}` of task '{task.name}' could not be loaded with evaluate.load ({error}). Built "
             f"in, and there without network, are: {', '.join(built_in)}."
         ) from error
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """`compute_metrics` of one task: the built-in metrics, and the one of its recipe."""
-
-    record: TaskRecord
-    metric: str
-    module: evaluate.EvaluationModule | None = None
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Metrics of what an evaluation collected."""
-        scores = task_metrics(self.record, prediction)
-        if self.module is not None:
-            logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-            answers = {
-                "single_label_classification": lambda: (logits.argmax(-1), labels),
-                "multi_label_classification": lambda: ((logits > 0).astype(int), labels.astype(int)),
-                "regression": lambda: (logits.reshape(-1), labels.reshape(-1)),
-            }[self.record.problem_type]()
-            found = self.module.compute(predictions=answers[0], references=answers[1]) or {}
-            numbers = [float(value) for value in found.values() if np.ndim(value) == 0]
-            scores[self.metric] = float(found.get(self.metric, numbers[0] if numbers else np.nan))
-        # The same answer to everything has no correlation with anything: it is worth nothing, but it is a number.
-        return {name: 0.0 if math.isnan(score) else score for name, score in scores.items()}
-
-
-@dataclass(frozen=True)
-class WrittenScore:
-    """`compute_metrics` of a task that writes texts of which it is known what they should be.
-
-    Adds `exact_match` and `f1` over words, as SQuAD counts them, as shares: of the first texts of a split, which are
-    written without sampling.
-
-    Attributes:
-        sums: computes what needs no writing.
-        predictor: writes, at most as many tokens as the longest right text has.
-        task: name of the task, committed or being learned.
-        texts: what is given.
-        right: what should be written.
-    """
-
-    sums: TaskScore
-    predictor: Predictor
-    task: str
-    texts: list[str]
-    right: list[str]
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Metrics of what an evaluation collected, and of what is written now."""
-        answers = self.predictor.answers([Query(text) for text in self.texts], self.task)
-        written = [answer["generated"].strip() for answer in answers]
-        found = squad_scores(written, [[text] for text in self.right])
-        return {**self.sums(prediction), **{name: value / 100 for name, value in found.items()}}
 
 
 def score_of(
@@ -120,16 +62,8 @@ def score_of(
     module: evaluate.EvaluationModule | None = None,
 ) -> Score:
     """`compute_metrics` for a split of a task of the model."""
-    if isinstance(data.preparation, Questions):
-        return data.preparation.score(data.rows[split], split)
-    score = TaskScore(model.record(task.name), task.metric, module)
-    if not task.n_written:
-        return score
-    given, wanted = data.preparation.texts  # of prompts and answers, or sources and targets
-    rows = data.rows[split].select(range(min(task.n_written, len(data.rows[split]))))
-    texts, right = (data.preparation.column(rows, role) for role in (given, wanted))
-    longest = max(len(ids) for ids in tokenizer(text_target=right)["input_ids"])
-    return WrittenScore(score, Predictor(model, tokenizer, max_new_tokens=longest + 1), task.name, texts, right)
+    kind = recipe_kind_of(task.type)
+    return kind.score(task, data.preparation, data.rows[split], split, Asker(model, tokenizer), module)
 
 
 def score_arguments(record: TaskRecord, score: Score) -> dict[str, Any]:
@@ -209,11 +143,12 @@ def evaluate_recipe(
 
 def check_record(record: TaskRecord, task: TaskRecipe, data: TaskData) -> None:
     """Raise a `RecipeError` if a model has learned something else under a task's name."""
-    for what, has, wants in (
-        ("type", record.task_type, task.type),
-        ("problem_type", record.options.get("problem_type", task.problem_type), task.problem_type),
-        ("labels", record.labels, data.labels if record.labels else record.labels),
-    ):
+    compared: list[tuple[str, Any, Any]] = [("type", record.task_type, task.type)]
+    if record.task_type == task.type:
+        learned_with = recipe_kind_of(task.type).learned_with
+        compared += [(name, getattr(record, name), getattr(task.settings, name)) for name in learned_with]
+    compared.append(("labels", record.labels, data.labels if record.labels else record.labels))
+    for what, has, wants in compared:
         if has != wants:
             raise RecipeError(
                 f"The model learned the task '{task.name}' with {what} {has}, the recipe says {wants}. Name the task "
@@ -273,8 +208,14 @@ def evaluate_routing(
 
 
 def _names_labels(record: TaskRecord) -> bool:
-    """Whether a task's answer to a text is one or several labels."""
-    return record.options.get("problem_type", "regression") != "regression"
+    """Whether a task's answer to a text is one or several labels; not if nobody says what its kind answers."""
+    kind = RECIPE_KINDS.get(record.task_type)
+    return kind is not None and kind.names_labels(record)
+
+
+def _label_names(record: TaskRecord, values: torch.Tensor) -> list[set[str]]:
+    """Names of the labels in logits `(texts, labels)` or in the `labels` of a batch."""
+    return recipe_kind_of(record.task_type).label_names(record, values)
 
 
 @torch.inference_mode()
@@ -307,11 +248,3 @@ def _count_routed(model: EideticModel, record: TaskRecord, batch: Mapping[str, t
         "routed_accuracy": sum(ok and task == record.name for ok, task in zip(merged, chosen, strict=True)),
         "merged_label_accuracy": sum(merged),
     }
-
-
-def _label_names(record: TaskRecord, values: torch.Tensor) -> list[set[str]]:
-    """Names of the labels in logits `(texts, labels)` or in the `labels` of a batch."""
-    if record.problem_type == "multi_label_classification":
-        return [{record.labels[index] for index in row.nonzero().flatten().tolist()} for row in values > 0]
-    numbers = values if values.dim() == 1 else values.argmax(-1)
-    return [{record.labels[index]} for index in numbers.tolist()]

@@ -6,12 +6,16 @@ import difflib
 import importlib.resources
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.trainer_utils import set_seed
 
+from ..model.model import EideticModel
 from ..network.backbone import ENCODER, ENCODER_DECODER, family_of
+from ..views import TRUNK, owner_of
 from .recipe import SMALLEST_VOCABULARY, Recipe, RecipeError
 
 PACKAGE_PREFIX = "package:"
@@ -155,3 +159,42 @@ def make_config(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = config.pad_token_id
     return config
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EideticModel:
+    """A recipe's model before its first task: the same weights each time.
+
+    Raises:
+        RecipeError: if the backbone can not be made.
+    """
+    options: dict[str, Any] = {"trunk_layers": recipe.trunk_layers, "forward_transfer": recipe.forward_transfer}
+    if isinstance(recipe.backbone, dict):
+        set_seed(recipe.seed)
+        return EideticModel.from_backbone(make_config(recipe.backbone, tokenizer), **options)
+    model = EideticModel.from_backbone(resolve_backbone(recipe.backbone, recipe.folder), **options)
+    # A path on this machine has no place in the model card.
+    model.config.base_config._name_or_path = recipe.backbone
+    return model
+
+
+def longest_sequence(model: EideticModel) -> int | None:
+    """Tokens that a backbone has positions for; `None` if that has no limit."""
+    config = model.config.base_config
+    longest = getattr(config, "max_position_embeddings", None)
+    embeddings = [m for n, m in model.backbone.named_modules() if n.endswith("position_embeddings")]
+    for module in embeddings:  # RoBERTa's positions begin behind the one of padding
+        if longest is not None and getattr(module, "padding_idx", None) is not None:
+            return longest - cast(int, module.padding_idx) - 1
+    return longest
+
+
+def have_one_backbone(fresh: EideticModel, model: EideticModel) -> bool:
+    """Whether a model began as a fresh one; the trunk of a random backbone has been trained since."""
+    if not model.config.trunk_pretrained:
+        ours, theirs = (m.config.base_config.to_dict() for m in (fresh, model))
+        return {k: v for k, v in ours.items() if k[0] != "_"} == {k: v for k, v in theirs.items() if k[0] != "_"}
+    ours, theirs = ({n: t for n, t in m.backbone.state_dict().items() if owner_of(n) == TRUNK} for m in (fresh, model))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

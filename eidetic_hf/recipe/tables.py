@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
-if TYPE_CHECKING:
-    pass
-
+from .results import shard_history
 
 DIGEST_SHOWN = 12
 CONFUSION_SHOWN = 12  # a matrix of more tasks is in the JSON and in the report
 
 
-def _continual_lines(results: dict[str, Any]) -> list[str]:
+def continual_lines(results: dict[str, Any]) -> list[str]:
     """Averages and forgetting: of shares together, of each metric of which less is better alone."""
-    from .recipe import LOWER_IS_BETTER
-
     names = ("average_accuracy", "backward_transfer", "forgetting")
     lines = [f"{name.replace('_', ' ')}: {results[name]:.4f}" for name in names if results[name] is not None]
     for metric, found in results["by_metric"].items():
-        if metric in LOWER_IS_BETTER:
+        if metric in results["lower_is_better"]:
             lines.append(f"average {metric} (less is better): {found['average']:.4f}")
             if found["forgetting"] is not None:
                 lines.append(f"{metric} lost to later tasks: {found['forgetting']:.4f}")
     return lines
 
 
-def _matrix_table(results: dict[str, Any]) -> Table:
+def matrix_table(results: dict[str, Any]) -> Table:
+    """The score of every task after each task."""
     names = [task["name"] for task in results["tasks"]]
     table = Table(title="Scores on every task's test split, the task given", title_justify="left")
     table.add_column("after learning")
@@ -39,11 +36,22 @@ def _matrix_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def metrics_table(oracle: dict[str, dict[str, float]], split: str) -> Table:
+    """Every metric of every task on a split, the task given."""
+    table = Table("task", "metric", title=f"{split} split, the task given", title_justify="left")
+    table.add_column("value", justify="right")
+    for name, metrics in oracle.items():
+        for metric, value in metrics.items():
+            table.add_row(name, metric, f"{value:.4f}")
+    return table
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _routing_line(routing: dict[str, Any]) -> str:
+def routing_line(routing: dict[str, Any]) -> str:
+    """How often the router chose right, and the answer was right."""
     mean = routing["mean"]
     line = f"task not given: {mean['routing_accuracy']:.4f} sent to their own task"
     if mean["routed_accuracy"] is None:
@@ -51,7 +59,7 @@ def _routing_line(routing: dict[str, Any]) -> str:
     return f"{line}, {mean['routed_accuracy']:.4f} answered right (task given: {mean['oracle_accuracy']:.4f})"
 
 
-def _routing_tables(routing: dict[str, Any]) -> list[Table]:
+def routing_tables(routing: dict[str, Any]) -> list[Table]:
     """Accuracies with and without the task given, and how many texts of each task went to which."""
     scores = Table(title="Task not given: the router chooses", title_justify="left")
     scores.add_column("task")
@@ -74,9 +82,8 @@ def _routing_tables(routing: dict[str, Any]) -> list[Table]:
     return [scores, confusion]
 
 
-def _shards_table(results: dict[str, Any]) -> Table:
-    from .report import shard_history
-
+def shards_table(results: dict[str, Any]) -> Table:
+    """The digest of every shard after each task, and whether it is the one before."""
     table = Table(title=f"sha256 of every shard (first {DIGEST_SHOWN} characters)", title_justify="left")
     table.add_column("shard", overflow="fold")
     for step in results["steps"]:

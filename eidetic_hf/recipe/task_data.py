@@ -10,28 +10,12 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from .kinds.base import TRAIN, Preparation
-from .kinds.choices import Choices
-from .kinds.language import RunningText, SourcesAndTargets, TextWithGaps
-from .kinds.questions import Questions
-from .kinds.sentences import Pairs
-from .kinds.sequence_labels import TextLabels
-from .kinds.token_tags import WordTags
+from .kinds import recipe_kind_of
+from .kinds.preparation import TRAIN, Preparation
 from .recipe import Recipe, RecipeError, TaskRecipe
 
 VALIDATION_SHARE = 0.1
 SPLITS = (TRAIN, "validation", "test")
-
-PREPARATIONS: dict[str, type[Preparation]] = {
-    "sequence-classification": TextLabels,
-    "token-classification": WordTags,
-    "question-answering": Questions,
-    "multiple-choice": Choices,
-    "causal-lm": RunningText,
-    "seq2seq-lm": SourcesAndTargets,
-    "masked-lm": TextWithGaps,
-    "feature-extraction": Pairs,
-}
 
 
 @dataclass(frozen=True)
@@ -55,11 +39,7 @@ class TaskData:
 
     def texts_to_route(self, split: str) -> datasets.Dataset:
         """An encoded split with one row for each text that a router would be asked about."""
-        data = self.preparation.bare.get(split, self.splits[split])
-        if not isinstance(self.preparation, Questions):
-            return data
-        question = self.preparation.windows[split].question
-        return data.select([row for row in range(len(data)) if row == 0 or question[row] != question[row - 1]])
+        return self.preparation.texts_to_route(self.splits[split], split)
 
 
 @dataclass(frozen=True)
@@ -87,7 +67,7 @@ def read_task_data(recipe: Recipe, task: TaskRecipe) -> RawData:
         RecipeError: if it can not be loaded, is empty, lacks a column, or has a row that the task can not have.
     """
     rows = load_splits(recipe, task)
-    preparation = PREPARATIONS[task.type](task, recipe.length_of(task), recipe.seed)
+    preparation = recipe_kind_of(task.type).preparation(task, recipe.length_of(task), recipe.seed)
     preparation.read(rows)
     return RawData(preparation, rows)
 

@@ -13,7 +13,8 @@ import matplotlib
 import pytest
 from support.recipe_files import finished, private_dataset_cache  # noqa: F401
 
-from eidetic_hf.recipe.report import confusion_picture, matrix_picture, report_content, shard_history, write_report
+from eidetic_hf.recipe.report import confusion_picture, matrix_picture, report_content, write_report
+from eidetic_hf.recipe.results import shard_history
 
 viridis = matplotlib.colormaps["viridis"]
 
@@ -185,7 +186,7 @@ def test_metrics_of_which_less_is_better_are_shown_apart(results: dict[str, Any]
 
 def test_cells_of_errors_are_colored_by_the_best_of_their_column() -> None:
     matrix = [{"task": "a", "scores": {"a": 10.0}}, {"task": "b", "scores": {"a": 40.0, "b": 20.0}}]
-    picture = matrix_picture(["a", "b"], matrix, dict.fromkeys("ab", "perplexity"))
+    picture = matrix_picture(["a", "b"], matrix, dict.fromkeys("ab", "perplexity"), ["perplexity"])
     cells = re.findall(r"fill: (#[0-9a-f]{6})", picture)
     best, lost = (matplotlib.colors.to_hex(viridis(share)) for share in (1.0, 0.25))
     assert cells.count(best) >= 2 and lost in cells

@@ -15,10 +15,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from eidetic_hf import EideticModel
+from eidetic_hf.recipe.predicting import Predictor
+from eidetic_hf.recipe.recipe import RecipeError
 from eidetic_hf.recipe.recipe_file import read_recipe
 from eidetic_hf.recipe.run import run_recipe
+from eidetic_hf.recipe.task_data import TaskData, load_task_data
 
 COLORS = ["blue", "green", "red"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -168,6 +172,70 @@ def write_recipe(folder: Path, tasks: list[dict[str, Any]] | None = None, **valu
     return path
 
 
+# -- what tests do with them ------------------------------------------------------------------------------------------
+
+
+def run(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The results of a recipe, and the lines that the run said."""
+    lines: list[str] = []
+    return run_recipe(read_recipe(path), lines.append), lines
+
+
+def changed(path: Path, **values: Any) -> Path:
+    """A recipe with other values at its top level."""
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **values}, sort_keys=False))
+    return path
+
+
+def refusal(path: Path) -> str:
+    """The message with which a recipe is refused, before or while its data is loaded."""
+    with pytest.raises(RecipeError) as error:
+        run(path)
+    assert not (path.parent / "output" / "model").exists(), "training had begun"
+    return str(error.value)
+
+
+def prepared(folder: Path, rows: list[dict[str, Any]], **values: Any) -> tuple[TaskData, PreTrainedTokenizerBase]:
+    """The data of a task with these rows in every split, encoded by the word tokenizer."""
+    top = {key: values.pop(key) for key in ("max_length",) if key in values}
+    task = write_task(folder, "task", {"train": rows, "validation": rows, "test": rows}, **values)
+    recipe = read_recipe(write_recipe(folder, [task], **top))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
+    return load_task_data(recipe, recipe.tasks[0], tokenizer), tokenizer
+
+
+def refused(folder: Path, rows: list[dict[str, Any]], **values: Any) -> str:
+    """The message with which these rows are refused."""
+    with pytest.raises(RecipeError) as error:
+        prepared(folder, rows, **values)
+    return str(error.value)
+
+
+def predictor(folder: Path, **options: Any) -> Predictor:
+    """What answers with the model of a finished run."""
+    model = EideticModel.from_pretrained(folder / "output" / "model")
+    return Predictor(model, AutoTokenizer.from_pretrained(folder / "output" / "model"), **options)
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """What a finished run has written."""
+    return json.loads((folder / "output" / "results.json").read_text())
+
+
+# -- finished runs ----------------------------------------------------------------------------------------------------
+
+_FINISHED: dict[str, Path] = {}
+
+
+def _once(name: str, source: pytest.TempPathFactory, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` has filled, the same one in every module of tests that this process runs."""
+    if name not in _FINISHED:
+        folder = source.mktemp(name)
+        make(folder)
+        _FINISHED[name] = folder
+    return _FINISHED[name]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def private_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what `datasets` caches out of the home folder."""
@@ -176,20 +244,19 @@ def private_dataset_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
 
 
-@pytest.fixture(scope="module")
-def unlike(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None) -> Path:
-    """As `finished`, but with two tasks whose texts differ, `color` and `size`, so that the router can tell them."""
-    folder = tmp_path_factory.mktemp("unlike")
+def _unlike(folder: Path) -> None:
     rows = {split: size_rows(seed, n) for seed, (split, n) in enumerate({"train": 48, "test": 20}.items())}
     tasks = [write_task(folder, "color"), write_task(folder, "size", rows)]
     run_recipe(read_recipe(write_recipe(folder, tasks)), lambda line: None)
-    return folder
 
 
-@pytest.fixture(scope="module")
-def reading(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None) -> Path:
-    """As `finished`, with one task of each kind that an encoder has, in one model."""
-    folder = tmp_path_factory.mktemp("reading")
+@pytest.fixture(scope="session")
+def unlike(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None) -> Path:
+    """As `finished`, but with two tasks whose texts differ, `color` and `size`, so that the router can tell them."""
+    return _once("unlike", tmp_path_factory, _unlike)
+
+
+def _reading(folder: Path) -> None:
     color = {split: color_rows(seed, n) for seed, (split, n) in enumerate(SPLIT_SIZES.items())}
     tasks = [
         write_task(folder, "color", color),
@@ -215,13 +282,15 @@ def reading(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: Non
     ]
     path = write_recipe(folder, tasks, max_length=24, training={**TRAINING, "max_steps": 72})
     run_recipe(read_recipe(path), lambda line: None)
-    return folder
 
 
-@pytest.fixture(scope="module")
-def writing(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None) -> Path:
-    """As `finished`, with two language models and answers to prompts, in a random Llama that reads bytes."""
-    folder = tmp_path_factory.mktemp("writing")
+@pytest.fixture(scope="session")
+def reading(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None) -> Path:
+    """As `finished`, with one task of each kind that an encoder has, in one model."""
+    return _once("reading", tmp_path_factory, _reading)
+
+
+def _writing(folder: Path) -> None:
     rows = {
         s: [{"prompt": r["text"], "answer": r["label"]} for r in color_rows(i, n)]
         for i, (s, n) in enumerate(SPLIT_SIZES.items())
@@ -251,12 +320,19 @@ def writing(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: Non
     }
     path = write_recipe(folder, tasks, backbone=backbone, tokenizer={"train": "byte"}, max_length=48, trunk_layers=1)
     run_recipe(read_recipe(path), lambda line: None)
-    return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def writing(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None) -> Path:
+    """As `finished`, with two language models and answers to prompts, in a random Llama that reads bytes."""
+    return _once("writing", tmp_path_factory, _writing)
+
+
+def _finished(folder: Path) -> None:
+    run_recipe(read_recipe(write_recipe(folder)), lambda line: None)
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, private_dataset_cache: None) -> Path:
     """Folder of a recipe (`colors.yaml`) that has been run; the results are in `output`. Shared: copy, not change."""
-    folder = tmp_path_factory.mktemp("finished")
-    run_recipe(read_recipe(write_recipe(folder)), lambda line: None)
-    return folder
+    return _once("finished", tmp_path_factory, _finished)

@@ -1,131 +1,211 @@
-"""How rows of a data set become what a model takes: their columns, their labels, their tokens.
+"""What a kind of task is to a recipe and to the command line: columns, settings, metrics, data, answers.
 
-A `Preparation` belongs to one task of a recipe. It first reads all splits, which checks every row and finds the
-labels, and then encodes each of them with the tokenizer. There is a class for each kind of task, in
-`classification_data.py`, `question_data.py`, `language_data.py` and `embedding_data.py`.
+The other side of a kind, which the model and the trainer ask, is `eidetic_hf.kinds`: two files of one name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import datasets
-from transformers import PreTrainedTokenizerBase
+import numpy as np
+import torch
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 
+from ...configuration import TaskRecord
+from ...trainer import task_metrics
 from ..recipe import RecipeError, TaskRecipe
+from .asking import Asker, Query, Unanswerable
+from .preparation import Preparation
+from .settings import Settings
 
-TRAIN = "train"
-TEXT_TYPES = ("string", "large_string")
+LOSS = "loss"  # a metric of every kind, of which less is better
+
+Score = Callable[[EvalPrediction], dict[str, float]]
 
 
-class Preparation:
-    """The data of one task, of one kind. Invariant: after `read`, every row of every split can be encoded.
+class RecipeKind:
+    """What differs between kinds of task in a recipe. A kind has no state; what it needs of a task it is given.
 
-    Args:
-        task: the task.
-        max_length: its longest sequence, in tokens.
-        seed: of what is drawn at random.
+    A kind of your own must have `name`, `columns`, `metrics`, `preparation` and the method `answer`. It may have the
+    other attributes and methods; those that most kinds leave as they are come last. Register it with
+    `register_recipe_kind`, and its other side, an `eidetic_hf.kinds.base.Kind` of the same name, with
+    `eidetic_hf.kinds.register_kind`; docs/recipes.md shows a whole one.
 
     Attributes:
-        texts: the parts of a row that are texts.
-        labels: names of the labels in the order of the logits; empty for kinds without; known after `read`.
-        settings: what whoever answers with the task has to know of its texts, as JSON-ready values; complete after
-            `read`.
-        bare: by split, the encoded texts as a router is asked about them, where the model learns them in other words.
+        name: as `type:` of a task and `TaskRecord.task_type` have it.
+        columns: the parts of a row, with the column that each is read from where the recipe names none; parts at
+            `None` are read only if the recipe names their column.
+        metrics: all built-in metrics, but for the loss; the first one is the default.
+        preparation: what checks and encodes the rows of a task.
+        settings: further keys of such a task.
+        lower_is_better: those of the metrics of which less is better.
+        has_labels: whether `labels:` may be given.
+        listed: the parts of a row that may be read from several columns.
+        has_modules: whether `evaluate` has metrics for its answers, see `module_answers`.
+        learned_with: settings that a model must have learned a task with, to be evaluated or continued.
+        reads_pairs: whether a query may have two texts.
+        chooses: whether a query has choices.
     """
 
-    texts: tuple[str, ...] = ("text",)
+    name: str
+    columns: dict[str, str | None]
+    metrics: tuple[str, ...]
+    preparation: type[Preparation]
+    settings: type[Settings] = Settings
+    lower_is_better: tuple[str, ...] = ()
+    has_labels = False
+    listed: tuple[str, ...] = ()
+    has_modules = False
+    learned_with: tuple[str, ...] = ()
+    reads_pairs = True
+    chooses = False
 
-    def __init__(self, task: TaskRecipe, max_length: int, seed: int) -> None:
-        self.task, self.max_length, self.seed = task, max_length, seed
-        self.labels: list[str] = []
-        self.settings: dict[str, Any] = {"max_length": max_length}
-        self.bare: dict[str, datasets.Dataset] = {}
+    # -- what a kind must have ------------------------------------------------------------------------------------
 
-    # -- for each kind --------------------------------------------------------------------------------------------
+    def answer(self, asker: Asker, record: TaskRecord, queries: list[Query]) -> list[dict[str, Any]]:
+        """What a task of this kind answers, as JSON-ready values, one for each query.
 
-    def check_rows(self, splits: Mapping[str, datasets.Dataset]) -> None:
-        """Find the labels; raise a `RecipeError` at the first row that the task can not have."""
-
-    def encode(self, data: datasets.Dataset, split: str, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-        """A split as the model takes it."""
+        Args:
+            asker: the model and what makes its batches.
+            record: the task.
+            queries: some that `check_query` found answerable; the model is in evaluation mode, gradients are off.
+        """
         raise NotImplementedError
 
-    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise a `RecipeError` if a tokenizer lacks what this kind needs."""
+    # -- what it may have: asking ---------------------------------------------------------------------------------
 
-    # -- for all --------------------------------------------------------------------------------------------------
-
-    def read(self, splits: Mapping[str, datasets.Dataset]) -> None:
-        """Check all rows, and find the labels.
-
-        Raises:
-            RecipeError: naming split, row and column.
-        """
-        for name, data in splits.items():
-            self._check_columns(name, data)
-        self.check_rows(splits)
-
-    def columns(self, role: str) -> list[str]:
-        """Columns that a part of a row is read from; none if the task has no such part."""
-        found = self.task.columns.get(role)
-        return found if isinstance(found, list) else [] if found is None else [found]
-
-    def column(self, data: datasets.Dataset, role: str) -> list[Any]:
-        """A part of every row, from its single column."""
-        return data[self.task.columns[role]][:]
-
-    def corpus(self, data: datasets.Dataset) -> Iterator[str]:
-        """All texts of a split, to train a tokenizer on."""
-        for role in self.texts:
-            for column in self.columns(role):
-                yield from data[column]
-
-    def _check_columns(self, split: str, data: datasets.Dataset) -> None:
-        task = self.task
-        for role in task.columns:
-            for column in self.columns(role):
-                if column not in data.column_names:
-                    raise RecipeError(
-                        f"Task '{task.name}': the {split} split has no column '{column}'; it has {data.column_names}. "
-                        f"Say which one is the {role}, with `columns: {{{role}: NAME}}`."
-                    )
-                dtype = getattr(data.features[column], "dtype", "lists")
-                if role in self.texts and dtype not in TEXT_TYPES:
-                    raise RecipeError(
-                        f"Task '{task.name}': the column '{column}' of the {split} split holds {dtype}, expected "
-                        "texts."
-                    )
-                missing = data.data.column(column).null_count
-                if missing:
-                    raise RecipeError(
-                        f"Task '{task.name}': {missing} rows of the {split} split have no '{column}'. Remove them."
-                    )
-
-    def fail(self, split: str, row: int, message: str) -> NoReturn:
-        """Raise the error of one row."""
-        raise RecipeError(f"Task '{self.task.name}': row {row} of the {split} split {message}")
-
-    def needs_offsets(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise a `RecipeError` if a tokenizer does not know where in a text its tokens are."""
-        if not tokenizer.is_fast:
-            raise RecipeError(
-                f"Task '{self.task.name}' ({self.task.type}) needs to know where in a text each token is, which "
-                f"{type(tokenizer).__name__} can not tell. Use a backbone with a fast tokenizer (tokenizer.json)."
+    def check_query(self, asker: Asker, record: TaskRecord, query: Query) -> None:
+        """Raise `Unanswerable` if a task can not answer a query."""
+        if query.choices is not None and not self.chooses:
+            raise Unanswerable(f"'{record.name}' ({self.name}) does not choose among texts. Leave the choices out.")
+        if query.text_pair is not None and (not self.reads_pairs or query.choices is not None):
+            raise Unanswerable(
+                f"'{record.name}' ({self.name}) reads one text, and there are two. Leave the second one out."
             )
 
-    def need_two_rows(self, splits: Mapping[str, datasets.Dataset]) -> None:
-        """Raise a `RecipeError` if a correlation can not be computed."""
-        for split, data in splits.items():
-            if len(data) < 2:
-                raise RecipeError(
-                    f"Task '{self.task.name}': the {split} split has one row, and a correlation needs two. Give more."
-                )
+    def answers(self, asker: Asker, record: TaskRecord, queries: Sequence[Query]) -> list[dict[str, Any]]:
+        """One task's answers; each query that it can not answer gets an `error`."""
+        found: dict[int, dict[str, Any]] = {}
+        fitting = []
+        for row, query in enumerate(queries):
+            try:
+                self.check_query(asker, record, query)
+                fitting.append(row)
+            except Unanswerable as error:
+                found[row] = {"error": str(error)}
+        if fitting:
+            with torch.inference_mode():
+                found.update(zip(fitting, self.answer(asker, record, [queries[row] for row in fitting]), strict=True))
+        return [found[row] for row in range(len(queries))]
+
+    # -- what it may have: learning and scoring -------------------------------------------------------------------
+
+    def options(self, task: TaskRecipe, pooling: str | None) -> dict[str, Any]:
+        """Options of this kind for `EideticModel.add_task`.
+
+        Args:
+            task: the task.
+            pooling: as the recipe says; `None` leaves it to the model.
+        """
+        return {}
+
+    def collator(self, task: TaskRecipe, tokenizer: PreTrainedTokenizerBase) -> Callable | None:
+        """What makes a batch of rows to learn from, where the recipe decides on it."""
+        return None
+
+    def score(
+        self, task: TaskRecipe, prepared: Preparation, rows: datasets.Dataset, split: str, asker: Asker, module: Any
+    ) -> Score:
+        """`compute_metrics` of a split.
+
+        Args:
+            task: the task, committed or being learned.
+            prepared: what encoded the split.
+            rows: the split as it was read.
+            split: its name.
+            asker: the model and its tokenizer.
+            module: the module of `evaluate` that computes the task's metric, if it is not built in.
+        """
+        return TaskScore(self, asker.model.record(task.name), task.metric, module)
+
+    def module_options(self, task: TaskRecipe) -> dict[str, Any]:
+        """Arguments of `evaluate.load` for a metric of a task."""
+        return {}
+
+    def module_answers(self, record: TaskRecord, logits: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
+        """Predictions and references for a module of `evaluate`, from what an evaluation collected."""
+        raise NotImplementedError
+
+    def names_labels(self, record: TaskRecord) -> bool:
+        """Whether a task's answer to a text is one or several labels, so that a routed one can be right or wrong."""
+        return False
+
+    def label_names(self, record: TaskRecord, values: torch.Tensor) -> list[set[str]]:
+        """Names of the labels in logits `(texts, labels)`, or in the `labels` of a batch."""
+        raise NotImplementedError
+
+    # -- what it may have: reading a recipe -----------------------------------------------------------------------
+
+    def check(self, task: TaskRecipe, where: str) -> None:
+        """Raise a `RecipeError` if what a recipe says of a task does not go together; `where` is for its message."""
+
+    def check_training(self, task: TaskRecipe, arguments: TrainingArguments) -> None:
+        """Raise a `RecipeError` if a task can not be learned in this way."""
+
+    def metrics_of(self, settings: Any) -> tuple[str, ...]:
+        """The built-in metrics of a task with these settings, but for the loss; the first one is the default."""
+        return self.metrics
+
+    def default_metric(self, settings: Any, columns: Mapping[str, Any]) -> str:
+        """The metric of a task whose recipe names none."""
+        return self.metrics_of(settings)[0]
+
+    def measured_by(self, settings: Any) -> str:
+        """What in a recipe decides on the metrics, for errors."""
+        return f"`type: {self.name}`"
+
+    def columns_of(self, given: Mapping[str, Any], section: str) -> dict[str, Any]:
+        """The column of each part of a row: those that are named, and the usual ones."""
+        return {**{role: column for role, column in self.columns.items() if column is not None}, **given}
 
 
-def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, max_length: int, **kwargs: Any
-) -> Any:
-    """Token ids and masks of texts, or of pairs, cut to `max_length` tokens."""
-    return tokenizer(texts, pairs, truncation=True, max_length=max_length, **kwargs)
+@dataclass(frozen=True)
+class TaskScore:
+    """`compute_metrics` of one task: the built-in metrics, and the one of its recipe.
+
+    Attributes:
+        kind: of the task.
+        record: the task.
+        metric: that the recipe names.
+        module: of `evaluate`, that computes it, if it is not built in.
+    """
+
+    kind: RecipeKind
+    record: TaskRecord
+    metric: str
+    module: Any = None
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Metrics of what an evaluation collected."""
+        scores = task_metrics(self.record, prediction)
+        if self.module is not None:
+            logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+            answers, right = self.kind.module_answers(self.record, logits, labels)
+            found = self.module.compute(predictions=answers, references=right) or {}
+            numbers = [float(value) for value in found.values() if np.ndim(value) == 0]
+            scores[self.metric] = float(found.get(self.metric, numbers[0] if numbers else np.nan))
+        # The same answer to everything has no correlation with anything: it is worth nothing, but it is a number.
+        return {name: 0.0 if math.isnan(score) else score for name, score in scores.items()}
+
+
+def check_columns(kind: RecipeKind, given: Mapping[str, Any], section: str) -> None:
+    """Raise a `RecipeError` if a recipe names something as a column that is no name of one."""
+    for role, column in given.items():
+        is_list = isinstance(column, list) and len(column) > 1 and all(isinstance(name, str) for name in column)
+        if not isinstance(column, str) and not (role in kind.listed and is_list):
+            expected = "a name, or a list of two or more names" if role in kind.listed else "a name"
+            raise RecipeError(f"`{role}: {column!r}` in {section}: expected {expected}.")

@@ -1,17 +1,39 @@
-"""Data of multiple choice: a text, and choices to go with it."""
+"""Multiple choice in a recipe: a text, and choices to go with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..recipe import RecipeError
-from .base import TEXT_TYPES, Preparation, encode_texts
+from ...configuration import TaskRecord
+from ..recipe import RecipeError, TaskRecipe
+from .asking import Asker, Query, Unanswerable
+from .base import RecipeKind
 from .labels import is_list
+from .preparation import TEXT_TYPES, Preparation, encode_texts
+from .settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class ChoiceSettings(Settings):
+    """Settings of multiple choice.
+
+    Attributes:
+        choice_marks: what stands before each choice, if one column holds all of them as one text.
+    """
+
+    choice_marks: Sequence[str] | None = setting(
+        None,
+        list,
+        lambda value: len(value) > 1 and all(isinstance(mark, str) and mark for mark in value),
+        "a list of two or more texts that stand before the choices, such as ['A:', 'B:']",
+    )
+
 
 # -- one of several texts ---------------------------------------------------------------------------------------------
 
@@ -27,8 +49,8 @@ class Choices(Preparation):
 
     def check_rows(self, splits: Mapping[str, datasets.Dataset]) -> None:
         """As many choices in each row, at least two, and a label that is the number of one."""
-        marks = self.task.setting("choice_marks")
-        self.settings["choice_marks"] = marks
+        marks = self.task.settings.choice_marks
+        self.recorded["choice_marks"] = marks
         self.names = self.task.labels or [mark.strip(" .:()[]") for mark in marks or []]
         n_choices = None
         for split, data in splits.items():
@@ -53,7 +75,7 @@ class Choices(Preparation):
                     f"Task '{self.task.name}': the column '{column}' of the {split} split holds {feature}, expected "
                     f"{'texts' if self._several() else 'lists of texts'}, the choices."
                 )
-            if not is_list(feature) and not self._several() and self.task.choice_marks is None:
+            if not is_list(feature) and not self._several() and self.task.settings.choice_marks is None:
                 raise RecipeError(
                     f"Task '{self.task.name}': the column '{column}' of the {split} split holds texts, expected lists "
                     "of choices. Give the columns of the choices with `columns: {choices: [NAME, NAME]}`; or, if a "
@@ -72,9 +94,9 @@ class Choices(Preparation):
             if not isinstance(value, str):
                 yield value
                 continue
-            found = split_choices(value, self.settings["choice_marks"])
+            found = split_choices(value, self.recorded["choice_marks"])
             if found is None:
-                marks = self.settings["choice_marks"]
+                marks = self.recorded["choice_marks"]
                 self.fail(split, row, f"has the choices {value!r}, in which not all of {marks} follow each other.")
             yield found
 
@@ -136,3 +158,51 @@ def encode_choices(
         name: [values[end - len(some) : end] for end, some in zip(ends.tolist(), choices, strict=True)]
         for name, values in tokens.items()
     }
+
+
+# -- the kind ---------------------------------------------------------------------------------------------------------
+
+
+class MultipleChoiceRecipe(RecipeKind):
+    """One of several texts."""
+
+    name = "multiple-choice"
+    columns = {"text": "text", "question": None, "choices": "choices", "label": "label"}
+    metrics = ("accuracy",)
+    preparation = Choices
+    settings = ChoiceSettings
+    has_labels = True
+    listed = ("choices",)
+    chooses = True
+
+    def options(self, task: TaskRecipe, pooling: str | None) -> dict[str, Any]:
+        """How the sequence is read."""
+        return {} if pooling is None else {"pooling": pooling}
+
+    def check_query(self, asker: Asker, record: TaskRecord, query: Query) -> None:
+        """There are choices, two at least."""
+        super().check_query(asker, record, query)
+        if len(choices_of(record, query) or ()) < 2:
+            marks = record.preparation.get("choice_marks")
+            hint = f", or a text_pair with {marks} in it" if marks else ""
+            raise Unanswerable(f"'{record.name}' chooses among texts, and there are none. Give choices{hint}.")
+
+    def answer(self, asker: Asker, record: TaskRecord, queries: list[Query]) -> list[dict[str, Any]]:
+        """`choice`, its number `index`, its `score`, and all `scores`."""
+        found = []
+        for query in queries:  # each may have another number of choices
+            choices = list(choices_of(record, query) or ())
+            rows = encode_choices(asker.tokenizer, [query.text], [choices], asker.length_of(record))
+            logits = asker.model(**asker.nested(rows), task=record.name).logits[0].float().cpu()
+            scores = logits.softmax(-1).tolist()
+            best = scores.index(max(scores))
+            found.append({"choice": choices[best], "index": best, "score": scores[best], "scores": scores})
+        return found
+
+
+def choices_of(record: TaskRecord, query: Query) -> Sequence[str] | None:
+    """The choices of a query: its own, or those in its second text, told apart by the task's marks."""
+    marks = record.preparation.get("choice_marks")
+    if query.choices is None and query.text_pair is not None and marks:
+        return split_choices(query.text_pair, marks)
+    return query.choices

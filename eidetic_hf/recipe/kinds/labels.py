@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 
 from ..recipe import RecipeError, TaskRecipe
-from .base import TRAIN
+from .preparation import TRAIN
 
 
 def encoded(data: datasets.Dataset, prepare: Any) -> datasets.Dataset:
@@ -22,30 +22,36 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and bool(np.isfinite(value))
 
 
-def _label_order(value: Any) -> tuple[bool, float, str]:
+def label_order(value: Any) -> tuple[bool, float, str]:
     """Sorts numbers before texts, and by size: 10 comes after 9."""
     is_number = isinstance(value, (int, float))
     return not is_number, float(value) if is_number else 0.0, str(value)
 
 
-def label_numbers(task: TaskRecipe, splits: Mapping[str, datasets.Dataset]) -> tuple[list[str], dict[Any, int]]:
+def label_numbers(
+    task: TaskRecipe, splits: Mapping[str, datasets.Dataset], what: str, many: bool = False
+) -> tuple[list[str], dict[Any, int]]:
     """Names of the labels in the order of the logits, and the number of each value of the label column.
 
     Whole numbers are the names of a `ClassLabel` feature, else names if the recipe lists them as such, else positions
     in the recipe's list.
+
+    Args:
+        task: the task, with a column `label`.
+        splits: its rows.
+        what: says in errors what the labels are for.
+        many: whether each row has a list of labels.
     """
-    column, many = task.columns["label"], task.problem_type == "multi_label_classification"
+    column = task.columns["label"]
     feature: Any = splits[TRAIN].features[column]
     if many != is_list(feature):
         expected = "lists of label names" if many else "one label a row"
-        raise RecipeError(
-            f"Task '{task.name}' ({task.problem_type}): the column '{column}' holds {feature}, expected {expected}."
-        )
+        raise RecipeError(f"Task '{task.name}' ({what}): the column '{column}' holds {feature}, expected {expected}.")
     feature = feature.feature if many else feature
     values: dict[str, list[Any]] = {}
     for split, data in splits.items():
         found = {label for row in data[column] for label in row} if many else set(data.unique(column))
-        values[split] = sorted(found, key=_label_order)
+        values[split] = sorted(found, key=label_order)
     names = names_of({value for found in values.values() for value in found}, feature, task.labels)
     labels = task.labels or getattr(feature, "names", None) or [names[value] for value in values[TRAIN]]
     for split, listed in values.items():

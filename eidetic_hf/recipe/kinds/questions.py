@@ -6,20 +6,40 @@ question. An answer is the best span of any window. As Devlin et al. (arXiv 1810
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
+import torch
 from scipy.special import log_softmax
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 
+from ...configuration import TaskRecord
 from ...kinds.metrics import squad_scores
 from ...kinds.questions import best_spans
-from .base import TRAIN, Preparation
+from ..recipe import RecipeError, TaskRecipe
+from .asking import ASKED_AT_ONCE, Asker, Query, Unanswerable
+from .base import RecipeKind, Score
+from .preparation import TRAIN, Preparation
+from .settings import Settings, setting
 
+LONGEST_ANSWER = 30  # in tokens, where a recipe says nothing else
 OUTSIDE = -1  # where a token that is none of the context's begins and ends
+
+
+@dataclass(frozen=True)
+class QuestionSettings(Settings):
+    """Settings of question answering.
+
+    Attributes:
+        stride: tokens of a long context that two windows share; a quarter of `max_length` by default.
+        max_answer_length: longest answer, in tokens.
+    """
+
+    stride: int | None = setting(None, int, lambda value: value >= 0, "a whole number of tokens >= 0")
+    max_answer_length: int = setting(LONGEST_ANSWER, int, lambda value: value >= 1, "a whole number of tokens >= 1")
 
 
 @dataclass(frozen=True)
@@ -177,11 +197,11 @@ class Questions(Preparation):
 
     def check_rows(self, splits: Mapping[str, datasets.Dataset]) -> None:
         """Every answer is in its context, where it is said to be."""
-        stride = self.task.setting("stride")
-        self.settings["stride"] = self.max_length // 4 if stride is None else stride
-        self.settings["max_answer_length"] = self.task.setting("max_answer_length")
+        stride = self.task.settings.stride
+        self.recorded["stride"] = self.max_length // 4 if stride is None else stride
+        self.recorded["max_answer_length"] = self.task.settings.max_answer_length
         self.windows: dict[str, Windows] = {}
-        self.settings["may_be_unanswered"] = False
+        self.recorded["may_be_unanswered"] = False
         for split, data in splits.items():
             rows = zip(self.column(data, "context"), self.column(data, "answers"), strict=True)
             for row, (context, answers) in enumerate(rows):
@@ -189,7 +209,7 @@ class Questions(Preparation):
                 for text, start in found:
                     self._check_place(split, row, context, text, start)
                 if split == TRAIN and not found:
-                    self.settings["may_be_unanswered"] = True
+                    self.recorded["may_be_unanswered"] = True
 
     def _answers(self, split: str, row: int, answers: Any) -> list[tuple[str, int]]:
         """Texts and places of the right answers of a row."""
@@ -234,7 +254,7 @@ class Questions(Preparation):
         contexts = self.column(data, "context")
         try:
             windows = make_windows(
-                tokenizer, self.column(data, "question"), contexts, self.max_length, self.settings["stride"]
+                tokenizer, self.column(data, "question"), contexts, self.max_length, self.recorded["stride"]
             )
         except QuestionTooLong as error:
             self.fail(split, error.row, str(error))
@@ -248,7 +268,12 @@ class Questions(Preparation):
         places = {"start_positions": [start for start, _ in spans], "end_positions": [end for _, end in spans]}
         return datasets.Dataset.from_dict({**windows.tokens, **places})
 
-    def score(self, data: datasets.Dataset, split: str) -> Callable[[EvalPrediction], dict[str, float]]:
+    def texts_to_route(self, encoded: datasets.Dataset, split: str) -> datasets.Dataset:
+        """The first window of each question."""
+        question = self.windows[split].question
+        return encoded.select([row for row in range(len(encoded)) if row == 0 or question[row] != question[row - 1]])
+
+    def score(self, data: datasets.Dataset, split: str) -> Score:
         """`compute_metrics` of an encoded split: SQuAD's `exact_match` and `f1` of the answers' words, as shares."""
         answers = [self._answers(split, row, value) for row, value in enumerate(self.column(data, "answers"))]
         right = [[text for text, _ in found] for found in answers]
@@ -266,6 +291,78 @@ class Questions(Preparation):
             self.column(data, "context"),
             predictions[0],
             predictions[1],
-            self.settings["max_answer_length"],
-            self.settings["may_be_unanswered"],
+            self.recorded["max_answer_length"],
+            self.recorded["may_be_unanswered"],
         )
+
+
+# -- the kind ---------------------------------------------------------------------------------------------------------
+
+
+class QuestionAnsweringRecipe(RecipeKind):
+    """The place of the answer in a text."""
+
+    name = "question-answering"
+    columns = {"question": "question", "context": "context", "answers": "answers"}
+    metrics = ("f1", "exact_match")
+    preparation = Questions
+    settings = QuestionSettings
+
+    def check_training(self, task: TaskRecipe, arguments: TrainingArguments) -> None:
+        """An evaluation goes through the windows in their order."""
+        if arguments.train_sampling_strategy == "group_by_length":
+            raise RecipeError(
+                f"Task '{task.name}', training: grouping by length would shuffle the windows that an answer is looked "
+                "for in. Leave it out for question-answering."
+            )
+
+    def score(
+        self, task: TaskRecipe, prepared: Preparation, rows: datasets.Dataset, split: str, asker: Asker, module: Any
+    ) -> Score:
+        """Over the words of the answers that are found in all windows of a context together."""
+        return cast(Questions, prepared).score(rows, split)
+
+    def check_query(self, asker: Asker, record: TaskRecord, query: Query) -> None:
+        """There is a context, and room for it behind the question."""
+        super().check_query(asker, record, query)
+        if query.text_pair is None:
+            raise Unanswerable(f"'{record.name}' finds answers in a context, and there is none. Give it as text_pair.")
+        try:
+            windows_of(asker, record, [query])
+        except QuestionTooLong as error:
+            raise Unanswerable(f"The query {error}") from error
+
+    def answer(self, asker: Asker, record: TaskRecord, queries: list[Query]) -> list[dict[str, Any]]:
+        """`answer`, its place in the context, and its `score`."""
+        windows = windows_of(asker, record, queries)
+        starts, ends = [], []
+        rows = [{key: values[i] for key, values in windows.tokens.items()} for i in range(len(windows.question))]
+        width = max(len(row["input_ids"]) for row in rows)
+        for first in range(0, len(rows), ASKED_AT_ONCE):
+            batch = asker.tokenizer.pad(
+                rows[first : first + ASKED_AT_ONCE], padding="max_length", max_length=width, return_tensors="pt"
+            ).to(asker.model.device)
+            output = asker.model(**batch, task=record.name)
+            starts.append(output.start_logits.float().cpu())
+            ends.append(output.end_logits.float().cpu())
+        found = find_answers(
+            windows,
+            [query.text_pair or "" for query in queries],
+            torch.cat(starts),
+            torch.cat(ends),
+            record.preparation.get("max_answer_length", LONGEST_ANSWER),
+            record.preparation.get("may_be_unanswered", False),
+        )
+        return [{"answer": a.text, "start": a.start, "end": a.end, "score": a.score} for a in found]
+
+
+def windows_of(asker: Asker, record: TaskRecord, queries: Sequence[Query]) -> Windows:
+    """The windows over the contexts of some queries, as a task's recipe cut them.
+
+    Raises:
+        QuestionTooLong: if a question leaves no room for its context.
+    """
+    length = asker.length_of(record)
+    stride = record.preparation.get("stride", length // 4)
+    contexts = [query.text_pair or "" for query in queries]
+    return make_windows(asker.tokenizer, [query.text for query in queries], contexts, length, stride)

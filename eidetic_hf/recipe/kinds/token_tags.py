@@ -1,18 +1,24 @@
-"""Data of token classification: lists of words with a tag for each."""
+"""Token classification in a recipe: lists of words with a tag for each, and entities found in texts."""
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ...configuration import TaskRecord
 from ...kinds.base import IGNORED
+from ...kinds.metrics import entities
 from ..recipe import RecipeError
-from .base import TEXT_TYPES, TRAIN, Preparation, encode_texts
-from .labels import _label_order, encoded, is_list, names_of, unknown_label
+from .asking import Asker, Query
+from .base import RecipeKind
+from .labels import encoded, is_list, label_order, names_of, unknown_label
+from .preparation import TEXT_TYPES, TRAIN, Preparation, encode_texts
 
 # -- a label for each word --------------------------------------------------------------------------------------------
 
@@ -32,7 +38,7 @@ class WordTags(Preparation):
         feature: Any = splits[TRAIN].features[self.task.columns["tags"]].feature
         tags = {split: {tag for row in self.column(data, "tags") for tag in row} for split, data in splits.items()}
         names = names_of(set().union(*tags.values()), feature, self.task.labels)
-        found = [names[tag] for tag in sorted(tags[TRAIN], key=_label_order)]
+        found = [names[tag] for tag in sorted(tags[TRAIN], key=label_order)]
         self.labels = list(self.task.labels or getattr(feature, "names", None) or tag_scheme(found))
         if len(self.labels) < 2:
             raise RecipeError(
@@ -133,3 +139,69 @@ def words_of_tokens(text: str, offsets: Sequence[Sequence[int]], spans: Sequence
         else:
             found.append(None)
     return found
+
+
+# -- the kind ---------------------------------------------------------------------------------------------------------
+
+
+class TokenClassificationRecipe(RecipeKind):
+    """A label for each word."""
+
+    name = "token-classification"
+    columns = {"tokens": "tokens", "tags": "tags"}
+    metrics = ("f1", "precision", "recall", "accuracy")
+    preparation = WordTags
+    has_labels = True
+    reads_pairs = False
+
+    def answer(self, asker: Asker, record: TaskRecord, queries: list[Query]) -> list[dict[str, Any]]:
+        """Entities with their places in the text; or tags of words, if they mark no entities."""
+        texts = [query.text for query in queries]
+        batch = asker.batch(texts, None, asker.length_of(record), return_offsets_mapping=True)
+        offsets = batch.pop("offset_mapping").tolist()
+        scores = asker.model(**batch, task=record.name).logits.float().softmax(-1).cpu()
+        found = []
+        for query, places, row in zip(queries, offsets, scores, strict=True):
+            spans = word_spans(query.tokens) if query.tokens is not None else find_words(query.text)
+            firsts = {word: t for t, word in enumerate(words_of_tokens(query.text, places, spans)) if word is not None}
+            words = [(spans[word], row[token]) for word, token in firsts.items()]
+            found.append(word_answer(record, query.text, words))
+        return found
+
+
+# Punctuation before and after a word is a word of its own, but for what begins a name or a tag on the internet.
+_WORD = re.compile(r"[@#]?\w(?:\S*\w)?|[^\w\s]")
+
+
+def find_words(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end; marks around a word are words of their own, marks in it are not."""
+    return [match.span() for match in _WORD.finditer(text)]
+
+
+def word_answer(record: TaskRecord, text: str, words: list[tuple[tuple[int, int], Tensor]]) -> dict[str, Any]:
+    """The answer to one text.
+
+    Args:
+        record: the task.
+        text: the text.
+        words: place of each word, and the probabilities of its labels, `(labels,)`.
+
+    Returns:
+        `entities`, each with its `entity` (the type), `text`, `start`, `end` and `score`, the mean probability of its
+        words' tags; or, if the labels mark no entities, `words` with `text`, `start`, `end`, `label` and `score`.
+    """
+    best = [int(scores.argmax()) for _, scores in words]
+    sure = [float(scores[index]) for (_, scores), index in zip(words, best, strict=True)]
+    tags = [record.labels[index] for index in best]
+    if not all(label == "O" or label[:2] in ("B-", "I-") for label in record.labels):
+        found = [
+            {"text": text[start:end], "start": start, "end": end, "label": tag, "score": score}
+            for ((start, end), _), tag, score in zip(words, tags, sure, strict=True)
+        ]
+        return {"words": found}
+    named = []
+    for kind, first, last in sorted(entities(tags), key=lambda entity: entity[1]):
+        start, end = words[first][0][0], words[last][0][1]
+        score = sum(sure[first : last + 1]) / (last + 1 - first)
+        named.append({"entity": kind, "text": text[start:end], "start": start, "end": end, "score": score})
+    return {"entities": named}
