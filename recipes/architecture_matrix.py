@@ -6,7 +6,8 @@
 Runs the generated tests of `tests/network/test_architectures.py` on tiny random backbones and prints a row per
 architecture and a column per check: whether it passed, failed, or has no meaning there (`-`). What a check says
 stands in its test's docstring, and below the table. Takes about four minutes on two cores, without network. Exits
-with 1 if a check failed."""
+with 1 if a check failed.
+"""
 
 from __future__ import annotations
 
