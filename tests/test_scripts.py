@@ -135,6 +135,7 @@ def test_the_cost_of_inference_and_of_checkpoints_is_measured(tmp_path: Path) ->
     assert "% of the units, 32 x 128 tokens" in names and "checkpoint of five tasks" in names
 
 
+@pytest.mark.slow
 def test_the_matrix_of_architectures_says_what_passed_and_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
