@@ -22,10 +22,16 @@ datasets.disable_progress_bars()
 torch.set_num_threads(1)
 
 
+# Whole runs of recipes with tasks of many kinds: whatever looks at their results waits for them first.
+SLOW_FIXTURES = {"reading", "writing", "unlike"}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one worker, as their fixtures are; but those of one architecture by themselves."""
+    """Mark what waits for a slow fixture. Keep a file's tests in one worker, but those of one architecture apart."""
     for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
         if not any(item.iter_markers("xdist_group")):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
 

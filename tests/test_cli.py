@@ -319,6 +319,7 @@ def test_version_and_help_say_what_there_is() -> None:
         assert command in shown
 
 
+@pytest.mark.slow
 def test_nothing_but_json_reaches_stdout_of_a_real_process(finished: Path) -> None:  # noqa: F811
     command = [sys.executable, "-m", "eidetic_hf", "predict"]
     done = subprocess.run(

@@ -135,6 +135,7 @@ def test_the_cost_of_inference_and_of_checkpoints_is_measured(tmp_path: Path) ->
     assert "% of the units, 32 x 128 tokens" in names and "checkpoint of five tasks" in names
 
 
+@pytest.mark.slow
 def test_the_matrix_of_architectures_says_what_passed_and_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,3 +167,24 @@ def test_the_benchmark_of_routing_measures_a_router_over_many_tasks(monkeypatch:
     many = script("benchmark_routing").measure_many(20)
     assert many["megabytes of sums per task"]["ours"] < 0.9
     assert 0 < many["milliseconds to route 32 sequences among 20 tasks"]["ours"] < 50
+
+
+def test_the_books_are_measured_per_task_and_held_against_the_first_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    books, out = script("benchmark_books"), tmp_path / "books.json"
+    monkeypatch.setattr(books, "REPEATS", 1)
+    monkeypatch.setattr(books, "fastest", lambda action, repeats=1: (action(), 0.5)[1])
+    monkeypatch.setattr(sys, "argv", ["books", "--tasks", "3", "1", "--forward-transfer", "none", "--json", str(out)])
+    books.main()
+    found = json.loads(out.read_text())["none"]
+    assert list(found) == ["1", "3"]
+    for count, figures in found.items():
+        assert list(figures) == [*books.ONE_TASK, *books.ALL_TASKS]
+        assert figures["seconds to add and commit a task"] == 0.5, "one task's, not a share of all tasks'"
+        assert figures["seconds to verify, per task"] == 0.5 / int(count)
+        assert 500 < figures["bytes of config.json, per task"] < 10_000
+    assert found["3"]["bytes of config.json, per task"] < found["1"]["bytes of config.json, per task"]
+    assert "0.33" in capsys.readouterr().out
+    books.show("none", {1: dict.fromkeys(figures, 1.0), 3: dict.fromkeys(figures, 1.6)})
+    assert capsys.readouterr().out.count("ABOVE THE BOUND") == len(figures)

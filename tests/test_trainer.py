@@ -80,6 +80,7 @@ def test_one_train_call_fits_prunes_recovers_and_commits(trained: EideticModel, 
     )
 
 
+@pytest.mark.slow
 def test_training_learns_something(tmp_path: Path) -> None:
     model = tiny_model()
     trainer = learn(model, "first", tmp_path, max_steps=150, learning_rate=1e-2)
@@ -111,6 +112,7 @@ def test_the_callback_alone_does_the_same_in_a_plain_trainer(tmp_path: Path) -> 
 CHECKPOINTS = {"fit": 2, "prune": 5, "recover": 9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extras", ["plain", "distilled", "searched"])
 @pytest.mark.parametrize("phase", CHECKPOINTS)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
@@ -142,6 +144,7 @@ def test_a_checkpoint_in_the_middle_of_a_task_is_no_release(trained: EideticMode
         EideticModel.from_pretrained(tmp_path / "checkpoint-6")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_can_not_be_resumed_into_this_one(trained: EideticModel, tmp_path: Path) -> None:
     trainer_for(copy.deepcopy(trained), tmp_path, save_strategy="steps", save_steps=6).train()
     other = tiny_model(trunk_layers=1)
@@ -156,6 +159,7 @@ def test_a_checkpoint_of_another_model_can_not_be_resumed_into_this_one(trained:
     assert other.learning is None and other.verify().ok
 
 
+@pytest.mark.slow
 def test_an_early_stop_of_the_fit_phase_starts_pruning(trained: EideticModel, tmp_path: Path) -> None:
     model, recorder = copy.deepcopy(trained), Recorder()
     trainer = trainer_for(
@@ -181,6 +185,7 @@ def test_an_early_stop_of_the_fit_phase_starts_pruning(trained: EideticModel, tm
     assert model.verify().ok
 
 
+@pytest.mark.slow
 def test_the_best_model_is_chosen_among_those_within_the_budget(trained: EideticModel, tmp_path: Path) -> None:
     model = copy.deepcopy(trained)
     trainer = trainer_for(
@@ -223,6 +228,7 @@ def test_mixed_precision_leaves_no_autocast_behind(trained: EideticModel, tmp_pa
     assert model.verify().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
 def test_other_problem_types_learn_and_stay(problem_type: str, tmp_path: Path) -> None:
     model = tiny_model()

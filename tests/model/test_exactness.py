@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.backbones import ARCHITECTURES, tiny_model
+from support.backbones import ARCHITECTURES as DECLARED
+from support.backbones import tiny_model
 from support.data import arguments, learn, logits_of, make_batch, make_data
 from support.exactness import poison
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
 from eidetic_hf.views import LEARNING, task_key
 
+# One architecture for `make check`, all of them for `make test`.
+ARCHITECTURES = ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in DECLARED if name != "bert")]
 WAYS = {
     "adamw": {"optim": "adamw_torch"},
     "adamw_fused": {"optim": "adamw_torch_fused"},
@@ -91,6 +94,7 @@ def test_nothing_outside_of_task_tensors_is_read(architecture: str, tmp_path: Pa
         assert torch.equal(logits, logits_of(poison(model, name), name))
 
 
+@pytest.mark.slow
 def test_every_tensor_in_task_tensors_is_read(tmp_path: Path) -> None:
     model = tiny_model()
     learn_three(model, tmp_path)
@@ -170,6 +174,7 @@ save_file({name: model(**inputs, task=name).logits.detach() for name in model.ta
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_new_process_gives_the_same_bits_and_old_shards_keep_their_bytes(architecture: str, tmp_path: Path) -> None:
@@ -199,6 +204,7 @@ def test_a_new_process_gives_the_same_bits_and_old_shards_keep_their_bytes(archi
         assert torch.equal(logits, now[name])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_two_threads_serving_two_tasks_get_the_single_threaded_logits(architecture: str, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def digest(path: Path) -> str:
 # -- old tasks keep their vocabulary, later ones have the larger one --------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", WRITERS)
 def test_old_tasks_do_not_move_when_the_vocabulary_grows_and_a_later_task_learns_it(
     architecture: str, tmp_path: Path
@@ -87,6 +88,7 @@ def test_old_tasks_do_not_move_when_the_vocabulary_grows_and_a_later_task_learns
     assert torch.equal(model(NEW, **decoder, task="new").logits, loaded(NEW, **decoder, task="new").logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "t5"])
 def test_later_language_models_of_a_random_backbone_have_output_embeddings_of_their_own(
     architecture: str, tmp_path: Path
@@ -254,6 +256,7 @@ def test_output_embeddings_of_their_own_grow_along(tmp_path: Path) -> None:
     assert "new" not in [task.name for task in alone.config.tasks]
 
 
+@pytest.mark.slow
 def test_a_task_that_reads_no_new_token_leaves_them_to_the_next(tmp_path: Path) -> None:
     model = tiny_model()
     learn(model, "first", tmp_path)
@@ -378,6 +381,7 @@ def test_copies_moves_and_dtypes_keep_the_rows_in_one_piece(tmp_path: Path) -> N
     assert half(NEW, task="new").logits.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_learning_new_tokens_can_be_resumed(tmp_path: Path) -> None:
     def trainer(steps: int) -> EideticTrainer:
         model = tiny_model()

@@ -1,0 +1,457 @@
+"""The house keeps its shape: what may import what, what may derive from what, what the docs have to name.
+
+Where a test here fails, the message says which line, and CONTRIBUTING.md where that line belongs.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import fnmatch
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.source import (
+    PACKAGE,
+    ROOT,
+    bases,
+    classes,
+    defined,
+    depth,
+    descends,
+    find_class,
+    imports,
+    is_folder,
+    modules,
+    private_names,
+)
+
+import eidetic_hf
+from eidetic_hf.kinds import TASK_KINDS
+from eidetic_hf.model.pruning import PruningConfig
+
+# Every module, from the ground up: one may import only those before it. `network` and the like are the folders.
+HOUSE = """
+version views compat configuration
+
+network network.backbone network.architecture network.architectures network.storage network.importance network.units
+network.capacity network.layers network.wiring network.trunk network.vocabulary network.network
+
+kinds.base kinds.checks kinds.heads kinds.pretrained_head kinds.collators kinds.metrics
+kinds.sequence_labels kinds.token_tags kinds.questions kinds.choices kinds.language kinds.sentences
+kinds
+
+model model.pruning model.learner model.router model.parts model.request
+model.checkpoint.folder model.checkpoint.layout model.checkpoint.card model.checkpoint.write model.checkpoint.read
+model.checkpoint
+model.answering model.certificate model.life model.persistence model.generation model.model model.auto
+
+callback trainer
+
+recipe recipe.recipe recipe.plugins
+recipe.kinds.settings recipe.kinds.preparation recipe.kinds.labels recipe.kinds.asking recipe.kinds.base
+recipe.kinds.sequence_labels recipe.kinds.token_tags recipe.kinds.questions recipe.kinds.choices recipe.kinds.language
+recipe.kinds.sentences
+recipe.kinds
+recipe.recipe_file recipe.starting_point recipe.task_data recipe.predicting recipe.scoring recipe.results recipe.run
+recipe.report recipe.tables
+
+cli __main__
+"""
+ORDER = HOUSE.split()
+
+FOLDERS = ("network", "model", "recipe")  # whose `__init__` only says what is in them
+KIND_FOLDERS = ("kinds", "recipe.kinds")
+
+# The packages that `pip install eidetic-hf` asks for; all others are the extra `recipe`.
+CORE = {"accelerate", "filelock", "huggingface_hub", "numpy", "safetensors", "torch", "transformers"}
+# What `import eidetic_hf` must not load: seconds that nobody asked for.
+HEAVY = (
+    "datasets", "pandas", "pyarrow", "sklearn", "scipy.stats", "evaluate", "typer", "rich", "matplotlib",
+)  # fmt: skip
+HINT = "pip install 'eidetic-hf[recipe]'"
+
+# Modules without a test file of their own, by pattern; the file that tests them; and why it is no other.
+TESTED_ELSEWHERE = {
+    "version": ("test_cli.py", "one line, which --version shows"),
+    "__main__": ("test_cli.py", "starts the command line"),
+    "compat": ("test_house.py", "what it hides is used everywhere; that it hides it is tested here"),
+    "network.backbone": ("network/test_architectures.py", "facts of a backbone, tested on all of them"),
+    "network.architecture": ("network/test_architectures.py", "declarations are tested with those that there are"),
+    "network.wiring": ("network/test_architectures.py", "tested on all architectures"),
+    "network.trunk": ("model/test_router.py", "what the router reads, and what a batch of several tasks shares"),
+    "network.network": ("model/test_exactness.py", "what a task reads, and nothing else"),
+    "network.capacity": ("model/test_pruning.py", "what a task takes when no unit is free"),
+    "kinds.*": ("kinds/test_kinds.py", "every test of it runs on every kind"),
+    "model.learner": ("model/test_pruning.py", "the state of pruning"),
+    "model.parts": ("model/test_bad_input.py", "what the model hands to its functions"),
+    "model.request": ("model/test_bad_input.py", "what may be asked of the model"),
+    "model.answering": ("model/test_router.py", "answers, with and without a task given"),
+    "model.certificate": ("model/test_exactness.py", "what it certifies is what these tests hold"),
+    "model.life": ("model/test_bad_input.py", "what may begin when, and what a failure leaves"),
+    "model.persistence": ("model/checkpoint/test_read.py", "a folder as a model and back"),
+    "model.model": ("model/test_exactness.py", "what the model promises"),
+    "model.auto": ("kinds/test_kinds.py", "a class for every kind"),
+    "callback": ("test_trainer.py", "the same phases in both"),
+    "recipe.tables": ("test_cli.py", "what commands print"),
+    "recipe.kinds.*": ("recipe/kinds/test_recipe_kinds.py", "every test of it runs on every kind"),
+}
+
+
+def elsewhere(module: str) -> str | None:
+    """The pattern that says where a module without a test file of its own is tested."""
+    found = [pattern for pattern in TESTED_ELSEWHERE if fnmatch.fnmatchcase(module, pattern)]
+    return found[0] if found else None
+
+
+def assert_none(found: Iterable[str]) -> None:
+    """Fail with a line for each."""
+    lines = sorted(set(found))
+    assert not lines, "\n" + "\n".join(lines)
+
+
+def in_kinds(module: str) -> bool:
+    """Whether a module is one of the registries' rooms, which alone know kinds by name."""
+    return any(module == folder or module.startswith(f"{folder}.") for folder in KIND_FOLDERS)
+
+
+# -- modules ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert len(ORDER) == len(set(ORDER))
+    assert_none(f"{module} stands nowhere in the order" for module in sorted(set(modules()) - {"", *ORDER}))
+    assert_none(f"{module} is gone: take it out of the order" for module in sorted(set(ORDER) - set(modules())))
+
+
+def test_imports_go_one_way_so_that_there_is_no_circle() -> None:
+    # Implicitly, an import of `network.units` also runs `network`, so a folder without a registry imports nothing.
+    assert_none(f"{folder} is a folder, and imports" for folder in FOLDERS if any(imports(folder)))
+    rank = {module: place for place, module in enumerate([*ORDER, ""])}
+    wrong = [
+        f"{module or PACKAGE}, line {line}, imports {target or PACKAGE}, which does not stand below it"
+        for module in modules()
+        for target, line in imports(module)
+        if target != module and rank.get(target, len(rank)) >= rank.get(module, -1)
+    ]
+    assert_none(wrong)
+
+
+def test_a_class_derives_from_at_most_one_class_of_the_package_and_that_from_none() -> None:
+    assert_none(f"{of[0]}.{of[1]}: {depth(of)} deep" for of in classes() if depth(of) > 2)
+    assert_none(f"{of[0]}.{of[1]}: {len(bases(of))} bases" for of in classes() if len(bases(of)) > 1)
+
+
+def test_each_module_is_tested_at_the_mirrored_place() -> None:
+    missing, used = [], set()
+    for module in modules():
+        if is_folder(module):
+            continue  # registries and folders; theirs are the tests of what they hold
+        folder, _, name = module.replace(".", "/").rpartition("/")
+        where, pattern = f"{folder}/test_{name}.py".lstrip("/"), elsewhere(module)
+        if (ROOT / "tests" / where).exists():
+            continue
+        used.add(pattern)
+        if pattern is None or not (ROOT / "tests" / TESTED_ELSEWHERE[pattern][0]).exists():
+            missing.append(f"{module}: no tests/{where}{f', nor {TESTED_ELSEWHERE[pattern][0]}' if pattern else ''}")
+    assert_none(missing)
+    assert_none(
+        f"{pattern} needs no exception: take it out of TESTED_ELSEWHERE" for pattern in {*TESTED_ELSEWHERE} - used
+    )
+
+
+# -- private names ----------------------------------------------------------------------------------------------------
+
+
+def private(of: Any) -> set[str]:
+    """Names with one leading underscore that an object has."""
+    return {name for name in dir(of) if name.startswith("_") and not name.startswith("__")}
+
+
+def transformers_names() -> set[str]:
+    """Private names of the classes of transformers that this package has to do with."""
+    import transformers
+
+    found = {"_commit_hash", "_from_auto", "_from_pipeline", "_adapter_model_path"}
+    for name in (
+        "AutoConfig", "AutoModel", "GenerationConfig", "GenerationMixin", "PreTrainedConfig", "PreTrainedModel",
+        "Trainer", "TrainerCallback",
+    ):  # fmt: skip
+        found |= private(getattr(transformers, name))
+    return found - private(torch.nn.Module())
+
+
+def uses_of(names: set[str], allowed: str) -> list[str]:
+    """Where modules use private names that they do not define themselves, as an own name or as an overridden hook."""
+    return [
+        f"{module}, line {line}: {name} belongs into {allowed}"
+        for module in modules()
+        if module != allowed
+        for name, line in private_names(module)
+        if name in names and name not in defined(module)
+    ]
+
+
+def test_the_storage_of_torchs_modules_is_touched_in_one_file() -> None:
+    names = private(torch.nn.Module())
+    assert {"_buffers", "_parameters", "_modules", "_non_persistent_buffers_set"} <= names
+    assert_none(uses_of(names, "network.storage"))
+
+
+def test_private_names_of_transformers_are_in_one_file() -> None:
+    names = transformers_names()
+    assert {"_attn_implementation", "_model_mapping", "_init_weights", "_commit_hash"} <= names
+    assert_none(uses_of(names, "compat"))
+
+
+def test_no_part_reaches_for_another_parts_private_names() -> None:
+    others = private(torch.nn.Module()) | transformers_names()
+    wrong = []
+    for module in modules():
+        for name, line in private_names(module):
+            owners = [other for other in modules() if name in defined(other)]
+            if owners and module not in owners and name not in others:
+                wrong.append(f"{module}, line {line}: {name} is private to {' or '.join(owners)}")
+    assert_none(wrong)
+
+
+# -- kinds of task ----------------------------------------------------------------------------------------------------
+
+
+def kind_constants() -> set[str]:
+    """Names of constants that hold the name of a kind, or a table of such names."""
+    return {
+        target.id
+        for tree in modules().values()
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for targets in node.targets
+        for target, value in pairs(targets, node.value)
+        if names_a_kind(value, set())
+    }
+
+
+def pairs(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.Name, ast.expr]]:
+    """Names and values of an assignment, also of several at once."""
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+        for inner, part in zip(target.elts, value.elts, strict=True):
+            yield from pairs(inner, part)
+    elif isinstance(target, ast.Name):
+        yield target, value
+
+
+def names_a_kind(node: ast.AST, constants: set[str]) -> bool:
+    """Whether an expression has the name of a kind in it, in so many words or as a constant."""
+    return any(
+        (isinstance(part, ast.Constant) and part.value in TASK_KINDS)
+        or (isinstance(part, ast.Name) and part.id in constants)
+        or (isinstance(part, ast.Attribute) and part.attr in constants)
+        for part in ast.walk(node)
+    )
+
+
+def test_only_the_registries_know_one_kind_of_task_from_another() -> None:
+    constants, wrong = kind_constants(), []
+    for module, tree in modules().items():
+        for node in ast.walk(tree) if not in_kinds(module) else ():
+            where = f"{module}, line {getattr(node, 'lineno', 0)}"
+            if isinstance(node, (ast.Compare, ast.MatchValue)) and names_a_kind(node, constants):
+                wrong.append(f"{where}: compares with the name of a kind; let the kind say it")
+            elif isinstance(node, ast.Dict) and any(key and names_a_kind(key, constants) for key in node.keys):
+                wrong.append(f"{where}: a table of kinds; let each kind say it")
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+                for name in (part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)):
+                    found = find_class(module, name)
+                    if found and in_kinds(found[0]) and any(descends(found, top) for top in KIND_CLASSES):
+                        wrong.append(f"{where}: asks whether something is a {name}; let the kind do it")
+    assert_none(wrong)
+
+
+KIND_CLASSES = ("Kind", "RecipeKind", "Preparation")
+
+
+def test_kinds_have_two_files_of_one_name() -> None:
+    def files(folder: str) -> set[str]:
+        return {
+            module.rpartition(".")[2]
+            for module in modules()
+            if module.startswith(f"{folder}.")
+            for node in ast.walk(modules()[module])
+            if isinstance(node, ast.ClassDef)
+            and node.name not in KIND_CLASSES
+            and any(descends((module, node.name), top) for top in KIND_CLASSES)
+        }
+
+    assert files("kinds") == files("recipe.kinds")
+
+
+# -- what an import loads ---------------------------------------------------------------------------------------------
+
+
+def in_a_new_process(code: str) -> Any:
+    """What a piece of code prints as JSON, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_import_loads_nothing_that_only_recipes_need_and_the_trainer_only_when_it_is_asked_for() -> None:
+    loaded, trainer, names, after = in_a_new_process(
+        f"import json, sys, {PACKAGE}\n"
+        f"loaded = [name for name in {HEAVY} if name in sys.modules]\n"
+        f"trainer = '{PACKAGE}.trainer' in sys.modules\n"
+        f"from {PACKAGE} import EideticTrainer\n"
+        f"print(json.dumps([loaded, trainer, sorted(dir({PACKAGE})), EideticTrainer.__module__]))"
+    )
+    assert loaded == []
+    assert not trainer
+    assert "EideticTrainer" in names
+    assert after == f"{PACKAGE}.trainer"
+    assert "EideticTrainer" in eidetic_hf.__all__
+    with pytest.raises(AttributeError, match="EideticTrainr"):
+        eidetic_hf.EideticTrainr  # noqa: B018
+
+
+def test_there_are_at_most_fifteen_names_at_the_top() -> None:
+    assert len(eidetic_hf.__all__) <= 15
+    assert len(set(eidetic_hf.__all__)) == len(eidetic_hf.__all__)
+    assert all(hasattr(eidetic_hf, name) for name in eidetic_hf.__all__)
+
+
+def normalized(name: str) -> str:
+    """A distribution's name as pip compares them."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def required(names: set[str]) -> set[str]:
+    """These distributions and all that they require here, extras apart."""
+    from packaging.requirements import Requirement
+
+    found: set[str] = set()
+    todo = {normalized(name) for name in names}
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        try:
+            lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, lines):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                todo |= {normalized(requirement.name)} - found
+    return found
+
+
+def test_the_core_asks_for_seven_packages_and_the_rest_is_an_extra() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+
+    def section(key: str) -> set[str]:
+        (body,) = re.findall(rf"^{key} = \[(.*?)\]$", text, re.MULTILINE | re.DOTALL)
+        return {normalized(name) for name in re.findall(r'"([\w.-]+)', body)}
+
+    assert section("dependencies") == {normalized(name) for name in CORE}
+    assert section("recipe") >= {"datasets", "evaluate", "scikit-learn", "pyyaml", "typer", "rich", "jinja2"}
+
+
+def test_the_core_alone_learns_answers_and_verifies_and_says_which_extra_is_missing(tmp_path: Path) -> None:
+    packages, wanted = tmp_path / "packages", required(CORE)
+    packages.mkdir()
+    for distribution in metadata.distributions():
+        if normalized(distribution.metadata["Name"]) not in wanted:
+            continue
+        for top in {file.parts[0] for file in distribution.files or []} - {"..", "bin", "__pycache__"}:
+            target = Path(str(distribution.locate_file(top)))
+            if target.exists() and not (packages / top).exists():
+                (packages / top).symlink_to(target)
+    (packages / PACKAGE).symlink_to(ROOT / PACKAGE)
+    (tmp_path / "out").mkdir()
+    script, out = ROOT / "tests" / "support" / "core_only.py", tmp_path / "out"
+    # -I and -S: neither the script's folder nor the packages of this environment are looked in.
+    start = f"import runpy, sys; sys.path.insert(0, {str(packages)!r}); sys.argv = ['core_only', {str(out)!r}]; "
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"{start}runpy.run_path({str(script)!r}, run_name='__main__')"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["tasks"] == ["first", "second"]
+    assert found["routed"] == found["answered"] == ["second"] * 4
+    assert found["same_logits"] is True and found["verified"] is True
+    assert {name: HINT in found[name] for name in ("metrics", "recipe", "command_line")} == {
+        "metrics": True,
+        "recipe": True,
+        "command_line": True,
+    }, found
+
+
+# -- the docs ---------------------------------------------------------------------------------------------------------
+
+
+def documented() -> set[str]:
+    """All words of the README's and the docs' code: what stands in backticks."""
+    words: set[str] = set()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block, span in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", path.read_text(), re.DOTALL):
+            words |= set(re.findall(r"--[a-z][\w-]*|[A-Za-z_][\w-]*", block or span))
+    return words
+
+
+def undocumented(names: set[str]) -> list[str]:
+    """Those of them that the docs do not name."""
+    return sorted(names - documented())
+
+
+def test_the_docs_name_every_architecture() -> None:
+    from eidetic_hf.network import architectures
+
+    declared = [value for value in vars(architectures).values() if isinstance(value, dict) and "bert" in value]
+    assert declared, "the registry of architectures has moved"
+    assert_none(undocumented({name for name in declared[0] if name not in ("my-decoder",)}))
+
+
+def test_the_docs_name_every_kind_and_its_options() -> None:
+    assert_none(undocumented(set(TASK_KINDS)))
+    options = {
+        field.name
+        for kind in TASK_KINDS.values()
+        for field in dataclasses.fields(getattr(kind, "Options"))  # noqa: B009
+    }
+    assert {"pooling", "temperature", "problem_type"} <= options
+    assert_none(undocumented(options))
+
+
+def test_the_docs_name_every_command_and_its_options() -> None:
+    from typer.main import get_command
+
+    from eidetic_hf.cli import app
+
+    command: Any = get_command(app)
+    commands = {name: each.params for name, each in command.commands.items()} | {"": command.params}
+    assert {"train", "evaluate", "predict", "verify", "report"} <= set(commands)
+    options = {option for params in commands.values() for each in params for option in each.opts if option[0] == "-"}
+    assert_none(undocumented(set(commands) - {""}))
+    assert_none(undocumented(options - {"--help"}))
+
+
+def test_the_docs_name_every_field_of_the_pruning_and_what_it_may_be() -> None:
+    assert_none(undocumented({field.name for field in dataclasses.fields(PruningConfig)}))
+    assert_none(undocumented({"fisher", "taylor", "l1", "l2", "random", "private", "expand", "error"}))
+
+
+def test_the_docs_name_every_key_of_a_recipe() -> None:
+    from eidetic_hf.recipe.recipe import Recipe, Splits, TaskRecipe
+
+    keys = {field.name for made in (Recipe, TaskRecipe, Splits) for field in dataclasses.fields(made)}
+    assert_none(undocumented(keys - {"folder", "source"}))
