@@ -45,6 +45,10 @@ __all__ = [
 register_auto_classes()
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     if name == "EideticTrainer":
         from .trainer import EideticTrainer

@@ -205,10 +205,11 @@ class Kind(ABC):
 
     def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Inputs with one sequence per row, `(sequences, tokens)`."""
-        self._check_dimensions(inputs, 2, "(batch, sequence")
+        self.check_dimensions(inputs, 2, "(batch, sequence")
         return inputs
 
-    def _check_dimensions(self, inputs: Mapping[str, Any], dims: int, expected: str) -> None:
+    def check_dimensions(self, inputs: Mapping[str, Any], dims: int, expected: str) -> None:
+        """Raise a `ValueError` if sequences have another number of dimensions; `expected` is how the right ones begin."""
         for name, extra, end in (("input_ids", 0, ")"), ("inputs_embeds", 1, ", hidden)")):
             if name in inputs and inputs[name].dim() != dims + extra:
                 raise ValueError(

@@ -67,7 +67,7 @@ class MultipleChoice(Kind):
 
     def lay_out(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """All choices as sequences of one batch, those of an example one after another."""
-        self._check_dimensions(inputs, 3, "(batch, choices, sequence")
+        self.check_dimensions(inputs, 3, "(batch, choices, sequence")
         return {name: value.flatten(0, 1) for name, value in inputs.items()}
 
     def rows(self, rows: Tensor, inputs: Mapping[str, Any]) -> Tensor:

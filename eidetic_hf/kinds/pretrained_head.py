@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..compat import has_class_for
 from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, base_model, family_of, hidden_size
 from .heads import LanguageModelHead
 
@@ -99,8 +100,7 @@ def load_with_head(
     """
     names = config.architectures or []
     auto_class = _AUTO_CLASSES[family_of(config)]
-    has_class = type(config) in cast(Any, auto_class._model_mapping)
-    if not has_class or not any(name.endswith(_HEAD_CLASSES) for name in names):
+    if not has_class_for(auto_class, config) or not any(name.endswith(_HEAD_CLASSES) for name in names):
         return AutoModel.from_pretrained(source, **kwargs), None
     model, info = auto_class.from_pretrained(source, output_loading_info=True, **kwargs)
     base = base_model(model)

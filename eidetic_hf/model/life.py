@@ -20,7 +20,7 @@ from torch.nn import functional
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..kinds import check_kind, check_task, kind_of
 from ..network import capacity
-from ..network.backbone import MODEL_INPUTS, evaluation_mode, initializer_range
+from ..network.backbone import MODEL_INPUTS, evaluation_mode, initializer_range, longest_sequence
 from ..network.storage import freeze
 from ..network.vocabulary import read_by_view, table_of
 from ..views import LEARNING, POOL, View, task_key
@@ -84,7 +84,7 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
     std = initializer_range(network.backbone.config)
     expanded = capacity.take_capacity(pruning.on_exhausted, network.unit_groups(), pruning.expand_by, std)
     _note_expanded(model.config, expanded, 1)
-    record.ancestors = _ancestors(model.config, model.added[name].forward_transfer)
+    record.ancestors = _read_by(model.config, model.added[name].forward_transfer)
     model.learner = Learner(name, pruning, network.unit_groups(), cast(nn.Module, model))
     model.learner.expanded = expanded
     kind = kind_of(record)
@@ -102,7 +102,7 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
     return model.learner
 
 
-def _ancestors(config: EideticConfig, transfer: str | list[str]) -> list[str]:
+def _read_by(config: EideticConfig, transfer: str | list[str]) -> list[str]:
     """The committed tasks that a new one reads, in commit order."""
     names = [task.name for task in config.tasks]
     return names if transfer == "all" else [] if transfer == "none" else [name for name in names if name in transfer]
@@ -235,10 +235,10 @@ def router_sums(model: Parts, batches: Iterable[Mapping[str, Any]]) -> RouterSum
     if model.learner is None:
         raise TaskError("No task is being learned; its sums are taken before its commit.")
     record = record_of(model, model.learner.name)
-    kind = kind_of(record)
+    kind, backbone = kind_of(record), model.network.backbone
     with evaluation_mode(cast(nn.Module, model)), torch.autocast(model.device.type, enabled=False):
         if not model.router.is_ready:  # look at random tokens, which stand for no task
-            ids, mask = reference_inputs(model.network.backbone.config.vocab_size)
+            ids, mask = reference_inputs(backbone.config.vocab_size, longest_sequence(backbone))
             model.router.set_reference(_summary(model, {"input_ids": ids, "attention_mask": mask}))
         sums = RouterSums.zeros(kind.n_prototypes(record), model.router.n_features)
         for batch in batches:

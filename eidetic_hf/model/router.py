@@ -93,17 +93,23 @@ def _compact(tensor: Tensor) -> Tensor:
     return tensor.int() if tensor.numel() == 0 or int(tensor.abs().max()) < 2**31 else tensor
 
 
-def reference_inputs(vocab_size: int) -> tuple[Tensor, Tensor]:
+def reference_inputs(vocab_size: int, longest: int | None = None) -> tuple[Tensor, Tensor]:
     """Random token ids and their mask, `(sequences, tokens)`, of uneven lengths.
 
     All begin and end with the same token, as texts do whose tokenizer frames them.
+
+    Args:
+        vocab_size: number of tokens.
+        longest: tokens that the backbone has positions for; `None` if that has no limit.
     """
+    rows, tokens = REFERENCE_SHAPE
+    tokens = min(tokens, longest or tokens)
     generator = torch.Generator().manual_seed(REFERENCE_SEED)
-    ids = torch.randint(0, vocab_size, REFERENCE_SHAPE, generator=generator)
-    lengths = torch.randint(4, REFERENCE_SHAPE[1] + 1, REFERENCE_SHAPE[:1], generator=generator)
+    ids = torch.randint(0, vocab_size, (rows, tokens), generator=generator)
+    lengths = torch.randint(min(4, tokens), tokens + 1, (rows,), generator=generator)
     ids[:, 0] = ids[0, 0]
     ids.scatter_(1, lengths.unsqueeze(1) - 1, int(ids[0, 1]))
-    return ids, (torch.arange(REFERENCE_SHAPE[1]) < lengths.unsqueeze(1)).long()
+    return ids, (torch.arange(tokens) < lengths.unsqueeze(1)).long()
 
 
 def _columns(parts: int, hidden: int) -> Tensor:

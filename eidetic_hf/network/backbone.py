@@ -59,6 +59,16 @@ def context_length(config: PreTrainedConfig) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
+def longest_sequence(backbone: PreTrainedModel) -> int | None:
+    """Tokens that a text may have; `None` if that has no limit."""
+    longest = context_length(backbone.config)
+    embeddings = [m for n, m in backbone.named_modules() if n.endswith("position_embeddings")]
+    for module in embeddings:  # RoBERTa's positions begin behind the one of padding
+        if longest is not None and getattr(module, "padding_idx", None) is not None:
+            return longest - cast(int, module.padding_idx) - 1
+    return longest
+
+
 def is_nested(inputs: Mapping[str, Tensor]) -> bool:
     """Whether each row of a batch holds several sequences, as in multiple choice."""
     dims = {"input_ids": 2, "inputs_embeds": 3}

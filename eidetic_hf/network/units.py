@@ -8,17 +8,14 @@ are in its members, the projections of `layers.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..views import LEARNING, POOL, current_view
 from .architecture import DECODER_LAYERS
-from .storage import Slots, Spans, WeightCache
-
-if TYPE_CHECKING:
-    from .layers import TaskLinear
+from .storage import Segment, Slots, Spans, Undo, WeightCache
 
 # What units are: the last part of a group's name.
 UNIT_TYPES = ("heads", "cross_heads", "neurons")
@@ -49,6 +46,81 @@ class UnitView:
     start: int = 0
 
 
+class Projection(Protocol):
+    """A member of a group: a projection whose rows belong to the group's units.
+
+    Attributes:
+        width: rows of a unit.
+    """
+
+    width: int
+
+    @property
+    def packed(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of all rows, in packed order."""
+        ...
+
+    def segment(self, key: str) -> Segment:
+        """The rows of a task, of the pool, or of the task being learned."""
+        ...
+
+    def rows(self, units: Tensor) -> Tensor:
+        """Row numbers of units given by number."""
+        ...
+
+    def begin(self) -> None:
+        """Make a trainable working copy of the pool."""
+        ...
+
+    def end(self) -> None:
+        """Drop the working copy."""
+        ...
+
+    def stage(self, kept: Tensor, recycle_std: float | None) -> tuple[Segment, Segment]:
+        """Copies of the kept rows of the working copy, and of the pool without them."""
+        ...
+
+    def replace(self, key: str, segment: Segment, pool: Segment) -> None:
+        """Take over what `stage` returned."""
+        ...
+
+    def snapshot(self) -> Undo:
+        """What `undo_commit` needs."""
+        ...
+
+    def undo_commit(self, key: str, undo: Undo) -> None:
+        """Take a commit back, to the last bit."""
+        ...
+
+    def rebuild(self, key: str, n_units: int) -> None:
+        """Make room for a committed task."""
+        ...
+
+    def resize_pool(self, n_units: int) -> None:
+        """Make room for a pool."""
+        ...
+
+    def expand(self, n_units: int, std: float) -> None:
+        """Add units to the pool."""
+        ...
+
+    def shrink(self, n_units: int) -> None:
+        """Take back the last that `expand` added."""
+        ...
+
+    def pack(self) -> None:
+        """Lay all rows into one piece of memory."""
+        ...
+
+    def forget_views(self) -> None:
+        """Drop cached weights."""
+        ...
+
+    def forget_learning_views(self) -> None:
+        """Drop those of the task being learned."""
+        ...
+
+
 class UnitGroup(nn.Module):
     """The books of one kind of unit in one layer. Invariant: every unit is in one segment or in the pool.
 
@@ -64,7 +136,7 @@ class UnitGroup(nn.Module):
         self.cache = WeightCache() if cache is None else cache
         self.owners = Spans()
         self.ancestors: dict[str, list[str]] = {}
-        self.members: list[TaskLinear] = []
+        self.members: list[Projection] = []
         self.units = Slots()
         self.units.put(POOL, torch.arange(n_units, dtype=torch.int32))
         self.gates = Slots()

@@ -33,7 +33,7 @@ _MASKED_IDS = (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_a
 def table_of(embedding: nn.Module) -> nn.Module:
     """The module that has the weight of an embedding, which may be another's."""
     while isinstance(embedding, TiedWeight):
-        embedding = embedding._source[0].get_submodule(embedding._source_path)
+        embedding = embedding.owner()
     return embedding
 
 

@@ -74,12 +74,16 @@ class TiedWeight(Swapped):
     _source: list[nn.Module]
     _source_path: str
 
+    def owner(self) -> nn.Module:
+        """The module that has the weight."""
+        return self._source[0].get_submodule(self._source_path)
+
     @classmethod
     def attributes(cls, leaf: str) -> dict[str, Any]:
         """A property in place of the Parameter `leaf`."""
 
         def weight(self: Any) -> Tensor:
-            return getattr(self._source[0].get_submodule(self._source_path), leaf)
+            return getattr(self.owner(), leaf)
 
         return {leaf: property(weight)}
 

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 
 from ..configuration import TaskRecord
-from ..model.certificate import environment
+from ..model.certificate import environment_of
 from ..model.checkpoint.layout import sha256_of, shard_file
 from ..model.model import EideticModel
 from ..version import __version__
@@ -80,7 +80,7 @@ def results_of(
             "eidetic_hf": __version__,
             "python": platform.python_version(),
             "datasets": datasets.__version__,
-            **environment(model.device, model.dtype, model.backbone.config._attn_implementation),
+            **environment_of(model),
         },
         "tasks": [
             _describe(record, metrics[record.name], data[record.name], steps, shards) for record in model.config.tasks

@@ -24,6 +24,7 @@ from ..kinds import check_kind
 from ..model.checkpoint.folder import COMMITTED
 from ..model.checkpoint.layout import CONFIG_FILE, shard_file
 from ..model.model import EideticModel
+from ..network.backbone import longest_sequence
 from ..trainer import EideticTrainer
 from ..views import task_key
 from .kinds import recipe_kind_of
@@ -31,7 +32,7 @@ from .kinds.preparation import TRAIN
 from .recipe import CHECKPOINTS_FOLDER, Recipe, RecipeError, TaskRecipe
 from .results import RESULTS_FILE, results_of, shards_in, write_json
 from .scoring import check_record, evaluate_routing, evaluate_task, load_metric, score_arguments, score_of
-from .starting_point import have_one_backbone, load_tokenizer, longest_sequence, make_model, resolve_backbone
+from .starting_point import have_one_backbone, load_tokenizer, make_model, resolve_backbone
 from .task_data import TaskData, read_task_data
 
 MODEL_FOLDER = "model"
@@ -117,7 +118,7 @@ class _Run:
 
     def _check_lengths(self) -> None:
         """The backbone reads as many tokens as the recipe says; the tokenizer cuts at the longest of all tasks."""
-        longest = longest_sequence(self.model)
+        longest = longest_sequence(self.model.backbone)
         for task in self.recipe.tasks:
             length = self.recipe.length_of(task)
             if longest is not None and length > longest:

@@ -6,7 +6,7 @@ import difflib
 import importlib.resources
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -178,17 +178,6 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EideticMod
     # A path on this machine has no place in the model card.
     model.config.base_config._name_or_path = recipe.backbone
     return model
-
-
-def longest_sequence(model: EideticModel) -> int | None:
-    """Tokens that a backbone has positions for; `None` if that has no limit."""
-    config = model.config.base_config
-    longest = getattr(config, "max_position_embeddings", None)
-    embeddings = [m for n, m in model.backbone.named_modules() if n.endswith("position_embeddings")]
-    for module in embeddings:  # RoBERTa's positions begin behind the one of padding
-        if longest is not None and getattr(module, "padding_idx", None) is not None:
-            return longest - cast(int, module.padding_idx) - 1
-    return longest
 
 
 def have_one_backbone(fresh: EideticModel, model: EideticModel) -> bool:

@@ -13,8 +13,9 @@ from support.recipe_files import (  # noqa: F401
 )
 from transformers import PreTrainedTokenizerBase
 
+from eidetic_hf.network.backbone import longest_sequence
 from eidetic_hf.recipe.recipe import RecipeError
-from eidetic_hf.recipe.starting_point import longest_sequence, make_config, resolve_backbone, train_tokenizer
+from eidetic_hf.recipe.starting_point import make_config, resolve_backbone, train_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from eidetic_hf.recipe.starting_point import longest_sequence, make_config, reso
 )
 def test_the_longest_sequence_is_what_the_backbone_has_positions_for(architecture: str, longest: int | None) -> None:
     model = tiny_model(architecture)
-    assert longest_sequence(model) == longest
+    assert longest_sequence(model.backbone) == longest
     if longest is not None:
         ids = torch.full((1, longest), 5)
         model.add_task("a", labels=["x", "y"])
