@@ -1,9 +1,44 @@
-"""Packages that may not be installed."""
+"""All that leans on private names of transformers, and on packages that may not be installed.
+
+One place to look at when a new version of transformers moves something.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+__all__ = [
+    "FACTORY_ARGUMENTS",
+    "HUB_ARGUMENTS",
+    "attention_of",
+    "has_class_for",
+    "hub_arguments",
+    "initialize",
+    "name_of",
+    "need",
+    "no_init_weights",
+    "set_attention",
+    "set_name",
+    "static_cache_shape",
+    "tied_weights",
+]
+
+# Arguments of `from_pretrained` that say where a repository's files are.
+HUB_ARGUMENTS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "user_agent",
+    "_commit_hash",
+)  # fmt: skip
+# Further arguments that transformers' factories pass, and that have nothing to decide here.
+FACTORY_ARGUMENTS = (
+    "_from_auto", "_from_pipeline", "adapter_kwargs", "low_cpu_mem_usage", "output_loading_info", "trust_remote_code",
+    "use_safetensors", "weights_only", "code_revision", "tqdm_class", "_adapter_model_path",
+)  # fmt: skip
 
 
 def need(module: str, why: str, extra: str = "recipe") -> Any:
@@ -20,8 +55,56 @@ def need(module: str, why: str, extra: str = "recipe") -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        top = module.partition(".")[0]
+        package = module.partition(".")[0]
         raise ImportError(
-            f"{why} needs the Python package '{top}', which is not installed. Install it with: pip install "
+            f"{why} needs the Python package '{package}', which is not installed. Install it with: pip install "
             f"'eidetic-hf[{extra}]'"
         ) from error
+
+
+def hub_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some arguments that say where a repository's files are."""
+    return {name: arguments[name] for name in HUB_ARGUMENTS if arguments.get(name) is not None}
+
+
+def attention_of(config: PreTrainedConfig) -> str | None:
+    """The implementation of attention that a configuration has chosen."""
+    return config._attn_implementation
+
+
+def set_attention(config: PreTrainedConfig, implementation: str) -> None:
+    """Choose an implementation of attention."""
+    config._attn_implementation = implementation
+
+
+def name_of(config: PreTrainedConfig) -> str:
+    """Where a configuration was loaded from, or empty."""
+    return getattr(config, "_name_or_path", "") or ""
+
+
+def set_name(config: PreTrainedConfig, name: str) -> None:
+    """Say where a configuration was loaded from."""
+    config._name_or_path = name
+
+
+def has_class_for(auto_class: Any, config: PreTrainedConfig) -> bool:
+    """Whether an Auto class of transformers has a model for a configuration."""
+    return type(config) in auto_class._model_mapping
+
+
+def tied_weights(backbone: PreTrainedModel) -> dict[str, str]:
+    """Names of the Parameters that the configuration ties to others, with those of the others."""
+    return cast(Any, backbone).get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def initialize(backbone: PreTrainedModel, module: nn.Module) -> None:
+    """Let a backbone initialize one of its modules, its buffers included."""
+    backbone._init_weights(module)
+
+
+def static_cache_shape() -> None:
+    """What `_get_static_cache_init_shape` answers where the number of heads differs from task to task: unknown.
+
+    A static cache then takes its shape from the first keys.
+    """
+    return None
