@@ -6,7 +6,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test check lint clean
 
 $(VENV)/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ quickstart: $(VENV)/installed  ## learn three tasks one after another, on data i
 
 test: $(VENV)/installed  ## the whole test suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+check: lint  ## format, lint, types and the fast tests, in under three minutes on two cores
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not matrix"
 
 lint: $(VENV)/installed  ## format, lint and type checks
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"

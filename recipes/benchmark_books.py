@@ -1,4 +1,4 @@
-"""What keeping the books of many tasks costs: seconds and bytes per task, as the number of tasks grows.
+"""What keeping the books of many tasks costs: CPU seconds and bytes per task, as the number of tasks grows.
 
     python recipes/benchmark_books.py [--tasks 10 100 300] [--forward-transfer all none] [--json books.json]
 
@@ -7,9 +7,9 @@ one task after another, without training: cost does not depend on values. Each t
 random, and leaves its router sums. At each number of tasks, in a model whose tasks read all earlier ones and in one
 whose tasks read none, it takes the time of adding and committing one task, of the first save, of a save after one more
 task, of verifying, of `task_tensors` of one task, and of loading, and the size of config.json. What is done once for
-all tasks is divided by their number, so a cost that grows in proportion to the tasks has a ratio of 1. What can be
-repeated is repeated, and the fastest counts: whatever else the machine does only adds. Takes about ten minutes on two
-cores; leave the machine alone meanwhile.
+all tasks is divided by their number, so a cost that grows in proportion to the tasks has a ratio of 1. Times are those
+of the process, on all its threads, and what can be repeated is repeated and the least counts: so whatever else the
+machine does hardly matters. Takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ BOUND = 1.5  # of the last number of tasks against the first, per task
 REPEATS, PATIENCE = 3, 20.0  # repeat what took less than so many seconds in all
 TEXTS, LENGTH, LABELS, VOCABULARY = 8, 16, ["a", "b"], 500
 
-ONE_TASK = ("seconds to add and commit a task", "seconds of task_tensors of a task")
+ONE_TASK = ("CPU seconds to add and commit a task", "CPU seconds of task_tensors of a task")
 ALL_TASKS = (
-    "seconds of the first save, per task",
-    "seconds of a save after one more task, per task",
-    "seconds to verify, per task",
-    "seconds to load, per task",
+    "CPU seconds of the first save, per task",
+    "CPU seconds of a save after one more task, per task",
+    "CPU seconds to verify, per task",
+    "CPU seconds to load, per task",
     "bytes of config.json, per task",
 )
 
@@ -75,12 +75,12 @@ def add_task(model: EideticModel) -> str:
 
 
 def fastest(action: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Seconds that an action takes: the least of some repetitions, or of fewer where they take long."""
+    """CPU seconds that an action takes: the least of some repetitions, or of fewer where they take long."""
     seconds: list[float] = []
     while len(seconds) < repeats and sum(seconds) < PATIENCE:
-        start = time.perf_counter()
+        start = time.process_time()
         action()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds)
 
 

@@ -209,7 +209,7 @@ class Kind(ABC):
         return inputs
 
     def check_dimensions(self, inputs: Mapping[str, Any], dims: int, expected: str) -> None:
-        """Raise a `ValueError` if sequences have another number of dimensions; `expected` is how the right ones begin."""
+        """Raise a `ValueError` if sequences have another number of dimensions; `expected` is their beginning."""
         for name, extra, end in (("input_ids", 0, ")"), ("inputs_embeds", 1, ", hidden)")):
             if name in inputs and inputs[name].dim() != dims + extra:
                 raise ValueError(

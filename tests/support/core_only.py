@@ -1,11 +1,14 @@
 """A life with the core's packages alone: learn, answer, route, save, load, verify; then ask for what needs more.
 
-`tests/test_house.py` runs it in a process that finds nothing but what `pip install eidetic-hf` brings. Its argument is
-an empty folder; it prints what it found, as JSON.
+`tests/test_house.py` runs it in a process that finds nothing but what `pip install eidetic-hf` brings. Its arguments
+are an empty folder and the entry point of the command line; it prints what it found, as JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -38,11 +41,13 @@ class Rows(Dataset):
 
 
 def error_of(action: Callable[[], object]) -> str:
-    """Class and message of the error that an action ends in."""
+    """Class and message of the error that an action ends in, and what it has printed on stderr."""
+    printed = io.StringIO()
     try:
-        action()
+        with contextlib.redirect_stderr(printed):
+            action()
     except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error} {printed.getvalue()}"
     return "none"
 
 
@@ -55,9 +60,8 @@ def run_recipe() -> None:
 
 def command_line() -> None:
     """What the entry point of `eidetic-hf` does."""
-    from eidetic_hf.cli import app
-
-    app()
+    module, name = sys.argv[2].split(":")
+    getattr(importlib.import_module(module), name)()
 
 
 def main(folder: Path) -> dict[str, object]:
@@ -67,7 +71,7 @@ def main(folder: Path) -> dict[str, object]:
     )
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-    backbone = BertConfig(**shape, vocab_size=VOCABULARY, max_position_embeddings=32)
+    backbone = BertConfig(**shape, vocab_size=VOCABULARY, max_position_embeddings=64)
     model = EideticModel.from_backbone(backbone, trunk_layers=1)
     model.add_task("first", labels=LABELS)
     Trainer(
@@ -91,7 +95,7 @@ def main(folder: Path) -> dict[str, object]:
         "same_logits": torch.equal(loaded(**batch, task="second").logits, given),
         "verified": bool(loaded.verify()),
         "version": eidetic_hf.__version__,
-        "metrics": error_of(lambda: trainer.evaluate(Rows(2))),
+        "metrics": error_of(lambda: trainer.evaluate(Rows(1))),
         "recipe": error_of(run_recipe),
         "command_line": error_of(command_line),
     }

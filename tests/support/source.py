@@ -116,18 +116,21 @@ def descends(of: Class, name: str) -> bool:
     return of[1] == name or any(descends(base, name) for base in bases(of))
 
 
-def private_names(module: str) -> Iterator[tuple[str, int]]:
-    """Names with one leading underscore that a module uses: attributes, keywords, texts, and names it imports."""
+def private_names(module: str, texts: bool = True) -> Iterator[tuple[str, int]]:
+    """Names with one leading underscore that a module uses, and where: attributes, and what it imports.
+
+    With `texts`, also keywords and strings that are such a name: `getattr(config, "_name_or_path")`.
+    """
     for node in ast.walk(modules()[module]):
         names: list[str | None] = []
         if isinstance(node, ast.Attribute):
             names = [node.attr]
-        elif isinstance(node, ast.keyword):
-            names = [node.arg]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
-            names = [node.value]
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [alias.name for alias in node.names]
+        elif texts and isinstance(node, ast.keyword):
+            names = [node.arg]
+        elif texts and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value]
         for name in names:
             if name and re.fullmatch(r"_[A-Za-z]\w*", name):
                 yield name, getattr(node, "lineno", 0)
