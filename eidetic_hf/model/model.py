@@ -306,6 +306,15 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         """
         return record_of(self, name)
 
+    @property
+    def cache_bytes(self) -> int | None:
+        """Memory that copies of weights may take, which tasks need whose units do not lie in a row; `None`: no limit."""
+        return self.network.cache.limit
+
+    @cache_bytes.setter
+    def cache_bytes(self, limit: int | None) -> None:
+        self.network.cache.limit = limit
+
     def is_committed(self, name: str) -> bool:
         """Whether a task has been learned."""
         return self.config.task(name) is not None
