@@ -308,7 +308,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
 
     @property
     def cache_bytes(self) -> int | None:
-        """Memory that copies of weights may take, which tasks need whose units do not lie in a row; `None`: no limit."""
+        """Bytes for copies of weights, which tasks need whose units do not lie in a row; `None` for no limit."""
         return self.network.cache.limit
 
     @cache_bytes.setter
