@@ -143,7 +143,7 @@ class Learner(nn.Module):
                     group.kept(suffix).copy_(mask)
                     group.importance(suffix).mul_(SCORE_MEMORY)
         for group in self._groups:
-            group.forget_views()
+            group.forget_learning_views()
 
     def _floor(self, group: UnitGroup, suffix: str, share: float) -> int:
         units = group.kept(suffix).numel()
@@ -249,7 +249,7 @@ class Learner(nn.Module):
             parameter.copy_(snapshot[name.replace(".", "|")])
         for group in self._groups:
             group.kept().copy_(snapshot[_mask_name(group)])
-            group.forget_views()
+            group.forget_learning_views()
 
     def drop_snapshots(self) -> None:
         """Free the snapshots' memory."""

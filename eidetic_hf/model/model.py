@@ -38,7 +38,7 @@ from ..network.backbone import ENCODER as ENCODER_FAMILY
 from ..network.backbone import base_model, family_of, hidden_size
 from ..network.layers import TaskNorm
 from ..network.network import WITHOUT_ROOM
-from ..network.storage import Segment, Slots, freeze
+from ..network.storage import Segment, Slots, WeightCache, freeze
 from ..network.trunk import TrunkPass, record, share_trunk
 from ..network.units import UnitGroup
 from ..network.vocabulary import LateRows, read_by_view, table_of
@@ -283,10 +283,11 @@ class EideticModel(GeneratingNetwork):
         join_tied(self.backbone, empty)
         refresh_buffers(self.backbone)
         unowned: list[str] = []
+        self.weight_cache = WeightCache()
         for prefix, stack in architecture.stacks.items():
             stacked = cast(nn.ModuleList, self.backbone.get_submodule(stack.layers))
             first = self.config.trunk_layers if prefix == LAYERS else 0
-            for group in wire_stack(prefix, stack, stacked, first, self.backbone.config):
+            for group in wire_stack(prefix, stack, stacked, first, self.backbone.config, self.weight_cache):
                 self.groups[_module_name(group.name)] = group
             for index in range(first, len(stacked)):
                 unowned += [f"{stack.layers}.{index}.{name}" for name in leftovers(architecture, stacked[index])]
@@ -472,7 +473,7 @@ class EideticModel(GeneratingNetwork):
             self.learner.make_room(names, lambda name: torch.empty_like(state_dict[prefix + name], device=self.device))
         result = super().load_state_dict(state_dict, strict=strict, assign=False)
         for group in self._groups():
-            group.forget_views()
+            group.forget_learning_views()
         return result
 
     def save_pretrained(  # type: ignore[override]
