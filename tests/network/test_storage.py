@@ -375,11 +375,13 @@ def test_a_thread_that_reads_owned_rows_is_not_disturbed_by_handing_over(owned: 
 
     thread = threading.Thread(target=read)
     thread.start()
-    for turn in range(200):
-        undo = owned.rows.snapshot()
-        owned.give(f"@{turn}", KEPT)
-        owned.rows.take_back(undo, owned.place(POOL))
-    stop.set()
+    try:
+        for turn in range(200):
+            undo = owned.rows.snapshot()
+            owned.give(f"@{turn}", KEPT)
+            owned.rows.take_back(undo, owned.place(POOL))
+    finally:
+        stop.set()
     thread.join()
     assert wrong == [] and torch.equal(weight, expected)
 
