@@ -766,7 +766,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         """
         result = super().load_state_dict(persistence.to_restore(self, state_dict), strict=strict, assign=False)
         for group in self.network.unit_groups():
-            group.forget_views()
+            group.forget_learning_views()
         return result
 
     def save_pretrained(  # type: ignore[override]

@@ -150,12 +150,16 @@ class TaskLinear(nn.Module):
 
     def snapshot(self) -> Undo:
         """What `undo_commit` needs."""
+        self._mend()
+        return self._rows.snapshot()
+
+    def _mend(self) -> None:
         if self._rows.is_torn():
             self.pack()
-        return self._rows.snapshot()
 
     def replace(self, key: str, segment: Segment, pool: Segment) -> None:
         """Take over what `stage` returned."""
+        self._mend()
         self.segments[key] = segment
         self._rows.hand_over(key, self._place(key), Place(pool, _LEAVES).tensors())
         bias = self.biases.get(LEARNING)
