@@ -84,14 +84,13 @@ HINT = "pip install 'eidetic-hf[recipe]'"
 # Modules without a test file of their own, by pattern; the file that tests them; and why it is no other.
 TESTED_ELSEWHERE = {
     "version": ("test_cli.py", "one line, which --version shows"),
-    "__main__": ("test_cli.py", "starts the command line"),
+    "__main__": ("test_main.py", "named for what it does"),
     "compat": ("test_house.py", "what it hides is used everywhere; that it hides it is tested here"),
     "network.backbone": ("network/test_architectures.py", "facts of a backbone, tested on all of them"),
     "network.architecture": ("network/test_architectures.py", "declarations are tested with those that there are"),
     "network.wiring": ("network/test_architectures.py", "tested on all architectures"),
     "network.trunk": ("model/test_router.py", "what the router reads, and what a batch of several tasks shares"),
     "network.network": ("model/test_exactness.py", "what a task reads, and nothing else"),
-    "network.capacity": ("model/test_pruning.py", "what a task takes when no unit is free"),
     "kinds.*": ("kinds/test_kinds.py", "every test of it runs on every kind"),
     "model.learner": ("model/test_pruning.py", "the state of pruning"),
     "model.parts": ("model/test_bad_input.py", "what the model hands to its functions"),
@@ -104,7 +103,7 @@ TESTED_ELSEWHERE = {
     "model.auto": ("kinds/test_kinds.py", "a class for every kind"),
     "callback": ("test_trainer.py", "the same phases in both"),
     "recipe.tables": ("test_cli.py", "what commands print"),
-    "recipe.kinds.*": ("recipe/kinds/test_recipe_kinds.py", "every test of it runs on every kind"),
+    "recipe.kinds.*": ("recipe/test_task_data.py", "shared by all kinds: rows, labels and tokens as each has them"),
 }
 
 
@@ -470,8 +469,8 @@ def test_the_docs_name_every_key_of_a_recipe() -> None:
 
     keys = {field.name for made in (Recipe, TaskRecipe, Splits) for field in dataclasses.fields(made)}
     assert {"backbone", "tasks", "columns", "validation"} <= keys
-    # What reading a recipe adds to what it says.
-    assert_none(undocumented(keys - {"folder", "source", "lower_is_better"}))
+    # What reading a recipe adds to what it says, and the kinds' own settings, which are keys each for itself.
+    assert_none(undocumented(keys - {"folder", "source", "lower_is_better", "settings"}))
     words = set(re.findall(r"[\w-]+", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")))
     assert {"question", "stride", "perplexity"} <= {key for found in kinds for key in found}
     assert_none(f"{key} is not in docs/recipes.md" for found in kinds for key in found if key not in words)
