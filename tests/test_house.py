@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import fnmatch
+import functools
 import json
 import os
 import pkgutil
@@ -84,14 +85,13 @@ HINT = "pip install 'eidetic-hf[recipe]'"
 # Modules without a test file of their own, by pattern; the file that tests them; and why it is no other.
 TESTED_ELSEWHERE = {
     "version": ("test_cli.py", "one line, which --version shows"),
-    "__main__": ("test_cli.py", "starts the command line"),
+    "__main__": ("test_main.py", "named for what it does"),
     "compat": ("test_house.py", "what it hides is used everywhere; that it hides it is tested here"),
     "network.backbone": ("network/test_architectures.py", "facts of a backbone, tested on all of them"),
     "network.architecture": ("network/test_architectures.py", "declarations are tested with those that there are"),
     "network.wiring": ("network/test_architectures.py", "tested on all architectures"),
     "network.trunk": ("model/test_router.py", "what the router reads, and what a batch of several tasks shares"),
     "network.network": ("model/test_exactness.py", "what a task reads, and nothing else"),
-    "network.capacity": ("model/test_pruning.py", "what a task takes when no unit is free"),
     "kinds.*": ("kinds/test_kinds.py", "every test of it runs on every kind"),
     "model.learner": ("model/test_pruning.py", "the state of pruning"),
     "model.parts": ("model/test_bad_input.py", "what the model hands to its functions"),
@@ -104,7 +104,7 @@ TESTED_ELSEWHERE = {
     "model.auto": ("kinds/test_kinds.py", "a class for every kind"),
     "callback": ("test_trainer.py", "the same phases in both"),
     "recipe.tables": ("test_cli.py", "what commands print"),
-    "recipe.kinds.*": ("recipe/kinds/test_recipe_kinds.py", "every test of it runs on every kind"),
+    "recipe.kinds.*": ("recipe/test_task_data.py", "shared by all kinds: rows, labels and tokens as each has them"),
 }
 
 
@@ -361,6 +361,7 @@ def test_the_core_asks_for_seven_packages_and_the_rest_is_an_extra() -> None:
     assert section("recipe") >= {"datasets", "evaluate", "scikit-learn", "pyyaml", "typer", "rich", "jinja2"}
 
 
+@pytest.mark.slow
 def test_the_core_alone_learns_answers_and_verifies_and_says_which_extra_is_missing(tmp_path: Path) -> None:
     packages, wanted = tmp_path / "packages", required(CORE)
     packages.mkdir()
@@ -415,22 +416,44 @@ def undocumented(names: Iterable[str]) -> list[str]:
     return [f"{name} is nowhere in the docs, in backticks" for name in sorted(set(names) - words)]
 
 
+REGISTRIES = f"""
+import dataclasses, json
+from {PACKAGE}.kinds import TASK_KINDS
+from {PACKAGE}.network import architectures
+from {PACKAGE}.network.capacity import capacities
+from {PACKAGE}.network.importance import importances
+from {PACKAGE}.recipe.kinds import RECIPE_KINDS
+
+def fields(made):
+    return [field.name for field in dataclasses.fields(made)]
+
+tables = [value for value in vars(architectures).values() if hasattr(value, "keys") and "bert" in value]
+print(json.dumps({{
+    "architectures": list(tables[0]),
+    "kinds": {{name: fields(kind.Options) for name, kind in TASK_KINDS.items()}},
+    "recipe kinds": {{
+        name: [*kind.columns, *kind.metrics, *fields(kind.settings)] for name, kind in RECIPE_KINDS.items()
+    }},
+    "importances": list(importances()),
+    "capacities": list(capacities()),
+}}))
+"""
+
+
+@functools.cache
+def registries() -> dict[str, Any]:
+    """What the registries hold in a new process, where no test has registered anything."""
+    return in_a_new_process(REGISTRIES)
+
+
 def test_the_docs_name_every_architecture() -> None:
-    declared = in_a_new_process(
-        f"import json, {PACKAGE}.network.architectures as module\n"
-        "tables = [value for value in vars(module).values() if hasattr(value, 'keys') and 'bert' in value]\n"
-        "print(json.dumps(sorted(tables[0])))"
-    )
+    declared = registries()["architectures"]
     assert {"bert", "llama", "t5"} <= set(declared)
     assert_none(undocumented(declared))
 
 
 def test_the_docs_name_every_kind_and_its_options() -> None:
-    kinds = in_a_new_process(
-        f"import dataclasses, json\nfrom {PACKAGE}.kinds import TASK_KINDS\n"
-        "options = {name: [f.name for f in dataclasses.fields(kind.Options)] for name, kind in TASK_KINDS.items()}\n"
-        "print(json.dumps(options))"
-    )
+    kinds = registries()["kinds"]
     options = {option for found in kinds.values() for option in found}
     assert {"pooling", "temperature", "problem_type"} <= options
     assert_none(undocumented({*kinds, *options}))
@@ -449,32 +472,25 @@ def test_the_docs_name_every_command_and_its_options() -> None:
     assert_none(undocumented({*commands, *options} - {"", "--help"}))
 
 
-def test_the_docs_name_every_field_of_the_pruning_and_what_registries_hold() -> None:
-    scores, ways = in_a_new_process(
-        f"import json\nfrom {PACKAGE}.network.importance import importances\n"
-        f"from {PACKAGE}.network.capacity import capacities\n"
-        "print(json.dumps([list(importances()), list(capacities())]))"
-    )
+def test_the_docs_name_every_field_of_the_pruning_and_what_it_may_be() -> None:
+    scores, ways = registries()["importances"], registries()["capacities"]
     assert "fisher" in scores and "private" in ways
     assert_none(undocumented({*scores, *ways, *(field.name for field in dataclasses.fields(PruningConfig))}))
 
 
 def test_the_docs_name_every_key_of_a_recipe() -> None:
-    kinds = in_a_new_process(
-        f"import dataclasses, json\nfrom {PACKAGE}.recipe.kinds import RECIPE_KINDS\n"
-        "keys = [[*k.columns, *k.metrics, *(f.name for f in dataclasses.fields(k.settings))] "
-        "for k in RECIPE_KINDS.values()]\n"
-        "print(json.dumps(keys))"
-    )
     from eidetic_hf.recipe.recipe import Recipe, Splits, TaskRecipe
 
     keys = {field.name for made in (Recipe, TaskRecipe, Splits) for field in dataclasses.fields(made)}
     assert {"backbone", "tasks", "columns", "validation"} <= keys
-    # What reading a recipe adds to what it says.
-    assert_none(undocumented(keys - {"folder", "source", "lower_is_better"}))
+    # What reading a recipe adds to what it says, and the kinds' own settings, which are keys each for itself.
+    assert_none(undocumented(keys - {"folder", "source", "lower_is_better", "settings"}))
+    kinds = registries()["recipe kinds"]
+    assert set(kinds) == set(registries()["kinds"])
+    found = {key for keys in kinds.values() for key in keys}
+    assert {"question", "stride", "perplexity"} <= found
     words = set(re.findall(r"[\w-]+", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")))
-    assert {"question", "stride", "perplexity"} <= {key for found in kinds for key in found}
-    assert_none(f"{key} is not in docs/recipes.md" for found in kinds for key in found if key not in words)
+    assert_none(f"{key} is not in docs/recipes.md" for key in found - words)
 
 
 def test_what_the_docs_import_is_there() -> None:
