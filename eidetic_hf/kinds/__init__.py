@@ -50,7 +50,7 @@ def kind_of(task: TaskRecord | str) -> Kind:
     """
     name = task if isinstance(task, str) else task.task_type
     if name not in TASK_KINDS:
-        raise TaskError(f"{name!r} is no kind of task; there are {list(TASK_KINDS)}.")
+        raise TaskError(f"task_type={name!r} is unknown; expected one of {list(TASK_KINDS)}.")
     return TASK_KINDS[name]
 
 
