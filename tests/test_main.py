@@ -12,13 +12,22 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "eidetic_hf"
 
 
+# Loading the package registers its models with transformers, which takes seconds and has nothing to do with the start.
+BARE_PACKAGE = f"""
+import sys, types
+package = types.ModuleType("eidetic_hf")
+package.__path__ = [{str(PACKAGE)!r}]
+sys.modules["eidetic_hf"] = package
+"""
+
+
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("missing", ["typer", "evaluate"])
 def test_without_a_package_of_the_extra_one_sentence_says_what_to_install(missing: str) -> None:
-    done = python(f"import sys; sys.modules[{missing!r}] = None; from eidetic_hf.__main__ import main; main()")
+    done = python(BARE_PACKAGE + f"sys.modules[{missing!r}] = None; from eidetic_hf.__main__ import main; main()")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (
         f"error: the command line needs packages that are not installed ({missing}). Install them with: pip install "
@@ -26,15 +35,10 @@ def test_without_a_package_of_the_extra_one_sentence_says_what_to_install(missin
     )
 
 
-def test_help_loads_neither_torch_nor_transformers_beside_the_package() -> None:
-    """The package itself, which registers its models with transformers, is left out: its parts are looked for."""
+def test_help_loads_neither_torch_nor_transformers() -> None:
     heavy = ("torch", "transformers", "datasets", "evaluate", "sklearn", "matplotlib")
     done = python(
-        "import sys, types\n"
-        "package = types.ModuleType('eidetic_hf')\n"
-        f"package.__path__ = [{str(PACKAGE)!r}]\n"
-        "sys.modules['eidetic_hf'] = package\n"
-        "from eidetic_hf.__main__ import main\n"
+        BARE_PACKAGE + "from eidetic_hf.__main__ import main\n"
         "for arguments in (['--help'], ['predict', '--help'], ['--version']):\n"
         "    sys.argv = ['eidetic-hf', *arguments]\n"
         "    try:\n"
