@@ -141,7 +141,7 @@ def test_output_embeddings_are_the_pretrained_ones_unless_asked() -> None:
         if name == "own":
             assert torch.equal(embeddings, model.output_embeddings.get("weight")), "it starts where the model's are"
         model.abandon_task()
-    with pytest.raises(TaskError, match=r"own_output_embeddings=True is for language models .*, not for question"):
+    with pytest.raises(TaskError, match=r"own_output_embeddings=True is for causal-lm, .*masked-lm, not for question"):
         model.add_task("other", task_type="question-answering", own_output_embeddings=True)
 
 
