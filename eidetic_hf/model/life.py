@@ -129,9 +129,9 @@ def _start_head(model: Parts, record: TaskRecord) -> nn.Module:
 
 
 def new_head(model: Parts, record: TaskRecord) -> nn.Module:
-    """A head with initial weights."""
+    """A head with initial weights, in the model's mode: no dropout where the model is in evaluation mode."""
     head = kind_of(record).make_head(model.network.backbone.config, record)
-    return head.to(device=model.device, dtype=model.dtype)
+    return head.to(device=model.device, dtype=model.dtype).train(model.training)
 
 
 # -- abandoned --------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ import eidetic_hf
 from eidetic_hf import EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.configuration import TaskRecord
 from eidetic_hf.kinds import TASK_KINDS, label_spans
+from eidetic_hf.model import auto
 
 WORDS = {"one": (10, 60), "two": (65, 115)}
 ON_BERT = [
@@ -249,7 +250,7 @@ def test_each_kind_routes_among_its_own_tasks(place: tuple[Learned, KindCase, st
     expected = names.get(case.auto_class, case.auto_class.replace("AutoModel", "Eidetic"))
     assert type(model).__name__ == expected
     if case.kind == "feature-extraction":
-        model = eidetic_hf.EideticForFeatureExtraction.from_pretrained(folders[architecture])
+        model = auto.EideticForFeatureExtraction.from_pretrained(folders[architecture])
     right = 0
     for word, (low, high) in WORDS.items():
         batch = batch_of(case, 12, (low, high))
@@ -265,7 +266,7 @@ def test_each_kind_routes_among_its_own_tasks(place: tuple[Learned, KindCase, st
 
 
 def class_of(kind: str) -> type[EideticModel]:
-    return next((c for c in EideticModel.__subclasses__() if c.answers == kind), EideticModel)
+    return next((c for c in EideticModel.__subclasses__() if c.answering_type == kind), EideticModel)
 
 
 def test_an_empty_batch_of_any_kind_has_an_empty_answer(
@@ -296,7 +297,7 @@ def test_labels_are_those_of_the_kind_that_a_class_answers(folders: dict[str, Pa
     assert list(base.config.id2label.values()) == [
         f"sequence-classification-{word}/{label}" for word in WORDS for label in "xyz"
     ]
-    tokens = eidetic_hf.EideticForTokenClassification.from_pretrained(folders["bert"])
+    tokens = auto.EideticForTokenClassification.from_pretrained(folders["bert"])
     assert list(tokens.config.id2label.values()) == [
         "O", "B-token-classification-one/x", "I-token-classification-one/x",
         "O", "B-token-classification-two/x", "I-token-classification-two/x",
@@ -304,7 +305,7 @@ def test_labels_are_those_of_the_kind_that_a_class_answers(folders: dict[str, Pa
     assert tokens.config.label2id["O"] == 0
     assert tokens.config.label2id["I-token-classification-two/x"] == 5
     assert tokens.config.num_labels == 6
-    gaps = eidetic_hf.EideticForMaskedLM.from_pretrained(folders["bert"])
+    gaps = auto.EideticForMaskedLM.from_pretrained(folders["bert"])
     assert gaps.config.num_labels == 2
     for model in (base, tokens, gaps):
         folder = tmp_path / type(model).__name__
@@ -320,7 +321,7 @@ def test_labels_without_a_prefix_carry_their_task() -> None:
 
 
 def test_a_class_without_tasks_of_its_kind_says_what_there_is(folders: dict[str, Path]) -> None:
-    model = eidetic_hf.EideticForQuestionAnswering.from_pretrained(folders["gpt2"])
+    model = auto.EideticForQuestionAnswering.from_pretrained(folders["gpt2"])
     with pytest.raises(TaskError) as error:
         model(**make_batch())
     message = str(error.value)
@@ -372,7 +373,7 @@ def test_the_pipeline_of_gaps_fills_them(folders: dict[str, Path]) -> None:
 
 
 def test_the_pipeline_of_features_gives_hidden_states(models: dict[str, Learned], folders: dict[str, Path]) -> None:
-    model = eidetic_hf.EideticForFeatureExtraction.from_pretrained(folders["bert"])
+    model = auto.EideticForFeatureExtraction.from_pretrained(folders["bert"])
     extract = pipeline("feature-extraction", model=model, tokenizer=word_tokenizer())
     features = extract("w020 w021 w022", return_tensors=True)
     assert features.shape == (1, 3, 32)

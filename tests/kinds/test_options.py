@@ -65,7 +65,7 @@ def test_an_option_that_a_kind_does_not_have_is_explained(options: dict[str, Any
     model = tiny_model()
     with pytest.raises(TaskError, match=f"Task 'task': .*{message}"):
         model.add_task("task", **options)
-    assert model._pending == {}
+    assert model.added == {}
 
 
 def test_none_stands_for_the_default() -> None:
