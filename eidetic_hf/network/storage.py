@@ -335,7 +335,7 @@ class OwnedRows:
             RuntimeError: if rows were added in other memory since they were packed.
         """
         if self._packed is None:
-            raise RuntimeError("These rows are not in one piece of memory yet. Call model.pack() after adding some.")
+            raise RuntimeError("These rows are not in one piece of memory yet. Call Network.pack() after adding some.")
         return self._packed
 
     @property

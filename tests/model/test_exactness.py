@@ -102,7 +102,7 @@ def test_every_tensor_in_task_tensors_is_read(tmp_path: Path) -> None:
         changed = copy.deepcopy(model)
         tensor = changed.task_tensors("second")[tensor_name]
         tensor.fill_(torch.nan)
-        changed.pack()
+        changed.network.pack()
         assert logits_of(changed, "second").isnan().any(), f"{tensor_name} is in the closed set, but not read"
 
 
