@@ -189,10 +189,10 @@ def test_closed_set(learned: Learned) -> None:
         tensor = model.task_tensors("second")[tensor_name]
         before = tensor.clone()
         tensor.fill_(torch.nan)
-        model.pack()
+        model.network.pack()
         assert logits_of(model, "second").isnan().any(), f"{tensor_name} is in the closed set, but not read"
         model.task_tensors("second")[tensor_name].copy_(before)
-    model.pack()
+    model.network.pack()
     assert torch.equal(logits_of(model, "second"), learned.then["second"])
 
 
