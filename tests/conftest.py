@@ -22,8 +22,8 @@ datasets.disable_progress_bars()
 torch.set_num_threads(1)
 
 
-# Whole runs of recipes with tasks of many kinds: whatever looks at their results waits for them first.
-SLOW_FIXTURES = {"reading", "writing", "unlike"}
+# Tasks of all kinds, learned by a recipe or without: whatever looks at them waits for that first.
+SLOW_FIXTURES = {"models", "reading", "unlike", "writing"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -320,6 +320,20 @@ def test_the_import_loads_nothing_that_only_recipes_need_and_the_trainer_only_wh
         eidetic_hf.EideticTrainr  # noqa: B018
 
 
+def test_the_core_imports_nothing_that_it_does_not_ask_for() -> None:
+    wrong = []
+    for module, tree in modules().items():
+        if module.partition(".")[0] in ("recipe", "cli", "__main__"):
+            continue
+        for node in tree.body:  # what runs with the import: not in functions, not for type checks
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            for name in {name.partition(".")[0] for name in names} - CORE - sys.stdlib_module_names - {PACKAGE}:
+                wrong.append(f"{module}, line {node.lineno}, imports {name}: use compat.need in the function")
+    assert_none(wrong)
+
+
 def test_there_are_at_most_fifteen_names_at_the_top() -> None:
     assert len(eidetic_hf.__all__) <= 15
     assert len(set(eidetic_hf.__all__)) == len(eidetic_hf.__all__)

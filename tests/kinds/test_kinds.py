@@ -191,6 +191,7 @@ def test_a_certificate_keeps_few_logits_of_a_language_model(models: dict[str, Le
     assert kind.probe_kept(torch.zeros(4, 16, 50_000)).shape == (4, 16, 65)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ON_BERT)
 def test_the_unpruned_network_can_teach_any_kind(kind: str, tmp_path: Path) -> None:
     model = kind_model("bert")

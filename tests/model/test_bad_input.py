@@ -671,6 +671,7 @@ def learns_as_if_nothing_had_happened(model: EideticModel, uninterrupted: Eideti
     return same({name: ours[name] for name in state}, dict(state)) and same(answers(model), answers(uninterrupted))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["RuntimeError", "KeyboardInterrupt"]
 )
@@ -690,6 +691,7 @@ def test_training_that_fails_leaves_the_model_as_it_was_and_can_be_repeated(
     assert learns_as_if_nothing_had_happened(model, uninterrupted, tmp_path)
 
 
+@pytest.mark.slow
 def test_failed_training_with_distillation_can_be_repeated(
     model: EideticModel, uninterrupted: EideticModel, tmp_path: Path
 ) -> None:
