@@ -16,11 +16,13 @@ from support.pretrained import TRUNKS, with_head
 from support.writers import GREEDY, WRITERS, learn_to_write, pretrained, prompts, rows_of
 from support.writers import learn_added as learn_texts
 from torch import Tensor
+from torch.nn import functional as F
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.model import life
 from eidetic_hf.network.backbone import DECODER, family_of
-from eidetic_hf.views import LEARNING, task_key
+from eidetic_hf.network.vocabulary import GrownEmbedding, TokenTable
+from eidetic_hf.views import LEARNING, View, task_key, use_view
 
 GROWN = VOCABULARY + 6
 NEW = torch.tensor([[121, 20, 125, 30, 122, 40, 124, 50]])
@@ -402,6 +404,69 @@ def test_learning_new_tokens_can_be_resumed(tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-8"))
     assert resumed.model.record("labels").vocab_size == GROWN
     assert torch.equal(resumed.model.input_rows.need("@labels"), whole.model.input_rows.need("@labels"))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "gemma", "gemma3_text", "t5", "bart"])
+def test_new_tokens_are_looked_up_apart_with_the_bits_and_gradients_of_a_joined_table(architecture: str) -> None:
+    model = tiny_model(architecture)
+    model.resize_token_embeddings(GROWN)
+    model.add_task("new", labels=["x", "y"])
+    model.begin_task("new")
+    rows, ids = model.input_rows.need(LEARNING), torch.tensor([[0, 5, 120, 125], [121, 119, 120, 1]])
+    with torch.no_grad():
+        rows.normal_()
+    weights = torch.randn(2, 4, rows.shape[1])
+    readers = [module for module in model.backbone.modules() if isinstance(module, GrownEmbedding)]
+    assert len(readers) == (3 if architecture in ("t5", "bart") else 1), "an encoder's, a decoder's and the shared one"
+    for embedding in readers:
+        joined = model.input_rows.seen(View(LEARNING))
+        expected = F.embedding(ids, joined, embedding.padding_idx) * getattr(embedding, "embed_scale", 1.0)
+        with use_view(View(LEARNING)):
+            found = embedding(ids)
+        gradients = [torch.autograd.grad((output * weights).sum(), rows)[0] for output in (expected, found)]
+        assert torch.equal(found, expected)
+        assert torch.equal(*gradients)
+        assert gradients[0].any(1).tolist() == [True, True, False, False, False, True], "the row 0 is no padding"
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "gemma", "t5", "gpt_neox"])
+def test_no_table_is_joined_while_new_tokens_are_learned(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = EideticModel.from_backbone(
+        with_head(architecture)[1] if architecture == "bert" else pretrained(architecture)
+    )
+    model.resize_token_embeddings(GROWN)
+    kind = {"bert": "masked-lm", "t5": "seq2seq-lm"}.get(architecture, "causal-lm")
+    model.add_task("new", task_type=kind)
+    model.begin_task("new")
+    table = model._tables()[-1].table(View(LEARNING))
+    assert [len(part) for part in table.parts] == [VOCABULARY, GROWN - VOCABULARY]
+
+    def joined(self: TokenTable) -> Tensor:
+        assert len(self.parts) == 1
+        return self.parts[0]
+
+    monkeypatch.setattr(TokenTable, "joined", joined)
+    answer = model(new_texts(2), labels=new_texts(2))
+    assert answer.logits.shape[-1] == GROWN
+    answer.loss.backward()
+    learned = {name: tensor for name, tensor in model.named_parameters() if "rows" in name}
+    assert set(learned) == {f"{name}_rows.learning" for name in (("input", "output")[: len(model._tables())])}
+    assert all(bool(tensor.grad.any(1).all()) for name, tensor in learned.items() if name == list(learned)[-1])
+
+
+def test_scores_side_by_side_are_those_of_the_joined_table() -> None:
+    torch.manual_seed(0)
+    table = TokenTable((torch.randn(50, 32), torch.randn(7, 32)))
+    hidden, bias = torch.randn(3, 4, 32), torch.randn(57)
+    for own in (None, bias):
+        scores = table.score(hidden, own)
+        torch.testing.assert_close(scores, F.linear(hidden, table.joined(), own), rtol=1e-5, atol=1e-5)
+        assert torch.equal(scores[..., :50], F.linear(hidden, table.parts[0], None if own is None else own[:50]))
+    assert len(table) == 57 and [len(part) for part in table.first(57).parts] == [50, 7]
+    assert [[len(part) for part in table.first(n).parts] for n in (52, 50, 3)] == [[50, 2], [50], [3]]
+    one = TokenTable((table.joined(),))
+    assert one.joined() is one.parts[0]
+    assert torch.equal(one.score(hidden, bias), F.linear(hidden, one.parts[0], bias))
 
 
 # -- what a batch may read --------------------------------------------------------------------------------------------
