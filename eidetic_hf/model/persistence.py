@@ -158,6 +158,7 @@ def save(model: Parts, folder: Path, tensors: Mapping[str, Tensor], include_pool
         raise CheckpointError(f"{folder} is a file, expected a folder.")
     certificate.check_unchanged(model)
     config = copy.copy(model.config)
+    config.__dict__.pop("use_cache", None)  # which the Trainer switches off in every configuration that it sees
     config.architectures = [MODEL_CLASS]  # whichever class it was loaded with
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.learning = None if model.learner is None else model.learner.name

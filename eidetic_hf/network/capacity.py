@@ -75,7 +75,10 @@ def _private(exhausted: list[UnitGroup], groups: list[UnitGroup], share: float, 
 
 def _expand(exhausted: list[UnitGroup], groups: list[UnitGroup], share: float, std: float) -> dict[str, int]:
     """New units in each group that has none left."""
-    return expand(exhausted, share, std)
+    added = {group.name: max(round(share * group.total), 1) for group in exhausted}
+    for group in exhausted:
+        group.expand(added[group.name], std)
+    return added
 
 
 def _error(exhausted: list[UnitGroup], groups: list[UnitGroup], share: float, std: float) -> dict[str, int]:

@@ -41,20 +41,21 @@ from eidetic_hf.model import answering
 from eidetic_hf.model.request import Request
 from eidetic_hf.network import architectures
 from eidetic_hf.network.architecture import Fused
+from eidetic_hf.network.backbone import DECODER, ENCODER_DECODER, family_of
 from eidetic_hf.network.units import UnitGroup
 from eidetic_hf.network.wiring import Adapted, TiedWeight, _adapt
 from eidetic_hf.recipe.report import _layer_label, units_picture
 from eidetic_hf.views import LEARNING, View, task_key, use_view
 
 TASKS = ("first", "second", "third")
-DECODERS = (
-    "gpt2", "opt", "opt-projected", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text",
-    "phi3",
-)  # fmt: skip
-ENCODER_DECODERS = ("bart", "t5", "t5-gated")
+FAMILIES = {name: family_of(config()) for name, config in ALL_CONFIGS.items()}
+DECODERS = tuple(name for name, family in FAMILIES.items() if family == DECODER)
+ENCODER_DECODERS = tuple(name for name, family in FAMILIES.items() if family == ENCODER_DECODER)
 # What transformers itself does not offer.
-WITHOUT_SDPA = ("deberta-v2", "deberta-v2-own-keys", "gemma2")
-WITHOUT_CHECKPOINTING = ("albert",)
+WITHOUT_SDPA = tuple(name for name in ALL_CONFIGS if not type(tiny_backbone(name))._supports_sdpa)
+WITHOUT_CHECKPOINTING = tuple(
+    name for name in ALL_CONFIGS if not type(tiny_backbone(name)).supports_gradient_checkpointing
+)
 
 
 def over(names: Any = ALL_CONFIGS) -> Any:

@@ -37,12 +37,20 @@ def test_expand_adds_at_least_one_unit_and_only_where_none_is_free() -> None:
     assert both[0].total == 9
 
 
+def test_a_share_of_one_or_more_is_still_a_share() -> None:
+    (group,) = [UnitGroup("layers.1.neurons", 0)]
+    group.expand(8, 0.02)
+    group.units.put("pool", group.units.need("pool")[:0])
+    group.owners.add("@a", 8)
+    assert take_capacity("expand", [group], 1.5, 0.02) == {"layers.1.neurons": 12}
+
+
 def test_a_name_given_twice_is_an_error_and_a_new_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "_CAPACITIES", dict(capacity._CAPACITIES))
     with pytest.raises(ValueError, match="There is a capacity 'private' already"):
         register_capacity("private", lambda exhausted, groups, share, std: {})
     with pytest.raises(ValueError, match="expected one of"):
-        PruningConfig(on_exhausted="double")
-    register_capacity("double", lambda exhausted, groups, share, std: expand(groups, 1.0, std))
-    assert PruningConfig(on_exhausted="double").on_exhausted == "double"
-    assert take_capacity("double", groups(), 0.5, 0.02) == {"layers.1.neurons": 1, "layers.2.neurons": 1}
+        PruningConfig(on_exhausted="made-up")
+    register_capacity("made-up", lambda exhausted, groups, share, std: expand(groups, 1.0, std))
+    assert PruningConfig(on_exhausted="made-up").on_exhausted == "made-up"
+    assert take_capacity("made-up", groups(), 0.5, 0.02) == {"layers.1.neurons": 1, "layers.2.neurons": 1}
