@@ -76,6 +76,7 @@ class EideticCallback(TrainerCallback):
         assert learner is not None
         learner.active_probe = None
         step = state.global_step
+        learner.note_divergence(step)
         if learner.step(step):
             self._wants_evaluation = control.should_evaluate = True
         if step == learner.end and not learner.complete:
@@ -116,9 +117,23 @@ class EideticCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Commit."""
+        """Commit, if the run came to the end of pruning.
+
+        A run that somebody stopped before that commits nothing: the task is still being learned. Resume it from its
+        last checkpoint or train on; or drop it with `model.abandon_task()`.
+        """
         model = unwrapped(kwargs["model"])
         leave_autocast(model)
+        learner = model.learner
+        assert learner is not None
+        if not learner.complete and state.global_step < min(learner.end, state.max_steps):
+            model.eval()
+            logger.warning(
+                f"'{self.task}' is not committed: the run was stopped at step {state.global_step} of "
+                f"{state.max_steps}, in the phase {learner.phase(state.global_step)!r}, before it met its budget. Train on, or drop it "
+                "with model.abandon_task()."
+            )
+            return
         metrics = {
             name.removeprefix("eval_"): float(value)
             for name, value in self._last_metrics.items()

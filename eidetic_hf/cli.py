@@ -107,6 +107,11 @@ def _load(model: str) -> EideticModel:
     from .recipe.plugins import load_installed_plugins
 
     load_installed_plugins()
+    if not Path(model).exists() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
+        raise ValueError(
+            f"There is no folder {model}, and it is no id on the Hub (owner/name), either. Give the folder that "
+            "`eidetic-hf train` wrote the model to."
+        )
     if Path(model).is_dir() and not any(Path(model).iterdir()):
         raise ValueError(f"The folder {model} is empty, expected a checkpoint written by `eidetic-hf train`.")
     return EideticModel.from_pretrained(model)
@@ -274,8 +279,12 @@ def _read_queries(file: Path | None) -> list[Query]:
             raise ValueError("No text given. Give TEXT arguments, --file FILE, or pipe lines to stdin.")
         content = sys.stdin.read()
     else:
-        content = file.read_text(encoding="utf-8")
-    lines = [(number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
+        try:
+            content = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 ({error}). Save it in UTF-8, or convert it with iconv.") from error
+    # Only a line feed ends a line: texts may hold other separators, such as U+2028.
+    lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
     is_json = file is not None and file.suffix == ".jsonl"
     if is_json or all(line.strip().startswith('{"') and line.strip().endswith("}") for _, line in lines):
         return [read_query(line, number) for number, line in lines]

@@ -5,8 +5,9 @@ One place to look at when a new version of transformers moves something.
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -16,7 +17,9 @@ from transformers.initialization import no_init_weights
 __all__ = [
     "FACTORY_ARGUMENTS",
     "HUB_ARGUMENTS",
+    "SAVE_ARGUMENTS",
     "attention_of",
+    "check_known",
     "has_class_for",
     "hub_arguments",
     "initialize",
@@ -39,6 +42,28 @@ FACTORY_ARGUMENTS = (
     "_from_auto", "_from_pipeline", "adapter_kwargs", "low_cpu_mem_usage", "output_loading_info", "trust_remote_code",
     "use_safetensors", "weights_only", "code_revision", "tqdm_class", "_adapter_model_path",
 )  # fmt: skip
+
+# What `save_pretrained` of transformers and its upload take beside what ours names.
+SAVE_ARGUMENTS = (
+    "save_directory", "is_main_process", "state_dict", "push_to_hub", "max_shard_size", "include_pool",
+    "save_function", "safe_serialization", "variant", "token", "save_peft_format", "save_original_format", "repo_id",
+    "commit_message", "commit_description", "private", "create_pr", "revision", "tags", "use_auth_token",
+)  # fmt: skip
+
+
+def check_known(who: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise a `TypeError` if an argument is one that nobody takes; it names the nearest that somebody does.
+
+    Args:
+        who: takes the arguments.
+        given: their names.
+        known: all names.
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{who} got {name!r}, which it does not know.{hint} It takes {', '.join(known)}.")
 
 
 def need(module: str, why: str, extra: str = "recipe") -> Any:

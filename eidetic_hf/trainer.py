@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from typing import Any, cast
@@ -83,7 +84,8 @@ class EideticTrainer(Trainer):
             raise TypeError(f"EideticTrainer needs an EideticModel, got {type(model).__name__}. Make one with "
                             "EideticModel.from_backbone(...).")  # fmt: skip
         self.task = task
-        self.pruning = pruning or PruningConfig()
+        begun = model.learner if model.learning == task else None
+        self.pruning = pruning or (PruningConfig() if begun is None else begun.config)
         self.router_dataset = router_dataset
         record = model.record(task)
         for name in ("train_dataset", "eval_dataset", "router_dataset"):
@@ -100,6 +102,10 @@ class EideticTrainer(Trainer):
         if "compute_metrics" not in kwargs:
             kwargs["compute_metrics"] = functools.partial(task_metrics, record)
             kwargs.setdefault("preprocess_logits_for_metrics", functools.partial(self.kind.reduce, record))
+        if args is not None:
+            args = copy.copy(args)  # the caller's stay as they are
+            if args.ddp_broadcast_buffers is None:
+                args.ddp_broadcast_buffers = False  # only importance sums differ, which each rank keeps for itself
         super().__init__(model=model, args=args, **kwargs)
         if self.label_smoother is not None and not self.kind.can_smooth(record):
             raise ValueError(
@@ -116,8 +122,6 @@ class EideticTrainer(Trainer):
             )
         self._replace_progress_bar()
         self.add_callback(_PhaseCallback(task, self.pruning, router_dataset))
-        if self.args.ddp_broadcast_buffers is None:
-            self.args.ddp_broadcast_buffers = False
 
     def _replace_progress_bar(self) -> None:
         """Show the phase in the progress bar, where there is one."""
@@ -143,8 +147,10 @@ class EideticTrainer(Trainer):
             raise ValueError(
                 "PruningConfig(tolerance=...) compares validation metrics: give the trainer an eval_dataset."
             )
-        if model.learning != self.task:
+        if model.learner is None or model.learning != self.task:
             model.begin_task(self.task, self.pruning)
+        elif model.learner.config != self.pruning:
+            model.learner.reconfigure(self.pruning)
         # Last in line, so that it sees what an early stop decided, wherever that callback was added.
         self.add_callback(
             self.pop_callback(_PhaseCallback) or _PhaseCallback(self.task, self.pruning, self.router_dataset)

@@ -86,6 +86,25 @@ def expect_some(task: TaskRecord, given: Tensor, hint: str) -> None:
 # -- data sets --------------------------------------------------------------------------------------------------------
 
 
+def expect_finite(task: TaskRecord, name: str, data: Any, column: str) -> None:
+    """Raise a `ValueError` at the first row whose number, or one of whose numbers, is not finite.
+
+    Args:
+        task: the task.
+        name: what the error calls the data set.
+        data: the data set.
+        column: of numbers, or lists of as many.
+    """
+    values = np.asarray(data[column][:], dtype=np.float64)
+    wrong = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"Task '{task.name}': row {row} of the {name} has the label {data[row][column]!r}; expected finite "
+            "numbers. Remove the row, or correct it: one such target spoils every weight."
+        )
+
+
 def is_dataset(data: Any) -> bool:
     """Whether this is a `datasets.Dataset`. Nobody can have one who has not imported that package: this does not."""
     return "datasets" in sys.modules and isinstance(data, sys.modules["datasets"].Dataset)

@@ -45,7 +45,8 @@ def pool_sequence(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -
     if attention_mask is None:
         return hidden.mean(1)
     mask = attention_mask.to(hidden.dtype).unsqueeze(-1)
-    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+    count = attention_mask.sum(1, keepdim=True).clamp(min=1)  # as whole numbers: bfloat16 knows none above 256
+    return ((hidden * mask).sum(1, dtype=torch.float32) / count).to(hidden.dtype)
 
 
 def _classifier(hidden_size: int, n_outputs: int, std: float) -> nn.Linear:

@@ -30,9 +30,12 @@ def label_scores(logits: Any, labels: Any) -> dict[str, float]:
 
     Args:
         logits: `(rows, labels)`.
-        labels: `(rows,)`.
+        labels: `(rows,)`; rows with the label -100 do not count.
     """
-    best, scores = np.asarray(logits).argmax(-1), _scores()
+    best, labels, scores = np.asarray(logits).argmax(-1), np.asarray(labels), _scores()
+    best, labels = best[labels != IGNORED], labels[labels != IGNORED]
+    if not len(labels):
+        return {}
     return {
         "accuracy": float(scores.accuracy_score(labels, best)),
         "f1": float(scores.f1_score(labels, best, average="macro", zero_division=0)),

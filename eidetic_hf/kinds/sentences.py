@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 from ..configuration import EideticConfig, TaskRecord
 from ..network.vocabulary import TokenTable
 from .base import Answer, Kind
-from .checks import expect_bool, expect_one_of, expect_positive, expect_shape, find_label_column
+from .checks import expect_bool, expect_finite, expect_one_of, expect_positive, expect_shape, find_label_column
 from .collators import PAIR, PairCollator
 from .heads import POOLINGS, EmbeddingHead, choose_pooling
 from .metrics import correlations
@@ -160,6 +160,8 @@ class FeatureExtraction(Kind):
         column = find_label_column(data)
         if column is not None:
             values = np.asarray(data[column][:])
+            if values.dtype.kind in "fi" and values.ndim == 1:
+                expect_finite(task, name, data, column)
             if values.dtype.kind not in "fi" or values.ndim != 1 or np.abs(values).max() > 1:
                 raise ValueError(
                     f"Task '{task.name}' ({self.name}): the column '{column}' of the {name} holds "

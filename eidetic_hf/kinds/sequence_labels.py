@@ -16,6 +16,7 @@ from ..network.backbone import hidden_size, initializer_range
 from ..network.vocabulary import TokenTable
 from .base import Answer, Kind, divergence
 from .checks import (
+    expect_finite,
     expect_label_numbers,
     expect_one_of,
     expect_probability,
@@ -147,6 +148,8 @@ class SequenceClassification(Kind):
             )
         if is_single:
             expect_label_numbers(task, name, data, column)
+        else:
+            expect_finite(task, name, data, column)
 
     def metrics(self, task: TaskRecord, predictions: Any, labels: Any) -> dict[str, float]:
         """Accuracy and F1; per-label F1 if multi-label; correlations if regression."""

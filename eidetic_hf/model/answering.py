@@ -342,7 +342,8 @@ def choose(
     model: Parts, trunk: TrunkPass, inputs: Mapping[str, Tensor], abstain: bool | float, among: list[str]
 ) -> RoutedOutput:
     """The router's choice among some tasks for each sequence of a recorded batch."""
-    discriminant = model.router.discriminant(among)
+    known = [name for name in among if model.router.has(name)] or among  # those without sums are only named
+    discriminant = model.router.discriminant(known)
     if not trunk.states:
         scores = torch.zeros(0, len(among), device=model.device)
         if not abstain:
@@ -353,11 +354,13 @@ def choose(
     if empty:
         raise ValueError(f"The sequences {empty} have no token (attention_mask is 0): nothing to route.")
     features = model.router.features(model.network.summarize(trunk, inputs))
-    scores = _of_known_tokens(model, discriminant.log_posteriors(features, among), inputs, among).exp()
+    found = _of_known_tokens(model, discriminant.log_posteriors(features, known), inputs, known).exp()
+    scores = found.new_zeros(len(found), len(among))
+    scores[:, [among.index(name) for name in known]] = found
     best = _most_likely(scores, among)
     if not abstain:
         return RoutedOutput(tasks=list(best), router_scores=scores)
-    outliers = model.router.outlier_scores(features, best, among)
+    outliers = model.router.outlier_scores(features, best, known)
     abstained = outliers > NormalDist().inv_cdf(1 - (ABSTAIN_SHARE if abstain is True else abstain))
     return RoutedOutput(
         tasks=[None if away else name for away, name in zip(abstained.tolist(), best, strict=True)],

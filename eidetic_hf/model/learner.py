@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 
+from ..configuration import TaskError
 from ..network.importance import importance_of
 from ..network.network import Thawed
 from ..network.units import UNIT_TYPES, UnitGroup
@@ -33,6 +34,7 @@ class Learner(nn.Module):
         expanded: units that were added for the task, by group; it gives them back if it is abandoned.
         trunk: what the first task of a random backbone trains of the trunk, which it will own.
         active_probe: importance measure to accumulate in the step in progress.
+        diverged: first step after which a weight was no finite number; -1 if none was.
     """
 
     clock: Tensor
@@ -47,6 +49,7 @@ class Learner(nn.Module):
         self.expanded: dict[str, int] = {}
         self.trunk: list[Thawed] = []
         self.active_probe: str | None = None
+        self.diverged = -1
         device = self._groups[0].device
         # Steps at which pruning starts, pruning ends, and training stops (-1: not yet known).
         self.register_buffer("clock", torch.tensor([-1, -1, -1], device=device))
@@ -80,6 +83,30 @@ class Learner(nn.Module):
         if step < self.start:
             return "fit"
         return "prune" if step < self.end else "recover"
+
+    def reconfigure(self, config: PruningConfig) -> None:
+        """Prune in another way than the task was begun with, before it has been trained.
+
+        Raises:
+            TaskError: if its phases are laid out already.
+        """
+        if self.start >= 0:
+            raise TaskError(
+                f"'{self.name}' is being learned with {self.config}, and its phases are laid out. Train on with the "
+                "same pruning=, or drop the task with model.abandon_task() and begin again."
+            )
+        self.config = config
+
+    def note_divergence(self, step: int) -> None:
+        """Note the first step that left a weight that is no finite number.
+
+        Only the tensors nearest to the loss are looked at: what is not finite there comes from everywhere below.
+        """
+        if self.diverged < 0:
+            nearest = [parameter for name, parameter in self._model[0].named_parameters() if name.startswith("heads.")]
+            nearest = nearest or list(self._model[0].parameters())[-1:]
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in nearest):
+                self.diverged = step
 
     def start_pruning(self, step: int, max_steps: int) -> None:
         """Leave the fit phase now, for example because its metric stopped improving.

@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.utils import logging
 
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..kinds import check_kind, check_task, kind_of
@@ -29,6 +30,8 @@ from .learner import Learner
 from .parts import Added, Parts, committed, record_of
 from .pruning import PruningConfig
 from .router import RouterSums, reference_inputs
+
+logger = logging.get_logger(__name__)
 
 # -- added ------------------------------------------------------------------------------------------------------------
 
@@ -157,6 +160,7 @@ def _end(model: Parts) -> None:
     model.network.end()
     _drop(model.heads, LEARNING)
     model.learner = None
+    cast(nn.Module, model).eval()  # nothing is left to train: dropout would only make answers and routes random
 
 
 def _drop(modules: nn.ModuleDict, key: str) -> None:
@@ -172,6 +176,7 @@ def commit_task(model: Parts, metrics: Mapping[str, float], router_sums: RouterS
     learner, network, config = model.learner, model.network, model.config
     if learner is None:
         raise TaskError("No task is being learned; begin one with model.begin_task(name) or EideticTrainer.")
+    _check_finite(model, learner)
     learner.finish()
     record = record_of(model, learner.name)
     key, kind = task_key(record.name), kind_of(record)
@@ -187,13 +192,34 @@ def commit_task(model: Parts, metrics: Mapping[str, float], router_sums: RouterS
         undo.callback(_take_back, model, record, model.added.pop(record.name))
         config.tasks.append(record)
         undo.callback(model.router.remove, record.name)
-        if router_sums is not None:
+        if router_sums is not None and int(router_sums.count.sum()):
             model.router.put(record.name, router_sums)
+        elif router_sums is not None:
+            logger.warning(
+                f"The router learned nothing of '{record.name}': no sequence of its data counts (every label is -100, "
+                "or there is none). The task answers when it is named; all others are routed as before."
+            )
         undo.callback(_drop, model.probes, key)
         certify(model, record)
         undo.pop_all()
     _end(model)
     return record
+
+
+def _check_finite(model: Parts, learner: Learner) -> None:
+    """Refuse what a diverged run has left: it would be frozen for good, and later tasks would read it.
+
+    Raises:
+        TaskError: naming a parameter, and the step at which it began, if a Trainer noted it.
+    """
+    for name, parameter in cast(nn.Module, model).named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            since = "" if learner.diverged < 0 else f" since step {learner.diverged}"
+            raise TaskError(
+                f"'{learner.name}' is not committed: {name} is not finite{since}, so the training has diverged. Learn "
+                "it again with a lower learning rate or gradient clipping (max_grad_norm), in bf16 in place of fp16, "
+                "and look for targets that are no finite numbers."
+            )
 
 
 def _reads_tokens(model: Parts, record: TaskRecord) -> bool:

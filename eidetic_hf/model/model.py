@@ -23,7 +23,9 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import ModelOutput
 
 from ..compat import (
+    SAVE_ARGUMENTS,
     attention_of,
+    check_known,
     hub_arguments,
     static_cache_shape,
 )
@@ -170,6 +172,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         pretrained = not isinstance(backbone, PreTrainedConfig)
         head = None
         if isinstance(backbone, PreTrainedModel):
+            check_known("EideticModel.from_backbone with a loaded model", kwargs, ("trunk_layers", "forward_transfer"))
             architecture_of(backbone.config)
             model = base_model(backbone)
             head = read_language_head(backbone, model)
@@ -235,6 +238,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         """
         if model_args:
             raise TypeError(f"EideticModel.from_pretrained takes no further positional arguments, got {model_args!r}.")
+        older = kwargs.pop("torch_dtype", None)  # what transformers called it up to version 4
+        dtype = older if dtype is None else dtype
         model = persistence.load(cls, pretrained_model_name_or_path, config, tasks, attn_implementation, kwargs)
         if dtype is not None and dtype != "auto":
             cast(nn.Module, model).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
@@ -797,6 +802,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
                 what it was.
             OSError: if writing failed; the folder's checkpoint is unchanged.
         """
+        check_known("save_pretrained", kwargs, SAVE_ARGUMENTS)
         if not is_main_process:
             return
         folder = Path(save_directory)

@@ -130,6 +130,7 @@ class UnitProbe(torch.autograd.Function):
             if ctx.view.token_mask is not None:
                 derivative = derivative * ctx.view.token_mask.to(derivative.dtype).unsqueeze(-1)
             score = fold(derivative.sum(1))
+            score = torch.where(torch.isfinite(score), score, 0)  # an overflowed step says nothing, and is not kept
             if ctx.index is None:
                 ctx.scores.add_(score)
             else:

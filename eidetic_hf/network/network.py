@@ -16,7 +16,7 @@ from ..configuration import EideticConfig
 from ..views import LEARNING, POOL, View, task_key, task_name, use_view
 from .architecture import LAYERS, Architecture, ArchitectureError, find, layers_of, leftovers
 from .architectures import architecture_of
-from .backbone import ENCODER, batch_size, evaluation_mode, family_of, flat_sequences, is_nested
+from .backbone import DECODER, ENCODER, batch_size, evaluation_mode, family_of, flat_sequences, is_nested
 from .layers import TASK_MODULES, TaskLinear, TaskNorm
 from .storage import Slots, WeightCache, freeze, own_tensors, set_tensor, stored_tensors, thaw
 from .trunk import TrunkPass, pool_states, record_trunk, share_trunk
@@ -222,6 +222,7 @@ class Network:
             given["cache" if "cache" in accepted else "past_key_values"] = past
         if "use_cache" in accepted:
             given.setdefault("use_cache", past is not None)
+        self._place_behind_padding(given)
         if self.input_rows.has_grown:
             given = self.input_rows.readable(given, view, _reader(view))
         if view.probe is not None:
@@ -229,6 +230,24 @@ class Network:
             view = replace(view, decoder_token_mask=given.get("decoder_attention_mask"), batch=len(tokens))
         with use_view(view):
             return self.backbone(**given, return_dict=True)
+
+    def _place_behind_padding(self, given: dict[str, Any]) -> None:
+        """Let a decoder's positions begin with the first real token, where padding stands before it.
+
+        Else what a text gives, and where it is sent, would depend on the other texts of its batch.
+        """
+        mask = given.get("attention_mask")
+        if (
+            torch.compiler.is_compiling()  # a look at the mask would break the graph
+            or mask is None
+            or mask.dim() != 2
+            or family_of(self.backbone.config) != DECODER
+            or "position_ids" not in self._accepted
+            or any(name in given for name in ("position_ids", "past_key_values", "cache"))
+            or bool(mask[:, :1].all())
+        ):
+            return
+        given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
 
     def record_trunk(self, inputs: Mapping[str, Any], learning: bool = False, **kwargs: Any) -> TrunkPass:
         """Run the trunk alone, on every token of the vocabulary.
