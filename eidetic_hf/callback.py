@@ -128,10 +128,10 @@ class EideticCallback(TrainerCallback):
         assert learner is not None
         if not learner.complete and state.global_step < min(learner.end, state.max_steps):
             model.eval()
+            step, phase = state.global_step, learner.phase(state.global_step)
             logger.warning(
-                f"'{self.task}' is not committed: the run was stopped at step {state.global_step} of "
-                f"{state.max_steps}, in the phase {learner.phase(state.global_step)!r}, before it met its budget. Train on, or drop it "
-                "with model.abandon_task()."
+                f"'{self.task}' is not committed: the run was stopped at step {step} of {state.max_steps}, in the phase "
+                f"{phase!r}, before it met its budget. Train on, or drop it with model.abandon_task()."
             )
             return
         metrics = {
