@@ -108,7 +108,6 @@ TESTED_ELSEWHERE = {
     "model.request": ("model/test_bad_input.py", "what may be asked of the model"),
     "model.answering": ("model/test_router.py", "answers, with and without a task given"),
     "model.certificate": ("model/test_exactness.py", "what it certifies is what these tests hold"),
-    "model.life": ("model/test_bad_input.py", "what may begin when, and what a failure leaves"),
     "model.persistence": ("model/checkpoint/test_read.py", "a folder as a model and back"),
     "model.model": ("model/test_exactness.py", "what the model promises"),
     "model.auto": ("kinds/test_kinds.py", "a class for every kind"),
