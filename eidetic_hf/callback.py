@@ -130,8 +130,8 @@ class EideticCallback(TrainerCallback):
             model.eval()
             step, phase = state.global_step, learner.phase(state.global_step)
             logger.warning(
-                f"'{self.task}' is not committed: the run was stopped at step {step} of {state.max_steps}, in the phase "
-                f"{phase!r}, before it met its budget. Train on, or drop it with model.abandon_task()."
+                f"'{self.task}' is not committed: the run was stopped at step {step} of {state.max_steps}, in the "
+                f"phase {phase!r}, before it met its budget. Train on, or drop it with model.abandon_task()."
             )
             return
         metrics = {

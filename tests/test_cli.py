@@ -25,7 +25,7 @@ from support.recipe_files import (  # noqa: F401
 )
 from typer.testing import Result
 
-from eidetic_hf import __version__
+from eidetic_hf import __version__, cli
 
 
 def error_of(result: Result) -> str:
@@ -331,3 +331,18 @@ def test_nothing_but_json_reaches_stdout_of_a_real_process(finished: Path) -> No
     )
     assert json.loads(done.stdout)["text"] == "red w1"
     assert done.stderr == ""
+
+
+def test_only_a_line_feed_ends_a_line_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_bytes("one\u2028still one\r\ntwo\x85still\x0ctwo\n\n".encode())
+    assert [query.text.strip() for query in cli._read_queries(file)] == ["one\u2028still one", "two\x85still\x0ctwo"]
+    file.write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"texts.txt is not UTF-8 .*convert it with iconv"):
+        cli._read_queries(file)
+
+
+@pytest.mark.parametrize("model", ["./nowhere", "runs/nowhere/model", "/nowhere"])
+def test_a_folder_that_is_not_there_is_called_so(model: str) -> None:
+    result = CliRunner().invoke(cli.app, ["verify", model])
+    assert result.exit_code == 2 and f"There is no folder {model}" in result.output

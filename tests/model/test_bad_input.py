@@ -779,5 +779,6 @@ def test_a_model_saved_after_a_failure_is_the_one_from_before(
 
 
 def test_an_argument_that_from_pretrained_does_not_know_is_named(saved: Path) -> None:
-    with pytest.raises(TypeError, match="'torch_dtype', which it does not know; it takes config, tasks, dtype"):
-        EideticModel.from_pretrained(saved, torch_dtype="float32")
+    with pytest.raises(TypeError, match="'dtyp', which it does not know; it takes config, tasks, dtype"):
+        EideticModel.from_pretrained(saved, dtyp="float32")
+    assert EideticModel.from_pretrained(saved, torch_dtype="bfloat16").dtype == torch.bfloat16
