@@ -344,5 +344,5 @@ def test_only_a_line_feed_ends_a_line_of_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["./nowhere", "runs/nowhere/model", "/nowhere"])
 def test_a_folder_that_is_not_there_is_called_so(model: str) -> None:
-    result = CliRunner().invoke(cli.app, ["verify", model])
+    result = call("verify", model)
     assert result.exit_code == 2 and f"There is no folder {model}" in result.output
