@@ -58,7 +58,7 @@ class EideticCallback(TrainerCallback):
         model = unwrapped(kwargs["model"])
         if model.learner is None or model.learner.name != self.task:
             raise TaskError(f"EideticCallback(task={self.task!r}): the model is learning {model.learning!r} instead.")
-        model.learner.set_steps(state.max_steps)
+        model.learner.set_steps(state.max_steps, state.global_step)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -38,6 +38,7 @@ class Learner(nn.Module):
     """
 
     clock: Tensor
+    planned: Tensor
     search: Tensor
 
     def __init__(self, name: str, config: PruningConfig, groups: Iterable[UnitGroup], model: nn.Module) -> None:
@@ -53,6 +54,8 @@ class Learner(nn.Module):
         device = self._groups[0].device
         # Steps at which pruning starts, pruning ends, and training stops (-1: not yet known).
         self.register_buffer("clock", torch.tensor([-1, -1, -1], device=device))
+        # Steps of the run that they are laid out for (-1: not known, as in checkpoints of the first versions).
+        self.register_buffer("planned", torch.tensor(-1, device=device))
         # Bisection: reference metric, largest share known to be too small, smallest known to be good, rounds decided.
         self.register_buffer("search", torch.tensor([math.nan, 0.0, 1.0, 0.0], dtype=torch.float64, device=device))
 
@@ -62,11 +65,23 @@ class Learner(nn.Module):
         """The subnetwork of the task being learned; in training it is probed, when it is due."""
         return View(LEARNING, probe=self.active_probe if training else None)
 
-    def set_steps(self, max_steps: int) -> None:
-        """Lay out the phases over a training run, unless a checkpoint already did."""
-        if int(self.clock[0]) < 0:
+    def set_steps(self, max_steps: int, step: int = 0) -> None:
+        """Lay out the phases over a training run, unless they are laid out for one of this length.
+
+        A run may turn out to be of another length: resumed with more epochs, or begun again with smaller batches after
+        it ran out of memory. Before pruning the phases are then laid out anew; after that, recovery takes the rest.
+
+        Args:
+            max_steps: optimizer steps of the whole run.
+            step: those that it has done.
+        """
+        is_other = int(self.planned) not in (-1, max_steps)
+        if self.start < 0 or (is_other and step < self.start):
             start = min(max(round(self.config.start * max_steps), 1), max_steps)
             self.clock[:3] = torch.tensor([start, max(round(self.config.end * max_steps), start), max_steps])
+        elif is_other:
+            self.clock[1:3] = torch.tensor([min(self.end, max_steps), max_steps])
+        self.planned.fill_(max_steps)
 
     @property
     def start(self) -> int:

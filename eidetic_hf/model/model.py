@@ -109,6 +109,11 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         empty: bool = False,
         language_head: LanguageHead | None = None,
     ) -> None:
+        if config.tasks and not empty:
+            raise ValueError(
+                f"This configuration has the tasks {[task.name for task in config.tasks]}, and their weights are in a "
+                "checkpoint. Load it with from_pretrained; a configuration alone makes a model without tasks."
+            )
         super().__init__(config)
         own = None if language_head is None else language_head.generation_config
         self.generation_config = own or GenerationConfig.from_model_config(config.base_config)

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from support.backbones import tiny_backbone, tiny_model
 from support.data import arguments, learn, logits_of, make_batch, make_data
-from transformers import Trainer, TrainerCallback
+from transformers import AutoModel, Trainer, TrainerCallback
 
 from eidetic_hf import EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
 
@@ -208,3 +208,34 @@ def test_data_sets_of_one_number_may_be_plain_lists() -> None:
     data = Dataset.from_dict({"input_ids": [[5, 6]] * 2, "labels": [0.5, float("inf")]})
     with pytest.raises(ValueError, match="row 1 of the train_dataset has the label inf"):
         EideticTrainer(model, "a", train_dataset=data)
+
+
+class Phases(TrainerCallback):
+    """Notes the phase after every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen.append(kwargs["model"].learner.phase(state.global_step))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(2, ["fit"] * 4 + ["prune"] * 7 + ["recover"] * 11), (5, ["prune"] + ["recover"] * 18)],
+    ids=["in the fit phase", "while pruning"],
+)
+def test_a_run_that_is_resumed_with_more_steps_uses_them(step: int, expected: list[str], tmp_path: Path) -> None:
+    model, phases = tiny_model(), Phases()
+    first = arguments(tmp_path, save_strategy="steps", save_steps=1)
+    trainer_of(model, tmp_path, args=first, callbacks=[StopAfter(step)]).train()
+    longer = arguments(tmp_path, save_strategy="no", max_steps=24)
+    trainer = trainer_of(model, tmp_path, args=longer, callbacks=[phases])
+    trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert trainer.state.global_step == 24 and model.tasks == ["next"]
+    assert phases.seen == expected
+
+
+def test_a_configuration_with_tasks_makes_no_model_without_weights(trained: EideticModel) -> None:
+    with pytest.raises(ValueError, match=r"the tasks \['first', 'second'\], and their weights are in a checkpoint"):
+        AutoModel.from_config(trained.config)
