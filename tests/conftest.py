@@ -26,14 +26,16 @@ torch.set_num_threads(1)
 SLOW_FIXTURES = {"models", "reading", "unlike", "writing"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what waits for a slow fixture. Keep a file's tests in one worker, but those of one architecture apart."""
-    for item in items:
-        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.slow)
-        if not any(item.iter_markers("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what waits for a slow fixture. Keep a file's tests in one worker, but those of one architecture apart.
+
+    The marks are set as each test is collected: pytest-xdist reads its groups before a conftest's
+    `pytest_collection_modifyitems` runs.
+    """
+    if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.slow)
+    if not any(item.iter_markers("xdist_group")):
+        item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture
