@@ -106,11 +106,6 @@ class TaskLinear(nn.Module):
             self.pack()
         return self
 
-    def train(self, mode: bool = True) -> TaskLinear:
-        """Set the mode of the layer. Segments have none, and there may be hundreds of them."""
-        self.training = mode
-        return self
-
     def forget_views(self) -> None:
         """Drop cached weights."""
         self.group.cache.forget(self._plans)
