@@ -239,7 +239,7 @@ class Network:
         mask = given.get("attention_mask")
         if (
             torch.compiler.is_compiling()  # a look at the mask would break the graph
-            or mask is None
+            or not isinstance(mask, Tensor)  # generation makes masks of four dimensions, and one per type of layer
             or mask.dim() != 2
             or family_of(self.backbone.config) != DECODER
             or "position_ids" not in self._accepted
