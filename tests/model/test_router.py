@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from eidetic_hf import EideticModel, EideticTrainer, PruningConfig, RoutedOutput, TaskError
+from eidetic_hf.model import life
 from eidetic_hf.model.router import Discriminant, Router, RouterSums
 from eidetic_hf.network import trunk
 from eidetic_hf.views import owner_of
@@ -299,7 +300,7 @@ def test_the_router_is_no_part_of_what_a_task_reads(routed: EideticModel) -> Non
 def test_a_failed_commit_leaves_no_sums(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = tiny_model()
     with monkeypatch.context() as patch:
-        patch.setattr(EideticModel, "_certify", lambda *_: (_ for _ in ()).throw(RuntimeError("full")))
+        patch.setattr(life, "certify", lambda *_: (_ for _ in ()).throw(RuntimeError("full")))
         with pytest.raises(RuntimeError, match="full"):
             learn(model, "first", tmp_path)
     assert not model.router.state_dict()
