@@ -563,12 +563,16 @@ def test_abstaining_needs_a_choice(routed: EideticModel) -> None:
             routed(**make_batch(), task=task, abstain=True)
 
 
-def test_a_task_without_sums_is_named(routed: EideticModel) -> None:
+def test_a_task_without_sums_is_no_choice_and_answers_when_it_is_named(routed: EideticModel) -> None:
     model = copy.deepcopy(routed)
     model.router.remove("beta")
-    with pytest.raises(TaskError, match=r"knows nothing of \['beta'\]"):
-        model(**make_batch())
+    batch = topic_batch([0, 1, 2, 1])
+    assert "beta" in routed(**batch).tasks and "beta" not in model(**batch).tasks
     assert torch.equal(logits_of(model, "beta"), logits_of(routed, "beta"))
+    for name in model.tasks:
+        model.router.remove(name)
+    with pytest.raises(TaskError, match="knows nothing of"):
+        model(**batch)
 
 
 def test_route_says_the_task_without_running_what_lies_above_the_trunk(
