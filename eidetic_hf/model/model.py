@@ -633,7 +633,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             What `forward` returns without a task, but the answer; the scores are over all of `model.tasks`.
 
         Raises:
-            TaskError: if no task is committed, or one was committed without router sums.
+            TaskError: if no task is committed, or all of them were committed without router sums.
             ValueError: if a sequence has no token, or `abstain` is no share.
         """
         given = {
