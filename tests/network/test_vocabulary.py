@@ -438,7 +438,7 @@ def test_no_table_is_joined_while_new_tokens_are_learned(architecture: str, monk
     kind = {"bert": "masked-lm", "t5": "seq2seq-lm"}.get(architecture, "causal-lm")
     model.add_task("new", task_type=kind)
     model.begin_task("new")
-    table = model._tables()[-1].table(View(LEARNING))
+    table = model.network.tables()[-1].table(View(LEARNING))
     assert [len(part) for part in table.parts] == [VOCABULARY, GROWN - VOCABULARY]
 
     def joined(self: TokenTable) -> Tensor:
@@ -450,7 +450,7 @@ def test_no_table_is_joined_while_new_tokens_are_learned(architecture: str, monk
     assert answer.logits.shape[-1] == GROWN
     answer.loss.backward()
     learned = {name: tensor for name, tensor in model.named_parameters() if "rows" in name}
-    assert set(learned) == {f"{name}_rows.learning" for name in (("input", "output")[: len(model._tables())])}
+    assert set(learned) == {f"{name}_rows.learning" for name in (("input", "output")[: len(model.network.tables())])}
     assert all(bool(tensor.grad.any(1).all()) for name, tensor in learned.items() if name == list(learned)[-1])
 
 
