@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.utils import logging
 
 from .configuration import TaskError
+from .kinds.collators import LABELS
 from .model.model import EideticModel
 from .model.pruning import PruningConfig
 from .model.router import RouterSums
@@ -45,20 +47,28 @@ class EideticCallback(TrainerCallback):
     ) -> None:
         """Begin the task, so that the Trainer's optimizer finds its Parameters."""
         model = unwrapped(kwargs["model"])
-        if args.ddp_broadcast_buffers is None:
-            # Buffers are equal on all ranks, but the importance sums, which each rank keeps for itself.
-            args.ddp_broadcast_buffers = False
         if model.learning != self.task:
             model.begin_task(self.task, self.pruning)
+        model.run_task = self.task
+        model.casts_are_undone = args.fp16_full_eval or args.bf16_full_eval
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Lay out the phases over the run's steps."""
         model = unwrapped(kwargs["model"])
-        if model.learner is None or model.learner.name != self.task:
-            raise TaskError(f"EideticCallback(task={self.task!r}): the model is learning {model.learning!r} instead.")
-        model.learner.set_steps(state.max_steps, state.global_step)
+        model.undo_cast()
+        learner = model.learner
+        if learner is None or learner.name != self.task:
+            raise TaskError(
+                f"EideticCallback(task={self.task!r}): the model is learning {model.learning!r} instead. With "
+                "model_init, let that function begin the task: model.begin_task(name, pruning)."
+            )
+        check_processes_agree(model, args, "The training can not begin")
+        if state.global_step == 0 and learner.start >= 0:
+            learner.restart()
+        self._wants_evaluation, self._last_metrics = False, {}
+        learner.set_steps(state.max_steps, state.global_step)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -74,6 +84,13 @@ class EideticCallback(TrainerCallback):
         """Prune when it is due."""
         learner = unwrapped(kwargs["model"]).learner
         assert learner is not None
+        if learner.config.distillation and learner.mixes_distance and not (learner.loss_is_used or learner.complete):
+            raise TaskError(
+                f"PruningConfig(distillation={learner.config.distillation}) would do nothing: this Trainer does not "
+                "train on the loss that the model returns, but on one of its own (label_smoothing_factor, "
+                "compute_loss_func or compute_loss). Use EideticTrainer, which mixes distillation into any loss."
+            )
+        learner.gather_importance()
         learner.active_probe = None
         step = state.global_step
         learner.note_divergence(step)
@@ -85,11 +102,25 @@ class EideticCallback(TrainerCallback):
         if learner.should_stop(step):
             control.should_training_stop = True
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Raise if the model has answered for the task of another run."""
+        model = unwrapped(kwargs["model"])
+        if model.run_task not in (None, self.task):
+            raise TaskError(
+                f"EideticCallback(task={self.task!r}): since this run the model has learned '{model.run_task}' with "
+                f"another Trainer, for which it answers now. Evaluate '{self.task}' with EideticTrainer(model, "
+                f"task={self.task!r}, ...)."
+            )
+
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Decide on a step of the search; turn an early stop of the fit phase into the start of pruning."""
-        learner = unwrapped(kwargs["model"]).learner
+        model = unwrapped(kwargs["model"])
+        model.undo_cast()
+        learner = model.learner
         metrics = kwargs.get("metrics") or {}
         self._last_metrics = {name: value for name, value in metrics.items() if name.startswith("eval_")}
         if learner is None:
@@ -109,10 +140,18 @@ class EideticCallback(TrainerCallback):
             if phase != "recover":
                 control.should_training_stop = False
 
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
+    ) -> None:
+        """Bring back what was cast for it."""
+        unwrapped(kwargs["model"]).undo_cast()
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say the phase and the share of free units kept, beside the loss."""
-        for row in (kwargs["logs"], state.log_history[-1]):
-            row.update(progress_of(unwrapped(kwargs["model"]), state.global_step))
+        progress = progress_of(unwrapped(kwargs["model"]), state.global_step)
+        state.log_history[-1].update(progress)
+        if "loss" in kwargs["logs"]:  # else they are the metrics that an evaluation is about to return, all numbers
+            kwargs["logs"].update(progress)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -120,29 +159,43 @@ class EideticCallback(TrainerCallback):
         """Commit, if the run came to the end of pruning.
 
         A run that somebody stopped before that commits nothing: the task is still being learned. Resume it from its
-        last checkpoint or train on; or drop it with `model.abandon_task()`.
+        last checkpoint or train on; or drop it with `model.abandon_task()`. Where only the commit fails, or the pass
+        over the data for the router, nothing is lost either: commit again, with `model.commit_task`.
+
+        Raises:
+            TaskError: if the task is trained and could not be committed.
         """
         model = unwrapped(kwargs["model"])
         leave_autocast(model)
         learner = model.learner
         assert learner is not None
+        model.eval()
         if not learner.complete and state.global_step < min(learner.end, state.max_steps):
-            model.eval()
             step, phase = state.global_step, learner.phase(state.global_step)
             logger.warning(
                 f"'{self.task}' is not committed: the run was stopped at step {step} of {state.max_steps}, in the "
                 f"phase {phase!r}, before it met its budget. Train on, or drop it with model.abandon_task()."
             )
             return
-        metrics = {
+        learner.trained = True
+        learner.metrics = {
             name.removeprefix("eval_"): float(value)
             for name, value in self._last_metrics.items()
             if isinstance(value, (int, float)) and not name.endswith(("runtime", "per_second", "epoch"))
         }
+        check_processes_agree(model, args, f"'{self.task}' is not committed")
         loader = kwargs.get("train_dataloader")
         dataset = getattr(loader, "dataset", None) if self.router_dataset is None else self.router_dataset
-        sums = _router_sums(model, args, state, dataset, getattr(loader, "collate_fn", None))
-        model.commit_task(metrics, sums)
+        try:
+            sums = _router_sums(model, args, state, dataset, getattr(loader, "collate_fn", None))
+        except Exception as error:
+            raise TaskError(
+                f"'{self.task}' is trained, but not committed: the router could not read its data ({error}). Nothing "
+                "is lost: commit it with model.commit_task(router_sums=model.router_sums(batches)), or without a "
+                "route with model.commit_task()."
+            ) from error
+        model.commit_task(router_sums=sums)
+        _release(kwargs.get("optimizer"))
 
 
 def unwrapped(model: torch.nn.Module) -> EideticModel:
@@ -164,10 +217,11 @@ def _router_sums(
         logger.warning("No training data set to take router sums from: the task will have to be named to be answered.")
         return None
     if hasattr(dataset, "__len__"):
-        rows: Iterator[Any] = (dataset[i] for i in range(args.process_index, len(dataset), args.world_size))
+        chosen = range(args.process_index, len(dataset), args.world_size)
+        rows: Iterator[Any] = (_inputs_of(model, dataset[i]) for i in chosen)
     else:  # a stream, perhaps without an end: as many as were trained on
         seen = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows = itertools.islice(dataset, args.process_index, seen, args.world_size)
+        rows = (_inputs_of(model, row) for row in itertools.islice(dataset, args.process_index, seen, args.world_size))
     batches = (collate(batch) for batch in iter(lambda: list(itertools.islice(rows, ROUTER_BATCH)), []))
     sums = model.router_sums(batches)
     if args.world_size > 1:
@@ -176,6 +230,48 @@ def _router_sums(
             torch.distributed.all_reduce(shared)
             tensor.copy_(shared)
     return sums
+
+
+def _inputs_of(model: EideticModel, row: Any) -> Any:
+    """A row without the columns that nobody reads, such as the text itself: no collator could make a batch of them."""
+    if not isinstance(row, Mapping):
+        return row
+    known = {*inspect.signature(model.forward).parameters, *LABELS}
+    return {name: value for name, value in row.items() if name in known} or row
+
+
+def _release(optimizer: Any) -> None:
+    """Let go of Parameters that are no longer the model's, and of what an optimizer knows of them."""
+    if optimizer is not None:
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            group["params"] = []
+
+
+def check_processes_agree(model: EideticModel, args: TrainingArguments, otherwise: str) -> None:
+    """Raise if a tensor is not the same on all processes: each would then learn a model of its own.
+
+    Args:
+        model: the model.
+        args: of the run.
+        otherwise: what an error begins with.
+
+    Raises:
+        TaskError: naming a tensor that differs.
+    """
+    if args.world_size == 1:
+        return
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.numel()}
+    hashes = torch.stack([torch.hash_tensor(tensor).to(args.device).view(torch.int64) for tensor in state.values()])
+    lowest, highest = hashes.clone(), hashes.clone()
+    torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    differ = [name for name, same in zip(state, (lowest == highest).tolist(), strict=True) if not same]
+    if differ:
+        raise TaskError(
+            f"{otherwise}: {len(differ)} tensors are not the same on all processes, {differ[0]} among them. Make the "
+            "model in the same way on each of them, from one checkpoint or with one seed."
+        )
 
 
 def progress_of(model: EideticModel, step: int) -> dict[str, Any]:

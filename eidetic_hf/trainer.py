@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import dataclasses
 import functools
-from typing import Any, cast
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.utils import logging
 
 from .callback import EideticCallback, leave_autocast, progress_of, unwrapped
 from .configuration import TaskRecord
 from .kinds import kind_of
 from .kinds.checks import is_dataset
 from .kinds.collators import LABELS
+from .kinds.metrics import squad_scores
 from .model.model import EideticModel
 from .model.pruning import PruningConfig
+from .network.storage import Originals
+
+logger = logging.get_logger(__name__)
 
 
 class EideticProgressCallback(ProgressCallback):
@@ -48,6 +68,20 @@ def task_metrics(record: TaskRecord, prediction: EvalPrediction) -> dict[str, fl
     return kind.metrics(record, predictions, prediction.label_ids)
 
 
+def written_metrics(tokenizer: PreTrainedTokenizerBase, prediction: EvalPrediction) -> dict[str, float]:
+    """Shares of written texts that equal the right ones, and the mean F1 of their words, both in percent.
+
+    Args:
+        tokenizer: that the texts were encoded with.
+        prediction: tokens that were written, and the right ones, `(rows, tokens)`; -100 where there is none.
+    """
+    texts = []
+    for tokens in (prediction.predictions, prediction.label_ids):
+        filled = [[token for token in row if token >= 0] for row in np.asarray(tokens).tolist()]
+        texts.append([text.strip() for text in tokenizer.batch_decode(filled, skip_special_tokens=True)])
+    return squad_scores(texts[0], [[right] for right in texts[1]])
+
+
 class EideticTrainer(Trainer):
     """A `Trainer` that learns one task of an `EideticModel`.
 
@@ -55,13 +89,16 @@ class EideticTrainer(Trainer):
     was before. `evaluate` and `predict` run that task, before and after the commit.
 
     Args:
-        model: the model.
+        model: the model; or `model_init` makes one for every run, see `kwargs`.
         task: name of a task that was added with `model.add_task`.
         args: as for the `Trainer`.
         pruning: how to cut out the task's subnetwork.
         router_dataset: as for the `EideticCallback`.
-        kwargs: as for the `Trainer`. The kind of task gives `data_collator`, `compute_metrics` and, together with
-            that, `preprocess_logits_for_metrics`, where they are not given (see docs/kinds.md).
+        kwargs: as for the `Trainer`, `model_init` included: a function that makes the model and adds the task, for
+            `hyperparameter_search`; `train()` then leaves what it learned in `trainer.model`. With
+            `Seq2SeqTrainingArguments(predict_with_generate=True)` an evaluation lets the task write its answers. The
+            kind of task gives `data_collator`, `compute_metrics` and, together with that,
+            `preprocess_logits_for_metrics`, where they are not given (see docs/kinds.md).
 
     Raises:
         TaskError: if there is no such task.
@@ -73,40 +110,38 @@ class EideticTrainer(Trainer):
 
     def __init__(
         self,
-        model: EideticModel,
-        task: str,
+        model: EideticModel | None = None,
+        task: str | None = None,
         args: TrainingArguments | None = None,
         pruning: PruningConfig | None = None,
         router_dataset: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(model, EideticModel):
-            raise TypeError(f"EideticTrainer needs an EideticModel, got {type(model).__name__}. Make one with "
-                            "EideticModel.from_backbone(...).")  # fmt: skip
+        if task is None:
+            raise TypeError("EideticTrainer needs task='<name>', the name of a task that was added to the model.")
+        if kwargs.get("model_init") is None:
+            _check_model(model)
         self.task = task
+        callbacks, given = _without_phases(task, callbacks)
+        self.router_dataset = given.router_dataset if router_dataset is None and given else router_dataset
+        super().__init__(model=model, args=args, callbacks=callbacks, **kwargs)
+        model = self.model
         begun = model.learner if model.learning == task else None
-        self.pruning = pruning or (PruningConfig() if begun is None else begun.config)
-        self.router_dataset = router_dataset
+        self.pruning = pruning or (given.pruning if given else PruningConfig() if begun is None else begun.config)
         record = model.record(task)
+        self.kind = kind_of(record)
         for name in ("train_dataset", "eval_dataset", "router_dataset"):
-            parts = router_dataset if name == "router_dataset" else kwargs.get(name)
+            parts = getattr(self, name)
             for part in parts.values() if isinstance(parts, dict) else [parts]:
                 _check_dataset(record, name, part)
-        self.kind = kind_of(record)
         if kwargs.get("data_collator") is None:
-            tokenizer = kwargs.get("processing_class")
+            tokenizer = self.processing_class
             if not isinstance(tokenizer, PreTrainedTokenizerBase):
                 tokenizer = None
-                _check_labels_are_given(record, kwargs.get("train_dataset"))
-            kwargs["data_collator"] = self.kind.collator(tokenizer)
-        if "compute_metrics" not in kwargs:
-            kwargs["compute_metrics"] = functools.partial(task_metrics, record)
-            kwargs.setdefault("preprocess_logits_for_metrics", functools.partial(self.kind.reduce, record))
-        if args is not None:
-            args = copy.copy(args)  # the caller's stay as they are
-            if args.ddp_broadcast_buffers is None:
-                args.ddp_broadcast_buffers = False  # only importance sums differ, which each rank keeps for itself
-        super().__init__(model=model, args=args, **kwargs)
+                _check_labels_are_given(record, self.train_dataset)
+            self.data_collator = self.kind.collator(tokenizer) or self.data_collator
+        self._choose_metrics(record, kwargs)
         if self.label_smoother is not None and not self.kind.can_smooth(record):
             raise ValueError(
                 f"label_smoothing_factor={self.args.label_smoothing_factor}: the Trainer would smooth the labels of "
@@ -120,8 +155,30 @@ class EideticTrainer(Trainer):
                 "DataParallel. Start a process per GPU with `accelerate launch` or `torchrun`, or set "
                 "CUDA_VISIBLE_DEVICES=0."
             )
+        self._loss_shifts_labels = False  # `_get_num_items_in_batch` counts, for whatever kind it is
+        self.compute_loss = self._distilled(self.compute_loss)  # type: ignore[method-assign]
         self._replace_progress_bar()
-        self.add_callback(_PhaseCallback(task, self.pruning, router_dataset))
+        self.add_callback(_PhaseCallback(task, self.pruning, self.router_dataset))
+
+    def _choose_metrics(self, record: TaskRecord, given: Mapping[str, Any]) -> None:
+        """What an evaluation measures, unless the caller says what."""
+        self.writes = bool(getattr(self.args, "predict_with_generate", False))
+        if self.writes and not (self.kind.writes and self.model.config.base_config.is_encoder_decoder):
+            raise ValueError(
+                f"predict_with_generate=True: '{record.name}' ({self.kind.name}) does not write a text for a text. "
+                "It is for seq2seq-lm; a prompt of causal-lm stands in one text with its answer, so write with "
+                "model.generate(..., task=...)."
+            )
+        if "compute_metrics" in given:
+            return
+        if self.writes:
+            tokenizer = self.processing_class
+            if isinstance(tokenizer, PreTrainedTokenizerBase):
+                self.compute_metrics = functools.partial(written_metrics, tokenizer)
+        else:
+            self.compute_metrics = functools.partial(task_metrics, record)
+            if self.preprocess_logits_for_metrics is None:
+                self.preprocess_logits_for_metrics = functools.partial(self.kind.reduce, record)
 
     def _replace_progress_bar(self) -> None:
         """Show the phase in the progress bar, where there is one."""
@@ -140,17 +197,16 @@ class EideticTrainer(Trainer):
             TaskError: if the task is committed already, or another one is being learned.
             ValueError: if there is nothing to train on.
         """
-        model = self.model
         if self.train_dataset is None:
             raise ValueError("EideticTrainer.train needs a train_dataset.")
         if self.pruning.tolerance is not None and self.eval_dataset is None:
             raise ValueError(
                 "PruningConfig(tolerance=...) compares validation metrics: give the trainer an eval_dataset."
             )
-        if model.learner is None or model.learning != self.task:
-            model.begin_task(self.task, self.pruning)
-        elif model.learner.config != self.pruning:
-            model.learner.reconfigure(self.pruning)
+        if resume_from_checkpoint and self.args.output_dir:
+            resume_from_checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        if self.model_init is None:
+            self._begin(self.model)
         # Last in line, so that it sees what an early stop decided, wherever that callback was added.
         self.add_callback(
             self.pop_callback(_PhaseCallback) or _PhaseCallback(self.task, self.pruning, self.router_dataset)
@@ -158,14 +214,102 @@ class EideticTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except BaseException:
-            leave_autocast(model)
-            model.abandon_task()
+            model = cast("EideticModel | None", self.model)  # none if `model_init` could not make one
+            if model is not None:
+                leave_autocast(model)
+                if model.learner is not None and model.learning == self.task and not model.learner.trained:
+                    model.abandon_task()
             raise
         finally:
             # Their Parameters are no longer the model's.
             self.optimizer = self.lr_scheduler = None
-            self.model_wrapped = model
+            self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+            self.model_wrapped = self.model
             self.accelerator.free_memory()
+            self.is_in_train = False
+
+    def call_model_init(self, trial: Any = None) -> EideticModel:
+        """Make the model of a run, and begin the task if this is one."""
+        model = _check_model(super().call_model_init(trial))
+        if getattr(self, "is_in_train", False):
+            self._begin(model)
+        return model
+
+    def _begin(self, model: EideticModel) -> None:
+        """Begin the task, unless it has been begun."""
+        if model.learner is None or model.learning != self.task:
+            model.begin_task(self.task, self.pruning)
+        elif model.learner.config != self.pruning:
+            model.learner.reconfigure(self.pruning)
+        assert model.learner is not None
+        model.learner.mixes_distance = False  # `compute_loss` does, whatever it is
+
+    def _distilled(self, compute_loss: Callable) -> Callable:
+        """A `compute_loss`, with distillation mixed into its loss."""
+
+        @functools.wraps(compute_loss)
+        def compute(
+            model: torch.nn.Module,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: torch.Tensor | int | None = None,
+        ) -> Any:
+            learner = self.model.learner
+            if learner is not None:
+                learner.targets = {name: inputs[name] for name in self.kind.targets if inputs.get(name) is not None}
+                learner.take_distance()
+            found = compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+            left = None if learner is None else learner.take_distance()
+            if learner is None or left is None:
+                return found
+            share, distance = learner.config.distillation, left[0] * self._scale(left[1], num_items_in_batch)
+            loss = (1 - share) * (found[0] if return_outputs else found) + share * distance
+            return (loss, found[1]) if return_outputs else loss
+
+        return compute
+
+    def _scale(self, items: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
+        """What a mean over some items of a batch counts in an optimizer step, as the loss does beside it."""
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = by_model or self.compute_loss_func is not None
+        if not scaled:
+            return 1.0  # the Trainer divides by the number of batches
+        if num_items_in_batch is None:
+            return 1 / self.current_gradient_accumulation_steps
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return items / num_items_in_batch * processes
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """Count what a loss of this kind is a mean over: of texts to be continued, not the first token."""
+        record = self.model.record(self.task)
+        counted = [
+            {"labels": self.kind.counted(record, batch["labels"])} if batch.get("labels") is not None else {}
+            for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(counted, device)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate the task (see `Trainer.evaluation_loop`), before or after it was learned.
+
+        Before that, it is evaluated as it would begin. The model is as before afterwards, to the last bit: whatever
+        it was cast to for this.
+        """
+        if self.is_in_train:
+            return super().evaluation_loop(*args, **kwargs)
+        model = self.model
+        with contextlib.ExitStack() as after:
+            if not model.is_committed(self.task) and model.learning is None:
+                devices = [model.device] if model.device.type == "cuda" else []
+                after.enter_context(torch.random.fork_rng(devices))  # `train` begins with the same head
+                model.begin_task(self.task, self.pruning)
+                after.callback(model.abandon_task)
+            if self.args.fp16_full_eval or self.args.bf16_full_eval:
+                after.callback(Originals(model).restore)
+            after.callback(self.accelerator.free_memory)
+            after.callback(leave_autocast, model)
+            return super().evaluation_loop(*args, **kwargs)
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Log with the phase and the share of free units kept."""
@@ -181,23 +325,138 @@ class EideticTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """Answer a batch in an evaluation (see `Trainer.prediction_step`), and collect what the kind measures."""
+        """Answer a batch in an evaluation (see `Trainer.prediction_step`), and collect what the kind measures.
+
+        With `predict_with_generate`, collect the tokens that the task writes, `(batch, length)`.
+        """
         if self.kind.optional_targets and self.args.label_names is None:
             self.label_names = [name for name in self.kind.targets if inputs.get(name) is not None]
             self.can_return_loss = any(name.startswith("pair_") for name in inputs)
         if ignore_keys is None:
             outputs = {field.name for field in dataclasses.fields(cast(Any, self.kind.output_class))}
             ignore_keys = sorted(outputs - set(self.kind.measured or self.kind.outputs) - {"loss"})
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        loss, answers, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self.writes and not prediction_loss_only:
+            answers = self._write(inputs)
+        return loss, answers, labels
+
+    def _write(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """What the task writes for the texts of a batch."""
+        texts = {name: inputs[name] for name in ("input_ids", "attention_mask") if inputs.get(name) is not None}
+        arguments = cast(Seq2SeqTrainingArguments, self.args)
+        limits = {"max_length": arguments.generation_max_length, "num_beams": arguments.generation_num_beams}
+        chosen = {name: value for name, value in {**limits, **self._generation}.items() if value is not None}
+        if chosen.get("max_new_tokens") is not None:
+            chosen.pop("max_length", None)
+        config = arguments.generation_config
+        if isinstance(config, (str, os.PathLike)):
+            config = GenerationConfig.from_pretrained(config)
+        return cast(
+            torch.Tensor, self.model.generate(**self._prepare_inputs(texts), generation_config=config, **chosen)
+        )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`; with `predict_with_generate`, further arguments are for `generate`."""
+        with self._generating(kwargs, Trainer.evaluate) as kept:
+            return super().evaluate(*args, **kept)
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """As `Trainer.predict`; with `predict_with_generate`, further arguments are for `generate`."""
+        with self._generating(kwargs, Trainer.predict) as kept:
+            return super().predict(*args, **kept)
+
+    @contextlib.contextmanager
+    def _generating(self, given: dict[str, Any], method: Callable) -> Iterator[dict[str, Any]]:
+        """Keep those of some arguments that a method does not know for `generate`."""
+        known = inspect.signature(method).parameters if self.writes else given
+        self._generation = {name: value for name, value in given.items() if name not in known}
+        try:
+            yield {name: value for name, value in given.items() if name in known}
+        finally:
+            self._generation = {}
 
 
 class _PhaseCallback(EideticCallback):
-    """The callback of an `EideticTrainer`, which begins the task in `train()`."""
+    """The callback of an `EideticTrainer`, which begins the task in `train()`, and says which task it means."""
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         pass
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        pass
+
+
+def _check_model(model: Any) -> EideticModel:
+    """A model, if it can learn tasks."""
+    if not isinstance(model, EideticModel):
+        raise TypeError(
+            f"EideticTrainer needs an EideticModel, got {type(model).__name__}. Make one with "
+            "EideticModel.from_backbone(...)."
+        )
+    return model
+
+
+def _without_phases(
+    task: str, callbacks: list[TrainerCallback] | None
+) -> tuple[list[TrainerCallback] | None, EideticCallback | None]:
+    """Callbacks without an `EideticCallback`, as the trainer has one of its own; and that one, for how it prunes.
+
+    Raises:
+        ValueError: if it is of another task.
+    """
+    given = [callback for callback in callbacks or [] if isinstance(callback, EideticCallback)]
+    for callback in given:
+        if callback.task != task:
+            raise ValueError(
+                f"EideticTrainer(task={task!r}) got an EideticCallback of the task {callback.task!r}. The trainer "
+                "has a callback of its own; leave this one out."
+            )
+    rest = [callback for callback in callbacks or [] if callback not in given]
+    return (rest if given else callbacks), (given[-1] if given else None)
+
+
+def find_checkpoint(folder: str | os.PathLike, chosen: str | os.PathLike | Literal[True] = True) -> str:
+    """The Trainer's checkpoint to resume from: the one that was chosen, or the last whole one of a folder.
+
+    A run that was killed while it saved leaves half a checkpoint behind. The Trainer writes its state last.
+
+    Args:
+        folder: the runs' `output_dir`.
+        chosen: a checkpoint's folder, or `True` for the last one.
+
+    Raises:
+        ValueError: if the chosen one is not whole, or there is no whole one.
+    """
+    if chosen is not True:
+        if not _is_whole(Path(chosen)):
+            raise ValueError(
+                f"resume_from_checkpoint={str(chosen)!r}: there is no readable {TRAINER_STATE_NAME}, so this is no "
+                "checkpoint of a Trainer, or one that was cut off while it was written. Resume from an earlier one."
+            )
+        return str(chosen)
+    found = [
+        path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()
+    ]
+    for path in sorted(found, key=lambda path: -int(path.name.rpartition("-")[2])):
+        if _is_whole(path):
+            return str(path)
+        logger.warning(f"{path} was cut off while it was written; it is left out.")
+    raise ValueError(
+        f"resume_from_checkpoint=True: there is no whole checkpoint in {folder}. Leave it out to begin anew."
+    )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint of a Trainer was written to its end."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _check_dataset(record: TaskRecord, name: str, data: Any) -> None:

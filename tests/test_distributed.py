@@ -1,68 +1,100 @@
-"""Two processes that learn one task together, started with torchrun."""
+"""Two processes that learn tasks together, started with torchrun."""
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.backbones import tiny_model
 from support.data import arguments, logits_of, make_data
+from transformers import Trainer
 
-from eidetic_hf import EideticModel, EideticTrainer, PruningConfig
+from eidetic_hf import EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.model.learner import Learner
-from eidetic_hf.views import owner_of
 
-SCORES: list[torch.Tensor] = []
+READ: list[torch.Tensor] = []
+PRUNING = PruningConfig(keep=0.4, recycle="random", on_exhausted="expand")
+STEP = 5  # in the middle of pruning
 
 
 class Watched(Learner):
-    """Notes this rank's own importance sums before they are reduced."""
+    """Notes what this process alone has read of importance."""
 
-    def prune(self, keep: float, keep_ancestors: float = 1.0) -> None:
-        SCORES.append(torch.cat([group.progress.get("importance") for group in self._groups]))
-        super().prune(keep, keep_ancestors)
+    def gather_importance(self) -> None:
+        torch.rand(1 + int(os.environ["RANK"]))  # as dropout does on batches of another length
+        if self.active_probe is not None:
+            READ.append(torch.cat([group.reading() for group in self._groups]))
+        super().gather_importance()
+
+
+def learn(
+    model: EideticModel, name: str, seed: int, folder: Path, resume: str | None = None, **kwargs: Any
+) -> Trainer:
+    """Learn a task, each process on its own batches, and evaluate it."""
+    if name not in model.added:
+        model.add_task(name, labels=["x", "y", "z"])
+    given: dict[str, Any] = {
+        "args": arguments(folder, per_device_train_batch_size=4, ddp_backend="gloo", **kwargs),
+        "train_dataset": make_data(seed),
+        "eval_dataset": make_data(1, rows=16),
+    }
+    if name == "second":
+        trainer = Trainer(model=model, callbacks=[EideticCallback(name, PRUNING)], **given)
+    else:
+        trainer = EideticTrainer(model=model, task=name, pruning=PRUNING, **given)
+        model.begin_task(name, trainer.pruning).__class__ = Watched
+    assert trainer.args.world_size == 2
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.evaluate()
+    return trainer
 
 
 def learn_on_this_rank(folder: Path) -> None:
-    """Learn a task under DDP, each rank on its own batches, and save what this rank ended with."""
-    model, rank = tiny_model(), os.environ["RANK"]
-    model.add_task("first", labels=["x", "y", "z"])
-    trainer = EideticTrainer(
-        model=model,
-        task="first",
-        args=arguments(folder, per_device_train_batch_size=4, save_strategy="steps", save_steps=6, ddp_backend="gloo"),
-        pruning=PruningConfig(keep=0.4),
-        train_dataset=make_data(0),
-        eval_dataset=make_data(1, rows=16),
-    )
-    assert trainer.args.world_size == 2
-    torch.manual_seed(1 + int(rank))  # the head starts from random numbers; DDP hands out rank 0's
-    model.begin_task("first", trainer.pruning).__class__ = Watched
-    trainer.train()
+    """Learn three tasks under DDP, the third again from a checkpoint, and save what this process ended with."""
+    model, rank = tiny_model(), int(os.environ["RANK"])
+    learn(model, "first", 0, folder)
+    learn(model, "second", 2, folder)
+    resumed = copy.deepcopy(model)
+    learn(model, "third", 3, folder, save_strategy="steps", save_steps=STEP)
     assert model.verify().ok
-    trainer.save_model(str(folder / "model"))
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items() if owner_of(name) != "trunk"}
-    save_file({**state, "logits": logits_of(model, "first"), "scores": SCORES[0]}, folder / f"rank-{rank}.safetensors")
+    model_folder = folder / "model"
+    if rank == 0:
+        model.save_pretrained(model_folder)
+    learn(resumed, "third", 3, folder, resume=str(folder / f"checkpoint-{STEP}"))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    logits = {f"logits/{name}": logits_of(model, name) for name in model.tasks}
+    closed = {
+        f"{name}/{key}": value.clone() for name in model.tasks for key, value in model.task_tensors(name).items()
+    }
+    save_file({**closed, **logits, "read": READ[0]}, folder / f"rank-{rank}.safetensors")
+    if rank == 1:
+        with torch.no_grad():
+            model.backbone.embeddings.word_embeddings.weight[3, 0] += 1
+    with pytest.raises(TaskError, match=r"1 tensors are not the same on all processes, backbone\.embeddings"):
+        learn(model, "fourth", 4, folder)
 
 
 @pytest.mark.slow
-def test_ranks_prune_the_same_units_by_reduced_scores_and_end_with_the_same_bits(tmp_path: Path) -> None:
+def test_processes_learn_one_model_task_after_task_and_a_resumed_run_is_the_same(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, tmp_path]
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=400, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     first, second = (load_file(tmp_path / f"rank-{rank}.safetensors") for rank in (0, 1))
-    assert not torch.equal(first.pop("scores"), second.pop("scores"))  # each rank saw other sequences
-    assert first.keys() == second.keys()
+    assert not torch.equal(first.pop("read"), second.pop("read"))  # each process saw other sequences
+    assert first.keys() == second.keys() and len(first) > 30
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
     loaded = EideticModel.from_pretrained(tmp_path / "model")
-    assert torch.allclose(logits_of(loaded, "first"), first["logits"], atol=1e-6)  # other numbers of threads
-    assert (tmp_path / "checkpoint-6" / "eidetic-learning.safetensors").exists()
+    for name in ("first", "second", "third"):
+        assert torch.allclose(logits_of(loaded, name), first[f"logits/{name}"], atol=1e-6)  # other numbers of threads
 
 
 if __name__ == "__main__":

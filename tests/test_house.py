@@ -111,7 +111,6 @@ TESTED_ELSEWHERE = {
     "model.persistence": ("model/checkpoint/test_read.py", "a folder as a model and back"),
     "model.model": ("model/test_exactness.py", "what the model promises"),
     "model.auto": ("kinds/test_kinds.py", "a class for every kind"),
-    "callback": ("test_trainer.py", "the same phases in both"),
     "recipe.tables": ("test_cli.py", "what commands print"),
     "recipe.kinds.*": ("recipe/test_task_data.py", "shared by all kinds: rows, labels and tokens as each has them"),
 }

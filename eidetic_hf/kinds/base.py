@@ -228,6 +228,14 @@ class Kind(ABC):
                 f"{' and '.join(self.targets) or 'none'} to compute its loss from."
             )
 
+    def counted(self, task: TaskRecord, labels: Tensor) -> Tensor:
+        """Those of the labels that `loss` is a mean over, if they are not -100: all of them, or some."""
+        return labels
+
+    def items(self, task: TaskRecord, targets: Mapping[str, Tensor]) -> Tensor:
+        """How many rows or tokens `loss` is a mean over, `()`: what the `Trainer` counts as items of a batch."""
+        return (self.counted(task, next(iter(targets.values()))) != IGNORED).sum()
+
     def pair_targets(self, task: TaskRecord, pair: Callable[[], Answer]) -> dict[str, Tensor]:
         """What the loss needs of the answer to the other text of each pair."""
         raise ValueError(

@@ -170,6 +170,10 @@ class LanguageModel(Kind):
         expect_some(task, labels, self._hint)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.long().flatten())
 
+    def counted(self, task: TaskRecord, labels: Tensor) -> Tensor:
+        """The tokens that something is written before."""
+        return self._aligned(labels, labels)[1]
+
     def distance(
         self, task: TaskRecord, answer: Answer, wanted: Answer, targets: Mapping[str, Tensor], temperature: float
     ) -> Tensor:

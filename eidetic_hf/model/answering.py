@@ -117,11 +117,11 @@ def answer_one(model: Parts, name: str, view: View, request: Request) -> ModelOu
     if "input_ids" in request.pair:
         pair = replace(request, inputs=request.pair)
         targets = {**targets, **kind.pair_targets(record, lambda: answer(model, name, view, pair)[0])}
-    loss = None
-    if targets:
-        loss = kind.loss(record, found, targets)
-        if view.key == LEARNING and model.training:
-            loss = _distil(model, loss, found, record, targets, request)
+    loss = kind.loss(record, found, targets) if targets else None
+    if view.key == LEARNING and model.training and torch.is_grad_enabled():
+        loss = _distil(model, loss, found, record, targets, request)
+    if loss is not None and request.items is not None:  # a share of the mean over several batches
+        loss = loss * (kind.items(record, targets) / request.items)
     return kind.output(loss, found, targets, output)
 
 
@@ -133,20 +133,36 @@ def view_of(model: Parts, name: str) -> View:
 
 
 def _distil(
-    model: Parts, loss: Tensor, found: Answer, record: TaskRecord, targets: Mapping[str, Tensor], request: Request
-) -> Tensor:
-    """Mix in the distance from the answer of the task's own unpruned network (Hinton et al., arXiv 1503.02531)."""
-    assert model.learner is not None
-    teacher, config = model.learner.teacher(), model.learner.config
-    if not teacher:
-        return loss
-    module, kind = cast(nn.Module, model), kind_of(record)
-    asked = {**request.inputs, **request.arguments, "view": View(LEARNING, teacher=True), "return_dict": True}
-    with torch.no_grad(), evaluation_mode(module):
-        output = torch.func.functional_call(module, teacher, kwargs=asked)
-    wanted = {part: output[part] for part in kind.outputs}
-    distance = kind.distance(record, found, wanted, targets, config.temperature)
-    return (1 - config.distillation) * loss + config.distillation * distance
+    model: Parts,
+    loss: Tensor | None,
+    found: Answer,
+    record: TaskRecord,
+    targets: Mapping[str, Tensor],
+    request: Request,
+) -> Tensor | None:
+    """Mix in the distance from the answer of the task's own unpruned network (Hinton et al., arXiv 1503.02531).
+
+    Or leave it to the trainer, which may have another loss than this.
+    """
+    learner = model.learner
+    assert learner is not None
+    teacher, kind = learner.teacher(), kind_of(record)
+    targets = targets or learner.targets
+    if teacher and (loss is not None or not learner.mixes_distance):
+        asked = {**request.inputs, **request.arguments, "view": View(LEARNING, teacher=True), "return_dict": True}
+        module = cast(nn.Module, model)
+        with torch.no_grad(), evaluation_mode(module):
+            output = torch.func.functional_call(module, teacher, kwargs=asked)
+        wanted = {part: output[part] for part in kind.outputs}
+        distance = kind.distance(record, found, wanted, targets, learner.config.temperature)
+        if not learner.mixes_distance:
+            learner.put_distance(distance, kind.items(record, targets))
+        elif loss is not None:
+            share = learner.config.distillation
+            loss = (1 - share) * loss + share * distance
+    if loss is not None:
+        learner.note_use(loss)
+    return loss
 
 
 # -- which task -------------------------------------------------------------------------------------------------------
@@ -157,6 +173,8 @@ def respond(
 ) -> ModelOutput:
     """What `EideticModel.forward` returns, for one task or for several."""
     routes = task is None and view is None and model.learner is None and (len(tasks_of_kind(model)) > 1 or abstain)
+    if routes and request.targets and model.run_task in committed(model):  # the Trainer that learned it evaluates it
+        task, routes = model.run_task, False
     if routes or isinstance(task, (list, tuple)):
         if request.targets:
             raise ValueError(

@@ -115,6 +115,8 @@ def _writers(
         names = check_tasks(model, task, batch)
     elif task is not None or model.learner is not None:
         names = [resolve_task(model, task)] * max(batch, 1)
+    elif kwargs.get("labels") is not None and model.run_task in committed(model):  # a Trainer evaluates its task
+        names = [model.run_task] * max(batch, 1)
     else:
         among = [name for name in committed(model) if kind_of(record_of(model, name)).writes]
         if len(among) > 1:

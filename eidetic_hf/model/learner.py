@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from accelerate.utils import reduce
@@ -15,6 +15,10 @@ from ..network.network import Thawed
 from ..network.units import UNIT_TYPES, UnitGroup
 from ..views import LEARNING, POOL, View
 from .pruning import SCORE_MEMORY, PruningConfig, choose_units, cubic_keep
+
+_NO_CLOCK = (-1, -1, -1)
+_NO_SEARCH = (math.nan, 0.0, 1.0, 0.0)
+_SUFFIXES = ("", "_ancestors")  # the free units of a group, and those of the ancestors
 
 
 def _mask_name(group: UnitGroup) -> str:
@@ -35,6 +39,12 @@ class Learner(nn.Module):
         trunk: what the first task of a random backbone trains of the trunk, which it will own.
         active_probe: importance measure to accumulate in the step in progress.
         diverged: first step after which a weight was no finite number; -1 if none was.
+        trained: whether a run came to its end, so that nothing is missing but the commit.
+        metrics: figures of its last evaluation, for the model card.
+        mixes_distance: whether `forward` mixes the distance from the unpruned network into the loss; if not, the
+            trainer takes it with `take_distance` and does so itself, whatever loss it has.
+        targets: what the distance is over, where the trainer keeps the targets for itself.
+        loss_is_used: whether the loss that `forward` returned was what a step trained on.
     """
 
     clock: Tensor
@@ -51,13 +61,19 @@ class Learner(nn.Module):
         self.trunk: list[Thawed] = []
         self.active_probe: str | None = None
         self.diverged = -1
+        self.trained = False
+        self.metrics: dict[str, float] = {}
+        self.mixes_distance = True
+        self.targets: Mapping[str, Tensor] = {}
+        self.loss_is_used = False
+        self._distance: tuple[Tensor, Tensor] | None = None
         device = self._groups[0].device
         # Steps at which pruning starts, pruning ends, and training stops (-1: not yet known).
-        self.register_buffer("clock", torch.tensor([-1, -1, -1], device=device))
+        self.register_buffer("clock", torch.tensor(_NO_CLOCK, device=device))
         # Steps of the run that they are laid out for (-1: not known, as in checkpoints of the first versions).
         self.register_buffer("planned", torch.tensor(-1, device=device))
         # Bisection: reference metric, largest share known to be too small, smallest known to be good, rounds decided.
-        self.register_buffer("search", torch.tensor([math.nan, 0.0, 1.0, 0.0], dtype=torch.float64, device=device))
+        self.register_buffer("search", torch.tensor(_NO_SEARCH, dtype=torch.float64, device=device))
 
     # -- the clock ------------------------------------------------------------------------------------------------
 
@@ -82,6 +98,23 @@ class Learner(nn.Module):
         elif is_other:
             self.clock[1:3] = torch.tensor([min(self.end, max_steps), max_steps])
         self.planned.fill_(max_steps)
+
+    def restart(self) -> None:
+        """Take back every phase, for a run that begins at its first step again: only the weights stay as they are.
+
+        So it is after a run that was stopped, and after one that ran out of memory and tries smaller batches.
+        """
+        self.clock.copy_(torch.tensor(_NO_CLOCK))
+        self.planned.fill_(-1)
+        self.search.copy_(torch.tensor(_NO_SEARCH))
+        self.drop_snapshots()
+        self.trained, self.diverged = False, -1
+        for group in self._groups:
+            for suffix in _SUFFIXES:
+                group.kept(suffix).fill_(True)
+                group.importance(suffix).zero_()
+                group.reading(suffix).zero_()
+            group.forget_learning_views()
 
     @property
     def start(self) -> int:
@@ -153,7 +186,7 @@ class Learner(nn.Module):
     @property
     def complete(self) -> bool:
         """Whether there is nothing to prune: the whole pool is kept, or there is none."""
-        everything = self.config.keep == 1 and self.config.keep_ancestors == 1 and self.config.tolerance is None
+        everything = self.config.keep == 1 and self.config.keep_ancestors == 1
         return everything or not any(group.count(POOL) or group.ancestors[LEARNING] for group in self._groups)
 
     def step(self, step: int) -> bool:
@@ -167,8 +200,28 @@ class Learner(nn.Module):
         elapsed = step - self.start
         if step == self.end or (elapsed and elapsed % self.interval == 0):
             progress = elapsed / max(self.end - self.start, 1) if step < self.end else 1.0
-            self.prune(cubic_keep(progress, self.config.keep), cubic_keep(progress, self.config.keep_ancestors))
+            self.prune(cubic_keep(progress, self._keep), cubic_keep(progress, self.config.keep_ancestors))
         return False
+
+    @property
+    def _keep(self) -> float:
+        """Share of the free units to keep where it is not searched for."""
+        assert self.config.keep is not None
+        return self.config.keep
+
+    def gather_importance(self) -> None:
+        """Add what probes read in the step that is done to the units' importance: of all processes, on all of them.
+
+        So the units' importance is the same on every process, and a checkpoint of one holds all of it.
+        """
+        if self.active_probe is None:
+            return
+        parts = [(group, suffix) for group in self._groups for suffix in _SUFFIXES]
+        read = reduce(torch.cat([group.reading(suffix) for group, suffix in parts]), "sum")
+        sizes = [group.reading(suffix).numel() for group, suffix in parts]
+        for (group, suffix), values in zip(parts, read.split(sizes), strict=True):
+            group.importance(suffix).add_(values)
+            group.reading(suffix).zero_()
 
     def finish(self) -> None:
         """Bring the network within its budget, wherever training ended."""
@@ -178,14 +231,14 @@ class Learner(nn.Module):
             if float(self.search[2]) < 1 or self._snapshot("good"):
                 self._roll_back_unless_decided()
             return
-        self.prune(self.config.keep, self.config.keep_ancestors)
+        self.prune(self._keep, self.config.keep_ancestors)
         self.drop_snapshots()
 
     def prune(self, keep: float, keep_ancestors: float = 1.0) -> None:
         """Drop the least important free units until a share `keep` of them is left, per kind."""
         for unit_type in UNIT_TYPES:
             groups = [group for group in self._groups if group.unit_type == unit_type]
-            for suffix, share in (("", keep), ("_ancestors", keep_ancestors)):
+            for suffix, share in zip(_SUFFIXES, (keep, keep_ancestors), strict=True):
                 kept = [group.kept(suffix) for group in groups]
                 total = sum(mask.numel() for mask in kept)
                 if total == 0 or share >= 1:
@@ -205,11 +258,9 @@ class Learner(nn.Module):
 
     def importance(self, group: UnitGroup, suffix: str = "") -> Tensor:
         """Scores of a group's free units, `(units,)`; higher is kept. Its ancestors' with `suffix="_ancestors"`."""
-        importance, accumulated = importance_of(self.config.importance), group.importance(suffix)
-        if importance.needs_gradient:
-            accumulated = reduce(accumulated.clone(), "sum")
+        importance = importance_of(self.config.importance)
         seed = self.config.seed * 7919 + sum(map(ord, group.name + suffix))
-        return importance.score(accumulated, lambda: self._weights(group, suffix), seed)
+        return importance.score(group.importance(suffix), lambda: self._weights(group, suffix), seed)
 
     @staticmethod
     def _weights(group: UnitGroup, suffix: str) -> list[Tensor]:
@@ -240,7 +291,8 @@ class Learner(nn.Module):
         elapsed = step - self.start - done * length
         target = float(self.search[1] + self.search[2]) / 2
         pruning = max(length // 2, 1)
-        if 0 < elapsed <= pruning:
+        interval = max(pruning // max(self.config.events // self.config.rounds, 1), 1)
+        if 0 < elapsed <= pruning and (elapsed == pruning or elapsed % interval == 0):
             high = float(self.search[2])
             self.prune(target + (high - target) * (1 - elapsed / pruning) ** 3)
         return elapsed == length
@@ -262,6 +314,8 @@ class Learner(nn.Module):
         good = float(loss) <= float(self.config.tolerance) + 1e-12
         if good:
             self.search[2] = target
+            if float(loss) < 0:  # the network had more to learn: smaller ones are held against what it can do now
+                self.search[0] = metric
             self.take_snapshot("good")
         else:
             self.search[1] = target
@@ -315,6 +369,25 @@ class Learner(nn.Module):
         for name in names:
             if ":" in name and not hasattr(self, name):
                 self.register_buffer(name, like(name))
+
+    # -- distillation ---------------------------------------------------------------------------------------------
+
+    def put_distance(self, distance: Tensor, items: Tensor) -> None:
+        """Leave the distance from the unpruned network, a mean over `items`, to the trainer."""
+        self._distance = (distance, items)
+
+    def take_distance(self) -> tuple[Tensor, Tensor] | None:
+        """The distance that the last forward pass left, and how many items it is a mean of."""
+        distance, self._distance = self._distance, None
+        return distance
+
+    def note_use(self, loss: Tensor) -> None:
+        """Find out whether a step trains on this loss, into which the distance will be mixed."""
+        if self.config.distillation and self.mixes_distance and not self.loss_is_used and loss.requires_grad:
+            loss.register_hook(self._used)
+
+    def _used(self, gradient: Tensor) -> None:
+        self.loss_is_used = True
 
     def teacher(self) -> dict[str, Tensor]:
         """The unpruned network's parameters by name, or nothing before pruning began or without distillation."""

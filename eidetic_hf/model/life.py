@@ -21,8 +21,16 @@ from transformers.utils import logging
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..kinds import check_kind, check_task, kind_of
 from ..network import capacity
-from ..network.backbone import MODEL_INPUTS, evaluation_mode, initializer_range, longest_sequence
+from ..network.backbone import (
+    MODEL_INPUTS,
+    evaluation_mode,
+    hidden_size,
+    initializer_range,
+    longest_sequence,
+    random_numbers_for,
+)
 from ..network.storage import freeze
+from ..network.units import UnitGroup
 from ..network.vocabulary import read_by_view, table_of
 from ..views import LEARNING, POOL, View, task_key
 from .certificate import certify
@@ -85,7 +93,8 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
         )
     check_kind(record, model.config)
     std = initializer_range(network.backbone.config)
-    expanded = capacity.take_capacity(pruning.on_exhausted, network.unit_groups(), pruning.expand_by, std)
+    with random_numbers_for(model.device, "expand", name, pruning.seed):
+        expanded = capacity.take_capacity(pruning.on_exhausted, network.unit_groups(), pruning.expand_by, std)
     _note_expanded(model.config, expanded, 1)
     record.ancestors = _read_by(model.config, model.added[name].forward_transfer)
     model.learner = Learner(name, pruning, network.unit_groups(), cast(nn.Module, model))
@@ -95,6 +104,7 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
         if not model.config.trunk_pretrained and not model.config.tasks:
             model.learner.trunk = network.thaw_trunk(kind.reads_vocabulary)
         network.begin([task_key(ancestor) for ancestor in record.ancestors])
+        _check_visible(name, network.unit_groups())
         kind.complete(record, model.config, network.vocabulary(View(LEARNING)))
         if kind.reads_output_embeddings(record):
             network.output_rows.begin()
@@ -103,6 +113,17 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
         abandon_task(model)
         raise
     return model.learner
+
+
+def _check_visible(name: str, groups: list[UnitGroup]) -> None:
+    """Raise a `TaskError` if a task would see no unit in some layer, so that nothing could run there."""
+    blind = [group.name for group in groups if not group.kept().numel() + group.kept("_ancestors").numel()]
+    if blind:
+        raise TaskError(
+            f"'{name}' would see no unit in {len(blind)} of {len(groups)} groups ({blind[0]}, ...): none is free "
+            "there, and it reads no earlier task. Let it read some (forward_transfer='all'), or begin it with "
+            "PruningConfig(on_exhausted='expand')."
+        )
 
 
 def _read_by(config: EideticConfig, transfer: str | list[str]) -> list[str]:
@@ -171,7 +192,7 @@ def _drop(modules: nn.ModuleDict, key: str) -> None:
 # -- committed --------------------------------------------------------------------------------------------------------
 
 
-def commit_task(model: Parts, metrics: Mapping[str, float], router_sums: RouterSums | None) -> TaskRecord:
+def commit_task(model: Parts, metrics: Mapping[str, float] | None, router_sums: RouterSums | None) -> TaskRecord:
     """Freeze the task being learned, see `EideticModel.commit_task`."""
     learner, network, config = model.learner, model.network, model.config
     if learner is None:
@@ -182,13 +203,14 @@ def commit_task(model: Parts, metrics: Mapping[str, float], router_sums: RouterS
     key, kind = task_key(record.name), kind_of(record)
     recycle_std = initializer_range(network.backbone.config) if learner.config.recycle == "random" else None
     with ExitStack() as undo:
-        network.commit(key, undo, recycle_std)
+        with random_numbers_for(model.device, "recycle", record.name, learner.config.seed):
+            network.commit(key, undo, recycle_std)
         undo.callback(_drop, model.heads, key)
         model.heads[key] = freeze(deepcopy(model.heads[LEARNING]))
         network.freeze_trunk(learner.trunk, restore=False, undo=undo)
         network.commit_tokens(key, (_reads_tokens(model, record), kind.reads_output_embeddings(record)), undo)
         undo.callback(_reset, record, record.vocab_size)
-        _describe(model, record, metrics)
+        _describe(model, record, learner.metrics if metrics is None else metrics)
         undo.callback(_take_back, model, record, model.added.pop(record.name))
         config.tasks.append(record)
         undo.callback(model.router.remove, record.name)
@@ -214,6 +236,7 @@ def _check_finite(model: Parts, learner: Learner) -> None:
     """
     for name, parameter in cast(nn.Module, model).named_parameters():
         if not bool(torch.isfinite(parameter).all()):
+            learner.trained = False
             since = "" if learner.diverged < 0 else f" since step {learner.diverged}"
             raise TaskError(
                 f"'{learner.name}' is not committed: {name} is not finite{since}, so the training has diverged. Learn "
@@ -264,7 +287,9 @@ def router_sums(model: Parts, batches: Iterable[Mapping[str, Any]]) -> RouterSum
     kind, backbone = kind_of(record), model.network.backbone
     with evaluation_mode(cast(nn.Module, model)), torch.autocast(model.device.type, enabled=False):
         if not model.router.is_ready:  # look at random tokens, which stand for no task
-            ids, mask = reference_inputs(backbone.config.vocab_size, longest_sequence(backbone))
+            ids, mask = reference_inputs(
+                backbone.config.vocab_size, longest_sequence(backbone), hidden_size(backbone.config)
+            )
             model.router.set_reference(_summary(model, {"input_ids": ids, "attention_mask": mask}))
         sums = RouterSums.zeros(kind.n_prototypes(record), model.router.n_features)
         for batch in batches:
@@ -297,7 +322,8 @@ def expand(model: Parts, units: float, groups: list[str] | None) -> dict[str, in
     if unknown:
         raise ValueError(f"There is no unit group {unknown[0]!r}; there are {list(known)}.")
     chosen = [known[name] for name in (known if groups is None else groups)]
-    added = capacity.expand(chosen, units, initializer_range(model.network.backbone.config))
+    with random_numbers_for(model.device, "expand", *(group.total for group in known.values())):
+        added = capacity.expand(chosen, units, initializer_range(model.network.backbone.config))
     _note_expanded(model.config, added, 1)
     return added
 
@@ -319,8 +345,9 @@ def grow_vocabulary(model: Parts, size: int, std: float | None) -> None:
             "This model has no pool, so new tokens would belong to nobody: it was released for inference only, or "
             "loaded with tasks=[...]. Load the whole checkpoint to grow its vocabulary."
         )
-    for rows in network.tables():
-        rows.grow(size - rows.total, std)
+    with random_numbers_for(model.device, "tokens", size):
+        for rows in network.tables():
+            rows.grow(size - rows.total, std)
     if config.trunk_pretrained or config.tasks:
         read_by_view(network.input_rows, network.backbone)
         config.vocab_size = size

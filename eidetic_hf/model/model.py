@@ -37,7 +37,7 @@ from ..network.architecture import choose_trunk, layers_of
 from ..network.architectures import architecture_of, is_declared
 from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
-from ..network.storage import Slots, fixed_buffers, freeze, restore_fixed
+from ..network.storage import Originals, Slots, fixed_buffers, freeze, restore_fixed
 from ..views import POOL, current_view, task_key, use_view
 from . import answering, certificate, generation, life, persistence
 from .answering import RoutedOutput
@@ -89,8 +89,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    # The Trainer then divides by the accumulation steps itself, as the loss here is a mean.
-    accepts_loss_kwargs = False
+    accepts_loss_kwargs = True  # num_items_in_batch
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -130,6 +129,9 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         self.router = Router()
         self.learner = None
         self.added: dict[str, Added] = {}
+        self.run_task: str | None = None
+        self._originals: Originals | None = None
+        self.casts_are_undone = False
         self._keep_language_head(language_head)
         for group in self.network.unit_groups():
             if group.name in config.expanded:
@@ -409,14 +411,14 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         """Freeze the task being learned: it takes its kept units out of the pool, for good, and gets its certificate.
 
         Args:
-            metrics: figures for the model card.
+            metrics: figures for the model card; by default those of the run that trained the task.
             router_sums: what `router_sums` returned for the task's training data. Without them the model answers the
                 task only when it is named.
 
         Raises:
             TaskError: if no task is being learned.
         """
-        record = life.commit_task(self, metrics or {}, router_sums)
+        record = life.commit_task(self, metrics, router_sums)
         self._set_labels()
         return record
 
@@ -536,6 +538,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> ModelOutput | tuple[Any, ...]:
         """Run one task's subnetwork, or several, each on its own sequences.
@@ -570,6 +573,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             use_cache: whether to return the cache; as `past_key_values` was given by default.
             logits_to_keep: for how many tokens at the end of each sequence a language model scores the vocabulary, or
                 their places; 0 means all.
+            num_items_in_batch: rows or tokens with a target in all the batches of an optimizer step, which the
+                `Trainer` counts when it accumulates gradients: the losses of these batches then add up to their mean.
             kwargs: further arguments for the backbone, such as `output_hidden_states`.
 
         Returns:
@@ -600,6 +605,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             "past_key_values": past_key_values,
             "use_cache": use_cache,
             "logits_to_keep": logits_to_keep,
+            "num_items_in_batch": num_items_in_batch,
         }
         view = kwargs.pop("view", None)  # of the unpruned network, when it teaches
         output = answering.respond(self, Request.of({**given, **kwargs}), task, abstain, view)
@@ -721,6 +727,33 @@ class EideticModel(PreTrainedModel, GenerationMixin):
     def dtype(self) -> torch.dtype:
         """Dtype of the network's floating-point tensors."""
         return self.network.dtype
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        """Never once and for all: the next task has other Parameters, for accelerate to wrap in DDP or autocast."""
+        return False
+
+    @_is_accelerate_prepared.setter
+    def _is_accelerate_prepared(self, value: bool) -> None:
+        pass
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DDP must not broadcast at every step: what is frozen, and is the same on every process."""
+        return [name for name, _ in self.named_buffers()]
+
+    def to(self, *args: Any, **kwargs: Any) -> EideticModel:  # type: ignore[override]
+        """As in torch. If `casts_are_undone`, `undo_cast` brings the tensors back as they were, to the last bit."""
+        dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
+        if self.casts_are_undone and dtype not in (None, self.dtype) and self._originals is None:
+            self._originals = Originals(self)
+        return cast(EideticModel, super().to(*args, **kwargs))
+
+    def undo_cast(self) -> None:
+        """Bring the tensors back that were cast since `casts_are_undone` was set; nothing if none was."""
+        originals, self._originals = self._originals, None
+        if originals is not None:
+            originals.restore()
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Any:
         """Move or cast the network; what is computed from the configuration keeps its dtype."""

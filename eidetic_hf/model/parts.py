@@ -39,6 +39,8 @@ class Parts(Protocol):
         learner: state of the task being learned.
         added: tasks that were added and not committed, by name.
         generation_config: how texts are written.
+        run_task: the task of the last run of a Trainer that does not say which one it means: targets that come without
+            a task are its.
         training: whether the model is in training mode.
     """
 
@@ -51,6 +53,7 @@ class Parts(Protocol):
     learner: Learner | None
     added: dict[str, Added]
     generation_config: GenerationConfig
+    run_task: str | None
     training: bool
 
     @property

@@ -15,6 +15,7 @@ from ..network.capacity import capacities
 from ..network.importance import importances
 
 RECYCLES = ("pretrained", "random")
+KEEP = 0.3  # share of the free units that a task keeps, if nothing is said
 
 # Scores of one pruning event fade by this factor before the next, so that a decision rests on more than one interval.
 SCORE_MEMORY = 0.5
@@ -25,11 +26,12 @@ class PruningConfig:
     """How a task's subnetwork is cut out of the free units.
 
     Attributes:
-        keep: share of the free units of each kind (heads, neurons) that the task keeps, in (0, 1].
+        keep: share of the free units of each kind (heads, neurons) that the task keeps, in (0, 1]; 0.3 if neither this
+            nor `tolerance` is given.
         keep_ancestors: share of the ancestors' units that it goes on reading, in (0, 1]; the rest is masked out.
-        tolerance: instead of `keep`, prune as far as the validation metric stays within this of the unpruned network's
-            (in the metric's own unit), by bisection. Needs an `eval_dataset`; the metric is the one that
-            `TrainingArguments.metric_for_best_model` names, else the loss.
+        tolerance: instead of `keep`, prune as far as the validation metric stays within this of the best that the
+            task has reached with more units (in the metric's own unit), by bisection. Needs an `eval_dataset`; the
+            metric is the one that `TrainingArguments.metric_for_best_model` names, else the loss.
         rounds: evaluations that the bisection may spend.
         importance: `"fisher"` (squared gradient of the unit's gate, per sequence), `"taylor"` (|gate x gradient|, per
             batch), `"l1"` or `"l2"` (norm of the unit's weights), or `"random"`.
@@ -45,7 +47,7 @@ class PruningConfig:
         seed: of `importance="random"`.
     """
 
-    keep: float = 0.3
+    keep: float | None = None
     keep_ancestors: float = 1.0
     tolerance: float | None = None
     rounds: int = 4
@@ -69,12 +71,16 @@ class PruningConfig:
         def is_number(value: object) -> bool:
             return isinstance(value, (int, float)) and not isinstance(value, bool)
 
+        if self.keep is None and self.tolerance is None:
+            object.__setattr__(self, "keep", KEEP)
         for name in ("keep", "keep_ancestors"):
             value = getattr(self, name)
-            check(is_number(value) and 0 < value <= 1, name, "a share in (0, 1], such as 0.3")
+            if name != "keep" or value is not None:
+                check(is_number(value) and 0 < value <= 1, name, "a share in (0, 1], such as 0.3")
         check(
             self.tolerance is None or (is_number(self.tolerance) and self.tolerance >= 0), "tolerance", "a number >= 0"
         )
+        check(self.tolerance is None or self.keep is None, "keep", "none together with a tolerance, which finds it")
         check(self.tolerance is None or self.keep_ancestors == 1, "keep_ancestors", "1 together with a tolerance")
         for name, allowed in (
             ("importance", importances()),

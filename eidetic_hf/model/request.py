@@ -25,19 +25,22 @@ class Request:
         targets: what the loss is computed from.
         arguments: further arguments for the backbone, such as `output_hidden_states` or `past_key_values`; and
             `logits_to_keep`, if it is not all of them.
+        items: rows or tokens with a target in all the batches of an optimizer step, over which their losses are to
+            be one mean; `None` for the mean of this batch.
     """
 
     inputs: dict[str, Tensor]
     pair: dict[str, Tensor] = field(default_factory=dict)
     targets: dict[str, Tensor] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
+    items: Tensor | int | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Request:
         """Sort the arguments of `forward` by what they are."""
         parts: tuple[dict[str, Any], ...] = ({}, {}, {}, {})
         for name, value in given.items():
-            if value is None:
+            if value is None or name == "num_items_in_batch":
                 continue
             if name in _INPUTS:
                 parts[0][name] = value
@@ -47,7 +50,8 @@ class Request:
                 parts[2][name] = value
             elif name != "logits_to_keep" or isinstance(value, Tensor) or value:
                 parts[3][name] = value
-        return cls(*parts)
+        inputs, pair, targets, arguments = parts
+        return cls(inputs, pair, targets, arguments, given.get("num_items_in_batch"))
 
     @property
     def batch(self) -> int:

@@ -93,7 +93,7 @@ def _compact(tensor: Tensor) -> Tensor:
     return tensor.int() if tensor.numel() == 0 or int(tensor.abs().max()) < 2**31 else tensor
 
 
-def reference_inputs(vocab_size: int, longest: int | None = None) -> tuple[Tensor, Tensor]:
+def reference_inputs(vocab_size: int, longest: int | None = None, hidden: int = 0) -> tuple[Tensor, Tensor]:
     """Random token ids and their mask, `(sequences, tokens)`, of uneven lengths.
 
     All begin and end with the same token, as texts do whose tokenizer frames them.
@@ -101,8 +101,10 @@ def reference_inputs(vocab_size: int, longest: int | None = None) -> tuple[Tenso
     Args:
         vocab_size: number of tokens.
         longest: tokens that the backbone has positions for; `None` if that has no limit.
+        hidden: the backbone's hidden size: a wide one, of which each pass takes long, reads fewer.
     """
     rows, tokens = REFERENCE_SHAPE
+    rows = max(rows // max(hidden // 1024, 1) ** 2, 16)
     tokens = min(tokens, longest or tokens)
     generator = torch.Generator().manual_seed(REFERENCE_SEED)
     ids = torch.randint(0, vocab_size, (rows, tokens), generator=generator)

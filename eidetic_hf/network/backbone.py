@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -52,6 +53,22 @@ def base_model(model: PreTrainedModel) -> PreTrainedModel:
     for name, _ in list(shell.named_children()):
         setattr(shell, name, getattr(base, name))
     return shell.train(model.training)
+
+
+@contextmanager
+def random_numbers_for(device: torch.device, *what: object) -> Iterator[None]:
+    """Random numbers inside depend on what they are for, and on nothing that this process has done before.
+
+    So all processes of a run draw the same ones, and nobody else's are moved on.
+
+    Args:
+        device: that they are drawn on.
+        what: they are for: names and numbers.
+    """
+    digest = hashlib.sha256("|".join(map(str, what)).encode()).digest()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield
 
 
 def context_length(config: PreTrainedConfig) -> int | None:

@@ -293,11 +293,11 @@ class TaskLinear(nn.Module):
                 gates = gates[kept_ancestors]
             old = old * gates.repeat_interleave(self.width).to(old.dtype)
             if view.probe is not None:
-                old = UnitProbe.apply(old, group.importance("_ancestors"), kept_ancestors, view)
+                old = UnitProbe.apply(old, group.reading("_ancestors"), kept_ancestors, view)
             output = F.linear(old, old_weight.t(), None if len(weight) else bias)
         if len(weight):
             if view.probe is not None:
-                new = UnitProbe.apply(new, group.importance(), kept, view)
+                new = UnitProbe.apply(new, group.reading(), kept, view)
             own = F.linear(new, weight.t(), bias)
             output = own if output is None else output + own
         assert output is not None

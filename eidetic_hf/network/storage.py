@@ -97,6 +97,31 @@ def restore_fixed(fixed: list[tuple[nn.Module, str, Tensor]]) -> None:
         set_tensor(module, leaf, buffer.to(cast(Tensor, get_tensor(module, leaf)).device))
 
 
+class Originals:
+    """The tensors of a module and all below it, as they are now, for a cast that is to be undone.
+
+    They are kept, not copied: until they are restored, they and what they were cast to are in memory.
+
+    Args:
+        root: the module. None may come or go below it before the tensors are restored.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = root
+        self._tensors = [
+            (module, leaf, tensor, tensor.data)
+            for module in root.modules()
+            for leaf, tensor in own_tensors(module).items()
+        ]
+
+    def restore(self) -> None:
+        """Put them back, to the last bit."""
+        for module, leaf, tensor, values in self._tensors:
+            tensor.data = values
+            set_tensor(module, leaf, tensor)
+        self._root._apply(lambda tensor: tensor)  # rows with owners are laid out again
+
+
 def freeze(module: Module, copy: bool = True, recurse: bool = True) -> Module:
     """Turn every Parameter of `module` into a buffer with a copy of its value, out of every optimizer's reach.
 

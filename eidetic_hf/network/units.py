@@ -141,6 +141,7 @@ class UnitGroup(nn.Module):
         self.units.put(POOL, torch.arange(n_units, dtype=torch.int32))
         self.gates = Slots()
         self.progress = Slots()
+        self._readings: dict[str, Tensor] = {}
         self._cache: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,8 +197,15 @@ class UnitGroup(nn.Module):
         return self.progress.need(f"kept{suffix}")
 
     def importance(self, suffix: str = "") -> Tensor:
-        """Importance that probes added up for the units of `kept`, `(units,)`."""
+        """Importance of the units of `kept` that probes added up in the steps that are done, `(units,)`."""
         return self.progress.need(f"importance{suffix}")
+
+    def reading(self, suffix: str = "") -> Tensor:
+        """What probes read of the units of `kept` in the step in progress, by this process alone, `(units,)`."""
+        total, reading = self.importance(suffix), self._readings.get(suffix)
+        if reading is None or reading.shape != total.shape or reading.device != total.device:
+            reading = self._readings[suffix] = torch.zeros_like(total)
+        return reading
 
     def positions(self, keys: list[str]) -> Tensor:
         """Places of the units of these tasks in packed order, `(units,)`."""
@@ -288,6 +296,7 @@ class UnitGroup(nn.Module):
         self.ancestors.pop(LEARNING, None)
         self.gates.put(LEARNING, None)
         self.progress.clear()
+        self._readings.clear()
         for member in self.members:
             member.end()
         self.forget_learning_views()

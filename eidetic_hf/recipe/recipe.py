@@ -151,7 +151,11 @@ class Recipe:
             RecipeError: if a value is not allowed.
         """
         try:
-            return PruningConfig(**{"seed": self.seed, **self.pruning, **task.pruning})
+            common = {"seed": self.seed, **self.pruning}
+            for own, other in (("keep", "tolerance"), ("tolerance", "keep")):  # a task's own aim, not the recipe's
+                if task.pruning.get(own) is not None and other not in task.pruning:
+                    common.pop(other, None)
+            return PruningConfig(**{**common, **task.pruning})
         except (TypeError, ValueError) as error:
             raise RecipeError(f"Task '{task.name}', pruning: {error}") from error
 

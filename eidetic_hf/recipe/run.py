@@ -17,7 +17,7 @@ from typing import Any
 import evaluate
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer_utils import set_seed
 
 from ..configuration import TaskError, TaskRecord
 from ..kinds import check_kind
@@ -25,7 +25,7 @@ from ..model.checkpoint.folder import COMMITTED
 from ..model.checkpoint.layout import CONFIG_FILE, shard_file
 from ..model.model import EideticModel
 from ..network.backbone import longest_sequence
-from ..trainer import EideticTrainer
+from ..trainer import EideticTrainer, find_checkpoint
 from ..views import task_key
 from .kinds import recipe_kind_of
 from .kinds.preparation import TRAIN
@@ -214,9 +214,11 @@ class _Run:
         )
         trainer.remove_callback(PrinterCallback)  # It prints dictionaries; `say` has the lines.
         checkpoints = recipe.output / CHECKPOINTS_FOLDER / task.name
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        if last is not None:
+        try:
+            last = find_checkpoint(checkpoints)
             say(f"  resumed from {last}")
+        except ValueError:  # none, or none that was written to its end
+            last = None
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=last)
         seconds = time.perf_counter() - start

@@ -316,6 +316,12 @@ def test_the_first_task_of_a_random_backbone_sets_the_reference_after_training(t
     assert set(model(**topic_batch([0, 1, 1])).tasks) <= {"alpha", "beta"}
 
 
+def test_a_wide_backbone_reads_fewer_sequences_for_the_reference() -> None:
+    from eidetic_hf.model.router import reference_inputs
+
+    assert [len(reference_inputs(100, None, hidden)[0]) for hidden in (384, 1024, 2048, 4096)] == [128, 128, 32, 16]
+
+
 # -- answering --------------------------------------------------------------------------------------------------------
 
 

@@ -259,9 +259,9 @@ def test_probes_add_up_importance_of_units_that_are_kept_without_padding(block: 
             inputs[0, 3:] = 100.0
         view = View(LEARNING, probe=measure, token_mask=mask, batch=2)
         block.run(inputs, view)[1].masked_fill(mask.unsqueeze(-1) == 0, 0).square().sum().backward()
-        found.append([block.group.importance(suffix).clone() for suffix in ("", "_ancestors")])
+        found.append([block.group.reading(suffix).clone() for suffix in ("", "_ancestors")])
         for suffix in ("", "_ancestors"):
-            block.group.importance(suffix).zero_()
+            block.group.reading(suffix).zero_()
     own, inherited = found[0]
     assert (own > 0).tolist() == [True, False, False, True, False] and bool((inherited > 0).all())
     assert all(map(torch.equal, *found))
