@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils import TransformersKwargs
 
 __all__ = [
     "FACTORY_ARGUMENTS",
@@ -20,10 +23,13 @@ __all__ = [
     "SAVE_ARGUMENTS",
     "attention_of",
     "check_known",
+    "forward_arguments",
     "has_class_for",
+    "hinting_at",
     "hub_arguments",
     "initialize",
     "name_of",
+    "nearest",
     "need",
     "no_init_weights",
     "set_attention",
@@ -51,6 +57,12 @@ SAVE_ARGUMENTS = (
 )  # fmt: skip
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question that names the nearest of some names, with a space before it; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def check_known(who: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Raise a `TypeError` if an argument is one that nobody takes; it names the nearest that somebody does.
 
@@ -61,9 +73,31 @@ def check_known(who: str, given: Iterable[str], known: Sequence[str]) -> None:
     """
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{who} got {name!r}, which it does not know.{hint} It takes {', '.join(known)}.")
+            taken = ", ".join(other for other in known if not other.startswith("_"))
+            raise TypeError(f"{who} got {name!r}, which it does not know.{nearest(name, known)} It takes {taken}.")
+
+
+@contextmanager
+def hinting_at(given: Iterable[str], known: Iterable[str]) -> Iterator[None]:
+    """Let transformers' own error about an unknown argument name the nearest that somebody knows."""
+    try:
+        yield
+    except TypeError as error:
+        unknown = [name for name in given if f"unexpected keyword argument '{name}'" in str(error)]
+        if not unknown:
+            raise
+        raise TypeError(f"{error}.{nearest(unknown[0], known)}") from error
+
+
+def forward_arguments(function: Callable) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the arguments that a backbone's `forward` has, and of those that it hands on to its layers.
+
+    Where it hands on whatever it is given, these are what layers of transformers know.
+    """
+    parameters = inspect.signature(function).parameters
+    catching = {name for name, each in parameters.items() if each.kind is inspect.Parameter.VAR_KEYWORD}
+    handed_on = frozenset(TransformersKwargs.__optional_keys__) if catching else frozenset()
+    return frozenset(parameters) - catching, handed_on
 
 
 def need(module: str, why: str, extra: str = "recipe") -> Any:

@@ -5,7 +5,7 @@ Invariant: a task's answer depends on nothing but the request and the task's own
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, cast
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
+from ..compat import check_known
 from ..configuration import TaskError, TaskRecord
 from ..kinds import kind_of, label_spans
 from ..kinds.base import Answer, Kind
-from ..network.backbone import evaluation_mode, flat_sequences, hidden_size
+from ..kinds.collators import PAIR
+from ..network.backbone import MODEL_INPUTS, evaluation_mode, flat_sequences, hidden_size
 from ..network.trunk import TrunkPass, replay_trunk
 from ..network.vocabulary import highest_tokens
-from ..views import LEARNING, View, task_key
+from ..views import LEARNING, View, running_view, task_key
 from .parts import Parts, committed, record_of
 from .request import Request
 
@@ -69,6 +71,27 @@ class RoutedOutput(ModelOutput):
     outlier_scores: Tensor | None = None
 
 
+def check_arguments(model: Parts, given: Mapping[str, Any], named: Iterable[str]) -> None:
+    """Refuse arguments of `forward` that neither it nor the backbone takes.
+
+    Those that transformers' generation hands on were looked at when it began.
+
+    Args:
+        model: the model.
+        given: arguments of `forward` beside those that it has.
+        named: those that it has.
+
+    Raises:
+        TypeError: naming the nearest that somebody takes.
+    """
+    asked = [name for name, value in given.items() if value is not None]
+    if asked and running_view() is None:
+        paired = [f"{PAIR}{name}" for name in MODEL_INPUTS]
+        check_known(
+            "EideticModel.forward", asked, list(dict.fromkeys([*named, *paired, *sorted(model.network.arguments)]))
+        )
+
+
 # -- one task ---------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +137,7 @@ def answer_one(model: Parts, name: str, view: View, request: Request) -> ModelOu
     kind.check_targets(record, targets)
     request = replace(request, inputs=kind.complete_inputs(record, request.inputs, targets, config))
     found, output = answer(model, name, view, request)
-    if "input_ids" in request.pair:
+    if request.pair:
         pair = replace(request, inputs=request.pair)
         targets = {**targets, **kind.pair_targets(record, lambda: answer(model, name, view, pair)[0])}
     loss = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..compat import (
     SAVE_ARGUMENTS,
     attention_of,
     check_known,
+    hinting_at,
     hub_arguments,
     static_cache_shape,
 )
@@ -175,22 +177,24 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             ValueError: if `trunk_layers` is out of range or `forward_transfer` is not understood.
         """
         pretrained = not isinstance(backbone, PreTrainedConfig)
-        head = None
+        head, own = None, ("trunk_layers", "forward_transfer")
         if isinstance(backbone, PreTrainedModel):
-            check_known("EideticModel.from_backbone with a loaded model", kwargs, ("trunk_layers", "forward_transfer"))
+            check_known("EideticModel.from_backbone with a loaded model", kwargs, own)
             architecture_of(backbone.config)
             model = base_model(backbone)
             head = read_language_head(backbone, model)
         elif isinstance(backbone, PreTrainedConfig):
             architecture_of(backbone)
-            model = AutoModel.from_config(backbone, **kwargs)
+            with hinting_at(kwargs, own):
+                model = AutoModel.from_config(backbone, **kwargs)
         else:
             config = AutoConfig.from_pretrained(backbone, **hub_arguments(kwargs))
             if isinstance(config, EideticConfig):
                 raise ValueError(f"{backbone} is an EideticModel already. Load it with EideticModel.from_pretrained.")
             architecture_of(config)
             kwargs.setdefault("dtype", torch.float32)
-            model, head = load_with_head(backbone, config, **kwargs)
+            with hinting_at(kwargs, own):
+                model, head = load_with_head(backbone, config, **kwargs)
         architecture = architecture_of(model.config)
         trunk_layers = choose_trunk(architecture, len(layers_of(architecture, model)), trunk_layers)
         config = EideticConfig(
@@ -602,6 +606,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             "logits_to_keep": logits_to_keep,
         }
         view = kwargs.pop("view", None)  # of the unpruned network, when it teaches
+        answering.check_arguments(self, kwargs, (*given, "task", "abstain", "return_dict"))
         output = answering.respond(self, Request.of({**given, **kwargs}), task, abstain, view)
         use_dict = self.config.return_dict if return_dict is None else return_dict
         return output if use_dict else output.to_tuple()
@@ -686,6 +691,13 @@ class EideticModel(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What `forward` is given for the next token: the task, too, which is that of the current view."""
         return generation.prepare_inputs(self, super().prepare_inputs_for_generation(*args, **kwargs))
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        try:
+            cast(Any, super())._validate_model_kwargs(model_kwargs)
+        except ValueError as error:
+            known = [*inspect.signature(self.forward).parameters, *inspect.signature(self.generate).parameters]
+            raise ValueError(f"{error}{generation.hint_at_arguments(self, model_kwargs, known)}") from error
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: continuous batching calls the model without saying for which task."""

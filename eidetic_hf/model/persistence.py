@@ -12,7 +12,15 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..compat import FACTORY_ARGUMENTS, HUB_ARGUMENTS, attention_of, hub_arguments, no_init_weights, set_attention
+from ..compat import (
+    FACTORY_ARGUMENTS,
+    HUB_ARGUMENTS,
+    attention_of,
+    check_known,
+    hub_arguments,
+    no_init_weights,
+    set_attention,
+)
 from ..configuration import EideticConfig, TaskError
 from ..kinds import default_kind, name_labels, owners_of_tokens
 from ..network.backbone import ENCODER, family_of
@@ -46,12 +54,8 @@ def load(
         TaskError: if `tasks` names a task that the checkpoint does not have.
         TypeError: if an argument is unknown.
     """
-    unknown = sorted(set(kwargs) - set(HUB_ARGUMENTS) - set(FACTORY_ARGUMENTS))
-    if unknown:
-        raise TypeError(
-            f"EideticModel.from_pretrained got {unknown[0]!r}, which it does not know; it takes config, tasks, "
-            f"dtype, device_map, attn_implementation and {', '.join(HUB_ARGUMENTS[:-1])}."
-        )
+    named = ("config", "tasks", "dtype", "device_map", "attn_implementation")
+    check_known("EideticModel.from_pretrained", kwargs, (*named, *HUB_ARGUMENTS, *FACTORY_ARGUMENTS))
     hub = hub_arguments(kwargs)
     own_config = read_config(source, hub)
     if attn_implementation is None and config is not None:
