@@ -6,6 +6,7 @@ One place to look at when a new version of transformers moves something.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import TransformersKwargs
 
@@ -32,6 +33,7 @@ __all__ = [
     "nearest",
     "need",
     "no_init_weights",
+    "see_pipelines",
     "set_attention",
     "set_name",
     "static_cache_shape",
@@ -167,3 +169,18 @@ def static_cache_shape() -> None:
     A static cache then takes its shape from the first keys.
     """
     return None
+
+
+def see_pipelines(see: Callable[[Pipeline, Any], None]) -> None:
+    """Let a function see each pipeline, with its model, before it is set up.
+
+    transformers makes pipelines without asking the model anything, so this is the only place there is.
+    """
+    set_up = Pipeline.__init__
+
+    @functools.wraps(set_up)
+    def seen(self: Pipeline, *args: Any, **kwargs: Any) -> None:
+        see(self, args[0] if args else kwargs.get("model"))
+        set_up(self, *args, **kwargs)
+
+    Pipeline.__init__ = seen  # type: ignore[method-assign]
