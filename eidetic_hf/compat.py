@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -29,6 +30,7 @@ __all__ = [
     "hinting_at",
     "hub_arguments",
     "initialize",
+    "kept_in_float32",
     "name_of",
     "nearest",
     "need",
@@ -133,8 +135,8 @@ def attention_of(config: PreTrainedConfig) -> str | None:
     return config._attn_implementation
 
 
-def set_attention(config: PreTrainedConfig, implementation: str) -> None:
-    """Choose an implementation of attention."""
+def set_attention(config: PreTrainedConfig, implementation: str | None) -> None:
+    """Choose an implementation of attention, for all configurations inside, too."""
     config._attn_implementation = implementation
 
 
@@ -156,6 +158,14 @@ def has_class_for(auto_class: Any, config: PreTrainedConfig) -> bool:
 def tied_weights(backbone: PreTrainedModel) -> dict[str, str]:
     """Names of the Parameters that the configuration ties to others, with those of the others."""
     return cast(Any, backbone).get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def kept_in_float32(backbone: PreTrainedModel, dtype: torch.dtype) -> set[str]:
+    """Names of the modules of a backbone that stay in float32 when it is loaded in another dtype."""
+    names = set(backbone._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+    return names | (
+        set(backbone._keep_in_fp32_modules_strict or ()) if dtype in (torch.float16, torch.bfloat16) else set()
+    )
 
 
 def initialize(backbone: PreTrainedModel, module: nn.Module) -> None:

@@ -31,9 +31,12 @@ ABSTAIN_SHARE = 0.05  # of a task's own sequences that abstain=True may turn awa
 # Products over fewer tokens than this round differently than over more: such small groups run the trunk themselves.
 _SMALL_PRODUCT = 64
 
+# What a backbone puts out beside the answer, if it is asked in the call or in the configuration.
+_BESIDE = ("output_hidden_states", "output_attentions")
+
 # Arguments that make sense for the subnetwork of one task only.
 OF_ONE_TASK = (
-    "output_hidden_states", "output_attentions", "encoder_outputs", "past_key_values", "cache", "logits_to_keep",
+    *_BESIDE, "encoder_outputs", "past_key_values", "cache", "logits_to_keep",
 )  # fmt: skip
 
 
@@ -179,6 +182,7 @@ def respond(
     model: Parts, request: Request, task: str | Sequence[str] | None, abstain: bool | float, view: View | None
 ) -> ModelOutput:
     """What `EideticModel.forward` returns, for one task or for several."""
+    request = _as_configured(model, request)
     routes = task is None and view is None and model.learner is None and (len(tasks_of_kind(model)) > 1 or abstain)
     if routes or isinstance(task, (list, tuple)):
         if request.targets:
@@ -197,6 +201,12 @@ def respond(
         return answer_one(model, model.learner.name, view, request)
     name = resolve_task(model, cast(str | None, task))
     return answer_one(model, name, view_of(model, name), request)
+
+
+def _as_configured(model: Parts, request: Request) -> Request:
+    """A request, with what the model's configuration asks to be put out beside the answer."""
+    asked = {name: True for name in _BESIDE if getattr(model.config, name)}
+    return replace(request, arguments={**asked, **request.arguments}) if asked else request
 
 
 def tasks_of_kind(model: Parts, task_type: str | None = None) -> list[str]:

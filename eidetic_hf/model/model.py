@@ -29,9 +29,10 @@ from ..compat import (
     check_known,
     hinting_at,
     hub_arguments,
+    set_attention,
     static_cache_shape,
 )
-from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord
+from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord, check_transfer
 from ..kinds import check_task, default_kind, kind_of, name_labels
 from ..kinds.heads import LanguageModelHead
 from ..kinds.pretrained_head import LanguageHead, load_with_head, read_language_head
@@ -123,6 +124,9 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         if backbone is None:
             backbone = AutoModel.from_config(config.base_config)
         self.network = Network(config, backbone, empty)
+        # One and the same, so that what is set there reaches the backbone.
+        config.base_config = backbone.config
+        set_attention(config, attention_of(backbone.config))
         self.backbone, self.groups = self.network.backbone, self.network.groups
         self.heads = nn.ModuleDict()
         self.language_head = nn.ModuleDict()
@@ -205,7 +209,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             dtype=model.dtype,
             attn_implementation=attention_of(model.config),
         )
-        life.check_transfer(forward_transfer)
+        check_transfer(forward_transfer)
         if head is not None:
             config.language_head = head.parts if head.agrees else {"unreadable": head.owner}
             config.output_embeddings = None if head.embeddings is None else list(head.embeddings.shape)
@@ -239,7 +243,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             dtype: to compute in; the stored one by default. A model loaded in another dtype can not be saved.
             device_map: a device, such as `"cuda"`.
             attn_implementation: as in transformers.
-            kwargs: where the repository's files are: `revision`, `cache_dir`, `token`, `subfolder`, ...
+            kwargs: where the repository's files are: `revision`, `cache_dir`, `token`, `subfolder`, ...; and of the
+                configuration `output_hidden_states`, `output_attentions`, `return_dict` and `forward_transfer`.
 
         Raises:
             CheckpointError: if the folder is no release, or a file is missing, damaged or not what was saved.
@@ -251,7 +256,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         dtype = older if dtype is None else dtype
         model = persistence.load(cls, pretrained_model_name_or_path, config, tasks, attn_implementation, kwargs)
         if dtype is not None and dtype != "auto":
-            cast(nn.Module, model).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+            persistence.cast_floats(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if device_map is not None:
             if isinstance(device_map, Mapping) and set(device_map) == {""}:
                 device_map = device_map[""]
