@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..compat import check_known
 from ..configuration import TaskError, TaskRecord
-from ..kinds import kind_of, label_spans
+from ..kinds import TASK_KINDS, kind_of, label_spans
 from ..kinds.base import Answer, Kind
 from ..kinds.collators import PAIR
 from ..network.backbone import MODEL_INPUTS, evaluation_mode, flat_sequences, hidden_size
@@ -203,6 +203,23 @@ def respond(
     return answer_one(model, name, view_of(model, name), request)
 
 
+def embed(model: Parts, request: Request, task: str | None) -> ModelOutput:
+    """The embeddings of texts, see `EideticModel.get_text_features`."""
+    among = [name for name in committed(model) if kind_of(record_of(model, name)).embeds]
+    if task is None and len(among) > 1:
+        return answer_each(model, None, False, request, among)
+    name = among[0] if task is None and among else task
+    if name is None or not kind_of(record_of(model, resolve_task(model, name))).embeds:
+        who = "There is no task that embeds" if name is None else f"The task {name!r} does not embed"
+        kinds = " or ".join(kind.name for kind in TASK_KINDS.values() if kind.embeds)
+        raise TaskError(
+            f"{who} texts: of {committed(model)}, {among} do. SentenceTransformer and get_text_features need a task "
+            f"of {kinds}. For others use model(**batch, task=...), a pipeline, or CrossEncoder, for labels and scores "
+            "of pairs."
+        )
+    return answer_one(model, name, view_of(model, name), request)
+
+
 def _as_configured(model: Parts, request: Request) -> Request:
     """A request, with what the model's configuration asks to be put out beside the answer."""
     asked = {name: True for name in _BESIDE if getattr(model.config, name)}
@@ -287,8 +304,21 @@ def _check_listed(model: Parts, name: Any) -> str:
 # -- several tasks in a batch -----------------------------------------------------------------------------------------
 
 
-def answer_each(model: Parts, tasks: Sequence[str] | None, abstain: bool | float, request: Request) -> RoutedOutput:
+def answer_each(
+    model: Parts,
+    tasks: Sequence[str] | None,
+    abstain: bool | float,
+    request: Request,
+    candidates: list[str] | None = None,
+) -> RoutedOutput:
     """Run each sequence's task on it, the one given or the one that the router chooses; the trunk runs once.
+
+    Args:
+        model: the model.
+        tasks: the task of each sequence, if the router shall not choose.
+        abstain: see `EideticModel.forward`.
+        request: the batch.
+        candidates: the tasks that the router chooses among; those that the model answers for, if not given.
 
     Raises:
         TaskError: as `check_tasks` does, and if there is no task to choose from.
@@ -307,7 +337,7 @@ def answer_each(model: Parts, tasks: Sequence[str] | None, abstain: bool | float
         if abstain:
             raise ValueError("abstain lets the router turn sequences away, but the tasks were given.")
         tasks = check_tasks(model, tasks, batch)
-    among = tasks_of_kind(model, record_of(model, tasks[0]).task_type if tasks else None)
+    among = candidates or tasks_of_kind(model, record_of(model, tasks[0]).task_type if tasks else None)
     if not among:
         raise _nothing_to_answer(model)
     record = record_of(model, among[0])

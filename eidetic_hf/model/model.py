@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.masking_utils import create_masks_for_generate
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
 from ..compat import (
     SAVE_ARGUMENTS,
@@ -546,7 +546,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> SequenceClassifierOutput | RoutedOutput | ModelOutput | tuple[Any, ...]:  # libraries look at the first
         """Run one task's subnetwork, or several, each on its own sequences.
 
         Without a task, the router chooses one for each sequence; but while a task is being learned, that one runs.
@@ -615,6 +615,40 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         output = answering.respond(self, Request.of({**given, **kwargs}), task, abstain, view)
         use_dict = self.config.return_dict if return_dict is None else return_dict
         return output if use_dict else output.to_tuple()
+
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        task: str | None = None,
+    ) -> RoutedOutput | ModelOutput:
+        """Embeddings of texts, whatever other tasks there are; what `SentenceTransformer(folder)` asks for.
+
+        Args:
+            input_ids: token ids, `(batch, sequence)`.
+            attention_mask: as in `forward`, as the others.
+            token_type_ids: `(batch, sequence)`.
+            position_ids: `(batch, sequence)`.
+            inputs_embeds: in place of `input_ids`.
+            task: name of the task; by default the only one that embeds texts, or the router chooses among those.
+
+        Returns:
+            What `forward` returns, with the embeddings in `pooler_output`, `(batch, hidden)`.
+
+        Raises:
+            TaskError: if no task embeds texts, or this one does not.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        return answering.embed(self, Request.of(given), task)
 
     @torch.no_grad()
     def route(

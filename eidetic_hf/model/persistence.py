@@ -23,7 +23,7 @@ from ..compat import (
     set_attention,
 )
 from ..configuration import EideticConfig, TaskError, check_transfer
-from ..kinds import default_kind, flat_labels, name_labels, owners_of_tokens
+from ..kinds import default_kind, name_labels, owners_of_tokens
 from ..network.backbone import ENCODER, family_of
 from ..network.storage import Segment, set_tensor, stored_tensors
 from ..views import POOL, TRUNK, owner_of, task_key
@@ -108,10 +108,6 @@ def _check_decided(own: EideticConfig, given: EideticConfig | None) -> None:
     if given is None or given.base_config is None:
         return
     different = [name for name in DECIDED if getattr(given, name, None) != getattr(own, name, None)]
-    labelled = own if any(isinstance(task, str) for task in given.tasks) else given
-    counts = [len(flat_labels(labelled, kind)) for kind in {task.task_type for task in labelled.tasks}]
-    if given.num_labels not in (own.num_labels, *counts):
-        different.append("num_labels")
     for name in different:
         raise ValueError(
             f"{name}={getattr(given, name)!r} was asked for, and the weights of this checkpoint have "
