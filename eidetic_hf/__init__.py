@@ -15,6 +15,7 @@ from .model.answering import RoutedOutput
 from .model.auto import register_auto_classes
 from .model.checkpoint.layout import CheckpointError
 from .model.model import EideticModel
+from .model.pipelines import join_pipelines
 from .model.pruning import PruningConfig
 from .network.architecture import Architecture, ArchitectureError, UnitPaths
 from .network.architectures import register_architecture
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 register_auto_classes()
+join_pipelines()
 
 
 def __dir__() -> list[str]:

@@ -6,13 +6,18 @@ One place to look at when a new version of transformers moves something.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils import TransformersKwargs
 
 __all__ = [
     "FACTORY_ARGUMENTS",
@@ -20,12 +25,17 @@ __all__ = [
     "SAVE_ARGUMENTS",
     "attention_of",
     "check_known",
+    "forward_arguments",
     "has_class_for",
+    "hinting_at",
     "hub_arguments",
     "initialize",
+    "kept_in_float32",
     "name_of",
+    "nearest",
     "need",
     "no_init_weights",
+    "see_pipelines",
     "set_attention",
     "set_name",
     "static_cache_shape",
@@ -51,6 +61,12 @@ SAVE_ARGUMENTS = (
 )  # fmt: skip
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question that names the nearest of some names, with a space before it; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def check_known(who: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Raise a `TypeError` if an argument is one that nobody takes; it names the nearest that somebody does.
 
@@ -61,9 +77,31 @@ def check_known(who: str, given: Iterable[str], known: Sequence[str]) -> None:
     """
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{who} got {name!r}, which it does not know.{hint} It takes {', '.join(known)}.")
+            taken = ", ".join(other for other in known if not other.startswith("_"))
+            raise TypeError(f"{who} got {name!r}, which it does not know.{nearest(name, known)} It takes {taken}.")
+
+
+@contextmanager
+def hinting_at(given: Iterable[str], known: Iterable[str]) -> Iterator[None]:
+    """Let transformers' own error about an unknown argument name the nearest that somebody knows."""
+    try:
+        yield
+    except TypeError as error:
+        unknown = [name for name in given if f"unexpected keyword argument '{name}'" in str(error)]
+        if not unknown:
+            raise
+        raise TypeError(f"{error}.{nearest(unknown[0], known)}") from error
+
+
+def forward_arguments(function: Callable) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the arguments that a backbone's `forward` has, and of those that it hands on to its layers.
+
+    Where it hands on whatever it is given, these are what layers of transformers know.
+    """
+    parameters = inspect.signature(function).parameters
+    catching = {name for name, each in parameters.items() if each.kind is inspect.Parameter.VAR_KEYWORD}
+    handed_on = frozenset(TransformersKwargs.__optional_keys__) if catching else frozenset()
+    return frozenset(parameters) - catching, handed_on
 
 
 def need(module: str, why: str, extra: str = "recipe") -> Any:
@@ -97,8 +135,8 @@ def attention_of(config: PreTrainedConfig) -> str | None:
     return config._attn_implementation
 
 
-def set_attention(config: PreTrainedConfig, implementation: str) -> None:
-    """Choose an implementation of attention."""
+def set_attention(config: PreTrainedConfig, implementation: str | None) -> None:
+    """Choose an implementation of attention, for all configurations inside, too."""
     config._attn_implementation = implementation
 
 
@@ -122,6 +160,14 @@ def tied_weights(backbone: PreTrainedModel) -> dict[str, str]:
     return cast(Any, backbone).get_expanded_tied_weights_keys(all_submodels=True)
 
 
+def kept_in_float32(backbone: PreTrainedModel, dtype: torch.dtype) -> set[str]:
+    """Names of the modules of a backbone that stay in float32 when it is loaded in another dtype."""
+    names = set(backbone._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
+    return names | (
+        set(backbone._keep_in_fp32_modules_strict or ()) if dtype in (torch.float16, torch.bfloat16) else set()
+    )
+
+
 def initialize(backbone: PreTrainedModel, module: nn.Module) -> None:
     """Let a backbone initialize one of its modules, its buffers included."""
     backbone._init_weights(module)
@@ -133,3 +179,18 @@ def static_cache_shape() -> None:
     A static cache then takes its shape from the first keys.
     """
     return None
+
+
+def see_pipelines(see: Callable[[Pipeline, Any], None]) -> None:
+    """Let a function see each pipeline, with its model, before it is set up.
+
+    transformers makes pipelines without asking the model anything, so this is the only place there is.
+    """
+    set_up = Pipeline.__init__
+
+    @functools.wraps(set_up)
+    def seen(self: Pipeline, *args: Any, **kwargs: Any) -> None:
+        see(self, args[0] if args else kwargs.get("model"))
+        set_up(self, *args, **kwargs)
+
+    Pipeline.__init__ = seen  # type: ignore[method-assign]

@@ -41,6 +41,13 @@ def check_task_name(name: object) -> str:
     return name
 
 
+def check_transfer(forward_transfer: Any) -> None:
+    """Raise a `ValueError` if this does not say which earlier tasks a task reads."""
+    is_list = isinstance(forward_transfer, list) and all(isinstance(name, str) for name in forward_transfer)
+    if forward_transfer not in ("all", "none") and not is_list:
+        raise ValueError(f"forward_transfer={forward_transfer!r}: expected 'all', 'none' or a list of task names.")
+
+
 @dataclass
 class TaskRecord:
     """What `config.json` holds of one task: enough to rebuild every shape of its subnetwork.

@@ -49,6 +49,7 @@ class Kind(ABC):
         has_labels: whether a task has a list of labels of its own. Its answer is then over these labels, in the last
             dimension.
         writes: whether a task writes texts, so that `model.generate` can.
+        embeds: whether a task's answer is a vector for each text, `pooler_output`.
         reads_vocabulary: whether the head reads the token embeddings, to score tokens.
         families: of backbone that can have it.
         targets: the inputs of `forward` that the loss is computed from, of `TARGETS`.
@@ -68,6 +69,7 @@ class Kind(ABC):
     output_class: type[ModelOutput]
     has_labels = False
     writes = False
+    embeds = False
     reads_vocabulary = False
     families: tuple[str, ...] = (ENCODER, DECODER, ENCODER_DECODER)
     targets: tuple[str, ...] = ("labels",)

@@ -77,6 +77,7 @@ class FeatureExtraction(Kind):
     outputs = ("pooler_output",)
     measured = ("pooler_output", "similarity")
     output_class = EmbeddingOutput
+    embeds = True
     optional_targets = True
     auto_class = "AutoModel"
     pipeline = "feature-extraction"

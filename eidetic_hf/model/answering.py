@@ -5,7 +5,7 @@ Invariant: a task's answer depends on nothing but the request and the task's own
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, cast
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
+from ..compat import check_known
 from ..configuration import TaskError, TaskRecord
-from ..kinds import kind_of, label_spans
+from ..kinds import TASK_KINDS, kind_of, label_spans
 from ..kinds.base import Answer, Kind
-from ..network.backbone import evaluation_mode, flat_sequences, hidden_size
+from ..kinds.collators import PAIR
+from ..network.backbone import MODEL_INPUTS, evaluation_mode, flat_sequences, hidden_size
 from ..network.trunk import TrunkPass, replay_trunk
 from ..network.vocabulary import highest_tokens
-from ..views import LEARNING, View, task_key
+from ..views import LEARNING, View, running_view, task_key
 from .parts import Parts, committed, record_of
 from .request import Request
 
@@ -29,9 +31,12 @@ ABSTAIN_SHARE = 0.05  # of a task's own sequences that abstain=True may turn awa
 # Products over fewer tokens than this round differently than over more: such small groups run the trunk themselves.
 _SMALL_PRODUCT = 64
 
+# What a backbone puts out beside the answer, if it is asked in the call or in the configuration.
+_BESIDE = ("output_hidden_states", "output_attentions")
+
 # Arguments that make sense for the subnetwork of one task only.
 OF_ONE_TASK = (
-    "output_hidden_states", "output_attentions", "encoder_outputs", "past_key_values", "cache", "logits_to_keep",
+    *_BESIDE, "encoder_outputs", "past_key_values", "cache", "logits_to_keep",
 )  # fmt: skip
 
 
@@ -67,6 +72,27 @@ class RoutedOutput(ModelOutput):
     router_scores: Tensor | None = None
     abstained: Tensor | None = None
     outlier_scores: Tensor | None = None
+
+
+def check_arguments(model: Parts, given: Mapping[str, Any], named: Iterable[str]) -> None:
+    """Refuse arguments of `forward` that neither it nor the backbone takes.
+
+    Those that transformers' generation hands on were looked at when it began.
+
+    Args:
+        model: the model.
+        given: arguments of `forward` beside those that it has.
+        named: those that it has.
+
+    Raises:
+        TypeError: naming the nearest that somebody takes.
+    """
+    asked = [name for name, value in given.items() if value is not None]
+    if asked and running_view() is None:
+        paired = [f"{PAIR}{name}" for name in MODEL_INPUTS]
+        check_known(
+            "EideticModel.forward", asked, list(dict.fromkeys([*named, *paired, *sorted(model.network.arguments)]))
+        )
 
 
 # -- one task ---------------------------------------------------------------------------------------------------------
@@ -114,7 +140,7 @@ def answer_one(model: Parts, name: str, view: View, request: Request) -> ModelOu
     kind.check_targets(record, targets)
     request = replace(request, inputs=kind.complete_inputs(record, request.inputs, targets, config))
     found, output = answer(model, name, view, request)
-    if "input_ids" in request.pair:
+    if request.pair:
         pair = replace(request, inputs=request.pair)
         targets = {**targets, **kind.pair_targets(record, lambda: answer(model, name, view, pair)[0])}
     loss = kind.loss(record, found, targets) if targets else None
@@ -172,6 +198,7 @@ def respond(
     model: Parts, request: Request, task: str | Sequence[str] | None, abstain: bool | float, view: View | None
 ) -> ModelOutput:
     """What `EideticModel.forward` returns, for one task or for several."""
+    request = _as_configured(model, request)
     routes = task is None and view is None and model.learner is None and (len(tasks_of_kind(model)) > 1 or abstain)
     if routes and request.targets and model.run_task in committed(model):  # the Trainer that learned it evaluates it
         task, routes = model.run_task, False
@@ -192,6 +219,29 @@ def respond(
         return answer_one(model, model.learner.name, view, request)
     name = resolve_task(model, cast(str | None, task))
     return answer_one(model, name, view_of(model, name), request)
+
+
+def embed(model: Parts, request: Request, task: str | None) -> ModelOutput:
+    """The embeddings of texts, see `EideticModel.get_text_features`."""
+    among = [name for name in committed(model) if kind_of(record_of(model, name)).embeds]
+    if task is None and len(among) > 1:
+        return answer_each(model, None, False, request, among)
+    name = among[0] if task is None and among else task
+    if name is None or not kind_of(record_of(model, resolve_task(model, name))).embeds:
+        who = "There is no task that embeds" if name is None else f"The task {name!r} does not embed"
+        kinds = " or ".join(kind.name for kind in TASK_KINDS.values() if kind.embeds)
+        raise TaskError(
+            f"{who} texts: of {committed(model)}, {among} do. SentenceTransformer and get_text_features need a task "
+            f"of {kinds}. For others use model(**batch, task=...), a pipeline, or CrossEncoder, for labels and scores "
+            "of pairs."
+        )
+    return answer_one(model, name, view_of(model, name), request)
+
+
+def _as_configured(model: Parts, request: Request) -> Request:
+    """A request, with what the model's configuration asks to be put out beside the answer."""
+    asked = {name: True for name in _BESIDE if getattr(model.config, name)}
+    return replace(request, arguments={**asked, **request.arguments}) if asked else request
 
 
 def tasks_of_kind(model: Parts, task_type: str | None = None) -> list[str]:
@@ -272,8 +322,21 @@ def _check_listed(model: Parts, name: Any) -> str:
 # -- several tasks in a batch -----------------------------------------------------------------------------------------
 
 
-def answer_each(model: Parts, tasks: Sequence[str] | None, abstain: bool | float, request: Request) -> RoutedOutput:
+def answer_each(
+    model: Parts,
+    tasks: Sequence[str] | None,
+    abstain: bool | float,
+    request: Request,
+    candidates: list[str] | None = None,
+) -> RoutedOutput:
     """Run each sequence's task on it, the one given or the one that the router chooses; the trunk runs once.
+
+    Args:
+        model: the model.
+        tasks: the task of each sequence, if the router shall not choose.
+        abstain: see `EideticModel.forward`.
+        request: the batch.
+        candidates: the tasks that the router chooses among; those that the model answers for, if not given.
 
     Raises:
         TaskError: as `check_tasks` does, and if there is no task to choose from.
@@ -292,7 +355,7 @@ def answer_each(model: Parts, tasks: Sequence[str] | None, abstain: bool | float
         if abstain:
             raise ValueError("abstain lets the router turn sequences away, but the tasks were given.")
         tasks = check_tasks(model, tasks, batch)
-    among = tasks_of_kind(model, record_of(model, tasks[0]).task_type if tasks else None)
+    among = candidates or tasks_of_kind(model, record_of(model, tasks[0]).task_type if tasks else None)
     if not among:
         raise _nothing_to_answer(model)
     record = record_of(model, among[0])

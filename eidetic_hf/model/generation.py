@@ -6,7 +6,7 @@ directly, and `forward` once for each token; `prepare_inputs_for_generation` tel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
@@ -23,6 +23,7 @@ from transformers import (
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
+from ..compat import nearest
 from ..configuration import TaskError
 from ..kinds import TASK_KINDS, kind_of
 from ..network.backbone import DECODER, batch_size, context_length, evaluation_mode, family_of
@@ -353,6 +354,18 @@ def prepare_inputs(model: Parts, inputs: dict[str, Any]) -> dict[str, Any]:
         ids = inputs.get(name)
         inputs[name] = None if ids is None else ids.masked_fill(ids >= rows.size(view), 0)
     return inputs
+
+
+def hint_at_arguments(model: Parts, given: Iterable[str], known: Iterable[str]) -> str:
+    """What arguments of `generate` that nobody takes may have been meant to be; empty if nothing is near.
+
+    Args:
+        model: the model.
+        given: arguments that transformers' generation was given for the model.
+        known: those that `forward` and `generate` have.
+    """
+    known = {*known, *model.generation_config.to_dict(), *model.network.arguments}
+    return "".join(nearest(name, known) for name in given if name not in known)
 
 
 def refuse_continuous_batching() -> NoReturn:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils import logging
 
-from ..configuration import EideticConfig, TaskError, TaskRecord
+from ..configuration import EideticConfig, TaskError, TaskRecord, check_transfer
 from ..kinds import check_kind, check_task, kind_of
 from ..network import capacity
 from ..network.backbone import (
@@ -69,13 +69,6 @@ def add_task(
     kind_of(record).complete(record, config, model.network.vocabulary())
     model.added[record.name] = Added(record, transfer)
     return record
-
-
-def check_transfer(forward_transfer: Any) -> None:
-    """Raise a `ValueError` if this does not say which earlier tasks a task reads."""
-    is_list = isinstance(forward_transfer, list) and all(isinstance(name, str) for name in forward_transfer)
-    if forward_transfer not in ("all", "none") and not is_list:
-        raise ValueError(f"forward_transfer={forward_transfer!r}: expected 'all', 'none' or a list of task names.")
 
 
 # -- begun ------------------------------------------------------------------------------------------------------------

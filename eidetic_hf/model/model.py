@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,16 +21,18 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.masking_utils import create_masks_for_generate
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
 from ..compat import (
     SAVE_ARGUMENTS,
     attention_of,
     check_known,
+    hinting_at,
     hub_arguments,
+    set_attention,
     static_cache_shape,
 )
-from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord
+from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord, check_transfer
 from ..kinds import check_task, default_kind, kind_of, name_labels
 from ..kinds.heads import LanguageModelHead
 from ..kinds.pretrained_head import LanguageHead, load_with_head, read_language_head
@@ -120,6 +123,9 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         if backbone is None:
             backbone = AutoModel.from_config(config.base_config)
         self.network = Network(config, backbone, empty)
+        # One and the same, so that what is set there reaches the backbone.
+        config.base_config = backbone.config
+        set_attention(config, attention_of(backbone.config))
         self.backbone, self.groups = self.network.backbone, self.network.groups
         self.heads = nn.ModuleDict()
         self.language_head = nn.ModuleDict()
@@ -177,22 +183,24 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             ValueError: if `trunk_layers` is out of range or `forward_transfer` is not understood.
         """
         pretrained = not isinstance(backbone, PreTrainedConfig)
-        head = None
+        head, own = None, ("trunk_layers", "forward_transfer")
         if isinstance(backbone, PreTrainedModel):
-            check_known("EideticModel.from_backbone with a loaded model", kwargs, ("trunk_layers", "forward_transfer"))
+            check_known("EideticModel.from_backbone with a loaded model", kwargs, own)
             architecture_of(backbone.config)
             model = base_model(backbone)
             head = read_language_head(backbone, model)
         elif isinstance(backbone, PreTrainedConfig):
             architecture_of(backbone)
-            model = AutoModel.from_config(backbone, **kwargs)
+            with hinting_at(kwargs, own):
+                model = AutoModel.from_config(backbone, **kwargs)
         else:
             config = AutoConfig.from_pretrained(backbone, **hub_arguments(kwargs))
             if isinstance(config, EideticConfig):
                 raise ValueError(f"{backbone} is an EideticModel already. Load it with EideticModel.from_pretrained.")
             architecture_of(config)
             kwargs.setdefault("dtype", torch.float32)
-            model, head = load_with_head(backbone, config, **kwargs)
+            with hinting_at(kwargs, own):
+                model, head = load_with_head(backbone, config, **kwargs)
         architecture = architecture_of(model.config)
         trunk_layers = choose_trunk(architecture, len(layers_of(architecture, model)), trunk_layers)
         config = EideticConfig(
@@ -203,7 +211,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             dtype=model.dtype,
             attn_implementation=attention_of(model.config),
         )
-        life.check_transfer(forward_transfer)
+        check_transfer(forward_transfer)
         if head is not None:
             config.language_head = head.parts if head.agrees else {"unreadable": head.owner}
             config.output_embeddings = None if head.embeddings is None else list(head.embeddings.shape)
@@ -237,7 +245,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             dtype: to compute in; the stored one by default. A model loaded in another dtype can not be saved.
             device_map: a device, such as `"cuda"`.
             attn_implementation: as in transformers.
-            kwargs: where the repository's files are: `revision`, `cache_dir`, `token`, `subfolder`, ...
+            kwargs: where the repository's files are: `revision`, `cache_dir`, `token`, `subfolder`, ...; and of the
+                configuration `output_hidden_states`, `output_attentions`, `return_dict` and `forward_transfer`.
 
         Raises:
             CheckpointError: if the folder is no release, or a file is missing, damaged or not what was saved.
@@ -249,7 +258,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         dtype = older if dtype is None else dtype
         model = persistence.load(cls, pretrained_model_name_or_path, config, tasks, attn_implementation, kwargs)
         if dtype is not None and dtype != "auto":
-            cast(nn.Module, model).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+            persistence.cast_floats(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if device_map is not None:
             if isinstance(device_map, Mapping) and set(device_map) == {""}:
                 device_map = device_map[""]
@@ -540,7 +549,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> SequenceClassifierOutput | RoutedOutput | ModelOutput | tuple[Any, ...]:  # libraries look at the first
         """Run one task's subnetwork, or several, each on its own sequences.
 
         Without a task, the router chooses one for each sequence; but while a task is being learned, that one runs.
@@ -608,9 +617,44 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             "num_items_in_batch": num_items_in_batch,
         }
         view = kwargs.pop("view", None)  # of the unpruned network, when it teaches
+        answering.check_arguments(self, kwargs, (*given, "task", "abstain", "return_dict"))
         output = answering.respond(self, Request.of({**given, **kwargs}), task, abstain, view)
         use_dict = self.config.return_dict if return_dict is None else return_dict
         return output if use_dict else output.to_tuple()
+
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        task: str | None = None,
+    ) -> RoutedOutput | ModelOutput:
+        """Embeddings of texts, whatever other tasks there are; what `SentenceTransformer(folder)` asks for.
+
+        Args:
+            input_ids: token ids, `(batch, sequence)`.
+            attention_mask: as in `forward`, as the others.
+            token_type_ids: `(batch, sequence)`.
+            position_ids: `(batch, sequence)`.
+            inputs_embeds: in place of `input_ids`.
+            task: name of the task; by default the only one that embeds texts, or the router chooses among those.
+
+        Returns:
+            What `forward` returns, with the embeddings in `pooler_output`, `(batch, hidden)`.
+
+        Raises:
+            TaskError: if no task embeds texts, or this one does not.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        return answering.embed(self, Request.of(given), task)
 
     @torch.no_grad()
     def route(
@@ -692,6 +736,13 @@ class EideticModel(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What `forward` is given for the next token: the task, too, which is that of the current view."""
         return generation.prepare_inputs(self, super().prepare_inputs_for_generation(*args, **kwargs))
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        try:
+            cast(Any, super())._validate_model_kwargs(model_kwargs)
+        except ValueError as error:
+            known = [*inspect.signature(self.forward).parameters, *inspect.signature(self.generate).parameters]
+            raise ValueError(f"{error}{generation.hint_at_arguments(self, model_kwargs, known)}") from error
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: continuous batching calls the model without saying for which task."""

@@ -12,8 +12,17 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..compat import FACTORY_ARGUMENTS, HUB_ARGUMENTS, attention_of, hub_arguments, no_init_weights, set_attention
-from ..configuration import EideticConfig, TaskError
+from ..compat import (
+    FACTORY_ARGUMENTS,
+    HUB_ARGUMENTS,
+    attention_of,
+    check_known,
+    hub_arguments,
+    kept_in_float32,
+    no_init_weights,
+    set_attention,
+)
+from ..configuration import EideticConfig, TaskError, check_transfer
 from ..kinds import default_kind, name_labels, owners_of_tokens
 from ..network.backbone import ENCODER, family_of
 from ..network.storage import Segment, set_tensor, stored_tensors
@@ -27,6 +36,12 @@ from .parts import Parts
 # Modules whose tensors a checkpoint brings along, in shapes of their own.
 WITHOUT_ROOM = ("probes.", "router.")
 MODEL_CLASS = "EideticModel"  # in config.json, whichever class a model was loaded with
+# What may be set when a checkpoint is loaded; and what its weights have decided.
+SETTABLE = ("output_hidden_states", "output_attentions", "return_dict", "forward_transfer")
+DECIDED = (
+    "trunk_layers", "trunk_pretrained", "vocab_size", "hidden_size", "num_hidden_layers",
+    "num_attention_heads", "max_position_embeddings",
+)  # fmt: skip
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,14 +61,11 @@ def load(
         TaskError: if `tasks` names a task that the checkpoint does not have.
         TypeError: if an argument is unknown.
     """
-    unknown = sorted(set(kwargs) - set(HUB_ARGUMENTS) - set(FACTORY_ARGUMENTS))
-    if unknown:
-        raise TypeError(
-            f"EideticModel.from_pretrained got {unknown[0]!r}, which it does not know; it takes config, tasks, "
-            f"dtype, device_map, attn_implementation and {', '.join(HUB_ARGUMENTS[:-1])}."
-        )
+    named = ("config", "tasks", "dtype", "device_map", "attn_implementation", *SETTABLE)
+    check_known("EideticModel.from_pretrained", kwargs, (*named, *HUB_ARGUMENTS, *FACTORY_ARGUMENTS))
     hub = hub_arguments(kwargs)
     own_config = read_config(source, hub)
+    _check_decided(own_config, config)
     if attn_implementation is None and config is not None:
         attn_implementation = attention_of(config)
     if tasks is None and config is not None and any(isinstance(task, str) for task in config.tasks):
@@ -63,7 +75,12 @@ def load(
     elif config is not None and config.served is not None:
         restrict(own_config, config.served)
     if attn_implementation is not None:
-        set_attention(own_config.base_config, attn_implementation)
+        set_attention(own_config, attn_implementation)
+    settings = {name: getattr(config, name, None) for name in SETTABLE} if config is not None else {}
+    for name, value in {**settings, **kwargs}.items():
+        if name in SETTABLE and value != getattr(own_config, name):
+            setattr(own_config, name, value)
+    check_transfer(own_config.forward_transfer)
     with ThreadPoolExecutor(1) as pool:  # the shards are read and hashed while the modules are made
         tensors = pool.submit(read_tensors, source, own_config, hub)
         try:
@@ -78,6 +95,40 @@ def load(
         model.generation_config = stored or model.generation_config
     model.config.name_or_path = str(source)
     return model
+
+
+def _check_decided(own: EideticConfig, given: EideticConfig | None) -> None:
+    """Refuse a configuration that wants what the weights of a checkpoint are not.
+
+    `AutoModel.from_pretrained(folder, trunk_layers=3)` puts such a wish there.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if given is None or given.base_config is None:
+        return
+    different = [name for name in DECIDED if getattr(given, name, None) != getattr(own, name, None)]
+    for name in different:
+        raise ValueError(
+            f"{name}={getattr(given, name)!r} was asked for, and the weights of this checkpoint have "
+            f"{name}={getattr(own, name)!r}, which nobody can change. Leave it out."
+        )
+
+
+def cast_floats(model: Parts, dtype: torch.dtype) -> None:
+    """Cast a model that was loaded, but what its backbone keeps in float32, as transformers does at loading."""
+    module, patterns = cast(nn.Module, model), kept_in_float32(model.network.backbone, dtype)
+    kept = {
+        (owner, leaf): tensor.float()
+        for name, owner in model.network.backbone.named_modules()
+        if patterns & set(name.split("."))
+        for leaf, tensor in stored_tensors(owner).items()
+        if tensor.is_floating_point()
+    }
+    module.to(dtype)
+    for (owner, leaf), tensor in kept.items():
+        set_tensor(owner, leaf, tensor)
+    model.network.pack()
 
 
 def restrict(config: EideticConfig, names: list[str]) -> None:

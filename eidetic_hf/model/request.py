@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ..kinds.base import TARGETS
+from ..kinds.collators import PAIR
 from ..network.backbone import MODEL_INPUTS, batch_size
 
 _INPUTS = (*MODEL_INPUTS, "decoder_input_ids", "decoder_attention_mask")
-_PAIR = "pair_"
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Request:
                 continue
             if name in _INPUTS:
                 parts[0][name] = value
-            elif name.startswith(_PAIR):
-                parts[1][name.removeprefix(_PAIR)] = value
+            elif name.startswith(PAIR):
+                parts[1][name.removeprefix(PAIR)] = value
             elif name in TARGETS:
                 parts[2][name] = value
             elif name != "logits_to_keep" or isinstance(value, Tensor) or value:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..compat import forward_arguments
 from ..configuration import EideticConfig
 from ..views import LEARNING, POOL, View, task_key, task_name, use_view
 from .architecture import LAYERS, Architecture, ArchitectureError, find, layers_of, leftovers
@@ -60,6 +60,7 @@ class Network:
         input_rows: rows of the input embeddings that the vocabulary has grown by.
         output_rows: the same for `output_embeddings`.
         cache: bounds the memory of the copies that layers make of what some task sees and is no slice.
+        arguments: names of all that the backbone's `forward` does something with.
     """
 
     def __init__(self, config: EideticConfig, backbone: PreTrainedModel, empty: bool) -> None:
@@ -73,7 +74,8 @@ class Network:
         self.output_embeddings = Slots()
         self.input_rows = LateRows(table_of(backbone.get_input_embeddings()))
         self.output_rows = LateRows(self.output_embeddings)
-        self._accepted = set(inspect.signature(backbone.forward).parameters)
+        self._accepted, handed_on = forward_arguments(backbone.forward)
+        self.arguments = self._accepted | handed_on
         join_tied(backbone, empty)
         refresh_buffers(backbone)
         self._wire(architecture, layers)

@@ -782,6 +782,57 @@ def test_a_model_saved_after_a_failure_is_the_one_from_before(
 
 
 def test_an_argument_that_from_pretrained_does_not_know_is_named(saved: Path) -> None:
-    with pytest.raises(TypeError, match="'dtyp', which it does not know; it takes config, tasks, dtype"):
+    with pytest.raises(
+        TypeError, match=r"'dtyp', which it does not know. Did you mean 'dtype'\? It takes config, tasks, dtype"
+    ):
         EideticModel.from_pretrained(saved, dtyp="float32")
     assert EideticModel.from_pretrained(saved, torch_dtype="bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ({"tsk": "first"}, "task"),
+        ({"abstane": True}, "abstain"),
+        ({"output_hidden_sates": True}, "output_hidden_states"),
+        ({"attention_maks": torch.ones(5, 12)}, "attention_mask"),
+        ({"pair_input_idz": torch.ones(5, 12)}, "pair_input_ids"),
+    ],
+)
+def test_an_argument_of_forward_that_nobody_takes_names_the_nearest(
+    trained: EideticModel, given: dict[str, Any], near: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"got '{next(iter(given))}', which it does not know\. Did you mean '{near}'"):
+        trained(**make_batch(), **given)
+
+
+def test_what_the_backbones_own_forward_takes_is_taken(trained: EideticModel) -> None:
+    batch = make_batch()
+    expected = logits_of(trained, "first")
+    with torch.no_grad():
+        beside = {"encoder_hidden_states": None, "nobody_takes_it": None, "output_attentions": False}
+        assert torch.equal(trained(**batch, task="first", **beside).logits, expected)
+        assert len(trained(**batch, task="first", output_hidden_states=True).hidden_states) == 4
+        ids = batch["input_ids"]
+        forwards = trained(ids, task="first", is_causal=True).logits  # which its layers take, and not it
+        assert not torch.equal(forwards, trained(ids, task="first").logits)
+
+
+def test_an_argument_of_generate_that_nobody_takes_names_the_nearest() -> None:
+    model = tiny_model("gpt2")
+    model.add_task("text", task_type="causal-lm")
+    model.begin_task("text")
+    model.commit_task()
+    prompt = torch.tensor([[4, 5, 6]])
+    for wrong, near in (("tsk", "task"), ("max_new_tokns", "max_new_tokens"), ("attention_maks", "attention_mask")):
+        with pytest.raises(ValueError, match=rf"not used by the model: \['{wrong}'\].* Did you mean '{near}'\?"):
+            model.generate(prompt, **{wrong: 1})
+
+
+def test_an_argument_that_no_backbone_takes_names_the_nearest(tmp_path: Path, saved: Path) -> None:
+    tiny_backbone().save_pretrained(tmp_path)
+    for source in (tmp_path, CONFIGS["bert"]()):
+        with pytest.raises(TypeError, match=r"'trunk_layer'\. Did you mean 'trunk_layers'\?"):
+            EideticModel.from_backbone(source, trunk_layer=1)
+    with pytest.raises(TypeError, match=r"got 'tsks', which it does not know. Did you mean 'tasks'\?"):
+        EideticModel.from_pretrained(saved, tsks=["first"])

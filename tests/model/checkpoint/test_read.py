@@ -268,3 +268,61 @@ def test_a_folder_in_a_future_format_is_not_read(folder: Path, where: str) -> No
     edit_json(folder / where, lambda v: (v if where == "config.json" else v["metadata"]).update(format_version=future))
     with pytest.raises(CheckpointError, match="Upgrade with: pip install -U eidetic-hf"):
         EideticModel.from_pretrained(folder)
+
+
+# -- settings that come with the call ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("auto", [EideticModel, AutoModel, AutoModelForSequenceClassification])
+def test_settings_of_the_configuration_reach_the_backbone(auto: Any, saved: Path) -> None:
+    settings = {"output_hidden_states": True, "output_attentions": True, "attn_implementation": "eager"}
+    model = auto.from_pretrained(saved, **settings, forward_transfer="none")
+    answer = model(**make_batch(), task="first")
+    assert len(answer.hidden_states) == 4 and len(answer.attentions) == 3
+    assert model.config.base_config is model.backbone.config
+    assert model.backbone.config._attn_implementation == model.config._attn_implementation == "eager"
+    assert model.config.forward_transfer == "none"
+    assert model(**make_batch(), task="first", output_hidden_states=False).hidden_states is None
+    with pytest.raises(ValueError, match="output_hidden_states with several tasks in a batch"):
+        model(**make_batch())
+
+
+def test_what_is_set_in_the_configuration_later_reaches_the_backbone(saved: Path) -> None:
+    model = EideticModel.from_pretrained(saved)
+    with torch.no_grad():
+        assert model(**make_batch(), task="first").hidden_states is None
+        model.config.output_hidden_states = True
+        assert len(model(**make_batch(), task="first").hidden_states) == 4
+        assert model.config._attn_implementation == model.backbone.config._attn_implementation == "sdpa"
+        model.set_attn_implementation("eager")
+        model.config.output_attentions = True
+        assert len(model(**make_batch(), task="first").attentions) == 3
+    assert model.verify().tasks[0].environment_changes == {"attention": ("sdpa", "eager")}
+
+
+@pytest.mark.parametrize("given", [{"trunk_layers": 2}, {"vocab_size": 130}])
+def test_a_setting_that_the_weights_have_decided_is_refused(given: dict[str, int], saved: Path) -> None:
+    (name,) = given
+    with pytest.raises(
+        ValueError, match=f"{name}={given[name]} was asked for, and the weights of this checkpoint have"
+    ):
+        AutoModelForSequenceClassification.from_pretrained(saved, **given)
+    config = EideticModel.from_pretrained(saved, tasks=["first"]).config
+    assert EideticModel.from_pretrained(saved, config=config).tasks == ["first"]
+
+
+def test_what_a_backbone_keeps_in_float32_stays_in_it(tmp_path: Path) -> None:
+    model = tiny_model("t5")
+    model.add_task("only", labels=["x", "y"])
+    model.begin_task("only")
+    model.commit_task()
+    model.save_pretrained(tmp_path)
+    half = EideticModel.from_pretrained(tmp_path, dtype=torch.float16)
+    kept = {name: tensor for name, tensor in half.state_dict().items() if ".wo." in name}
+    assert len(kept) == 11 and half.dtype == torch.float16
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in kept.items())
+    others = {name for name, tensor in half.state_dict().items() if tensor.dtype == torch.float32} - set(kept)
+    assert not [name for name in others if name.startswith("backbone.")]
+    torch.testing.assert_close(logits_of(half, "only").float(), logits_of(model, "only"), atol=3e-3, rtol=1e-2)
+    rounded = EideticModel.from_pretrained(tmp_path, dtype="bfloat16").state_dict()
+    assert {rounded[name].dtype for name in kept} == {torch.bfloat16}
