@@ -13,12 +13,14 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.integrations.accelerate import check_and_set_device_map
 
 __all__ = [
     "FACTORY_ARGUMENTS",
     "HUB_ARGUMENTS",
     "SAVE_ARGUMENTS",
     "attention_of",
+    "check_and_set_device_map",
     "check_known",
     "has_class_for",
     "hub_arguments",
