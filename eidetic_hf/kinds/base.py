@@ -238,9 +238,12 @@ class Kind(ABC):
     def output(
         self, loss: Tensor | None, answer: Answer, targets: Mapping[str, Tensor], backbone: ModelOutput
     ) -> ModelOutput:
-        """What `forward` returns: loss and answer, and what the backbone was asked to put out beside."""
+        """What `forward` returns: loss and answer, and what the backbone was asked to put out beside.
+
+        Of an encoder-decoder, `hidden_states` and `attentions` are the decoder's, whose states the head reads.
+        """
         names = self._output_names - set(answer) - {"last_hidden_state"}
-        beside = {name: getattr(backbone, name, None) for name in names}
+        beside = {name: getattr(backbone, name, getattr(backbone, f"decoder_{name}", None)) for name in names}
         return self.output_class(**{**beside, **answer, "loss": loss})
 
     def distance(
