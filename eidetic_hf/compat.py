@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.integrations.accelerate import check_and_set_device_map
 from transformers.utils import TransformersKwargs
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "HUB_ARGUMENTS",
     "SAVE_ARGUMENTS",
     "attention_of",
+    "check_and_set_device_map",
     "check_known",
     "forward_arguments",
     "has_class_for",

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
 from ..configuration import EideticConfig, TaskError, TaskRecord
-from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, family_of
+from ..network.backbone import DECODER, DECODER_TEXTS, ENCODER, ENCODER_DECODER, family_of
 from ..network.vocabulary import TokenTable
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Kind(ABC):
     def prepare(self, inputs: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
         """What the backbone is given for a batch: sequences in two dimensions, and what its decoder reads."""
         prepared = self.lay_out({name: value for name, value in inputs.items() if value is not None})
-        if config.is_encoder_decoder and "decoder_input_ids" not in prepared:
+        if config.is_encoder_decoder and not any(name in prepared for name in DECODER_TEXTS):
             if "input_ids" not in prepared:
                 raise ValueError(
                     f"A '{config.model_type}' backbone got inputs_embeds and nothing for its decoder to read. Pass "
@@ -248,9 +248,12 @@ class Kind(ABC):
     def output(
         self, loss: Tensor | None, answer: Answer, targets: Mapping[str, Tensor], backbone: ModelOutput
     ) -> ModelOutput:
-        """What `forward` returns: loss and answer, and what the backbone was asked to put out beside."""
+        """What `forward` returns: loss and answer, and what the backbone was asked to put out beside.
+
+        Of an encoder-decoder, `hidden_states` and `attentions` are the decoder's, whose states the head reads.
+        """
         names = self._output_names - set(answer) - {"last_hidden_state"}
-        beside = {name: getattr(backbone, name, None) for name in names}
+        beside = {name: getattr(backbone, name, getattr(backbone, f"decoder_{name}", None)) for name in names}
         return self.output_class(**{**beside, **answer, "loss": loss})
 
     def distance(

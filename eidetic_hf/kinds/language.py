@@ -17,7 +17,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedConfig, PreTrainedTok
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput, ModelOutput, Seq2SeqLMOutput
 
 from ..configuration import EideticConfig, TaskRecord
-from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, hidden_size, initializer_range
+from ..network.backbone import DECODER, DECODER_TEXTS, ENCODER, ENCODER_DECODER, hidden_size, initializer_range
 from ..network.vocabulary import TokenTable
 from .base import IGNORED, Answer, Kind, divergence, shift_right
 from .checks import (
@@ -146,7 +146,7 @@ class LanguageModel(Kind):
         self, task: TaskRecord, inputs: dict[str, Any], targets: Mapping[str, Tensor], config: PreTrainedConfig
     ) -> dict[str, Any]:
         """What a decoder beside an encoder reads follows from the targets."""
-        if self._decoder_inputs is None or inputs.get("decoder_input_ids") is not None:
+        if self._decoder_inputs is None or any(inputs.get(name) is not None for name in DECODER_TEXTS):
             return inputs
         return {**inputs, **self._decoder_inputs(task, targets, config)}
 

@@ -19,7 +19,7 @@ from ..configuration import TaskError, TaskRecord
 from ..kinds import TASK_KINDS, kind_of, label_spans
 from ..kinds.base import Answer, Kind
 from ..kinds.collators import PAIR
-from ..network.backbone import MODEL_INPUTS, evaluation_mode, flat_sequences, hidden_size
+from ..network.backbone import DECODER_TEXTS, MODEL_INPUTS, evaluation_mode, flat_sequences, hidden_size
 from ..network.trunk import TrunkPass, replay_trunk
 from ..network.vocabulary import highest_tokens
 from ..views import LEARNING, View, running_view, task_key
@@ -396,7 +396,7 @@ def _answer_nothing(model: Parts, name: str, request: Request) -> Answer:
     """The answer to an empty batch."""
     kind, config = kind_of(record_of(model, name)), model.network.backbone.config
     prepared = kind.prepare(request.inputs, config)
-    names = ("decoder_input_ids", "input_ids", "inputs_embeds")
+    names = (*DECODER_TEXTS, "input_ids", "inputs_embeds")
     tokens = next(prepared[name] for name in names if name in prepared)
     hidden = model.network.vocabulary().parts[0].new_zeros(0, tokens.shape[1], hidden_size(config))
     return _head_answer(model, kind, View(task_key(name)), hidden, request.inputs)

@@ -27,7 +27,7 @@ from ..compat import nearest
 from ..configuration import TaskError
 from ..kinds import TASK_KINDS, kind_of
 from ..network.backbone import DECODER, batch_size, context_length, evaluation_mode, family_of
-from ..views import current_view, task_name, use_view
+from ..views import running_view, task_name, use_view
 from .answering import OF_ONE_TASK, check_tasks, choose, resolve_task, view_of
 from .parts import Parts, committed, record_of
 
@@ -341,13 +341,15 @@ def _check_several(model: Parts, generation_config: GenerationConfig | None, kwa
 
 
 def prepare_inputs(model: Parts, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What `forward` is given for the next token: the task, too, which is that of the current view.
+    """What `forward` is given for the next token: the task, too, which is that of the view that runs, if one does.
 
     Args:
         model: the model.
         inputs: what transformers' generation prepared.
     """
-    view, rows = current_view(), model.network.input_rows
+    view, rows = running_view(), model.network.input_rows
+    if view is None:  # asked outside of `generate`: there is no task, and `forward` finds one
+        return inputs
     inputs["task"] = task_name(view.key) or (model.learner.name if model.learner else None)
     if rows.has_grown:  # a text that has ended goes on with padding, which the task may not know
         name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"

@@ -26,6 +26,7 @@ from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 from ..compat import (
     SAVE_ARGUMENTS,
     attention_of,
+    check_and_set_device_map,
     check_known,
     hinting_at,
     hub_arguments,
@@ -243,7 +244,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             tasks: names of the tasks to load; only their shards, and those of the tasks whose units they read, are
                 opened. The model then answers for these tasks only, and learns nothing more.
             dtype: to compute in; the stored one by default. A model loaded in another dtype can not be saved.
-            device_map: a device, such as `"cuda"`.
+            device_map: a device, such as `"cuda"`; by default the one that `torch.device` has set.
             attn_implementation: as in transformers.
             kwargs: where the repository's files are: `revision`, `cache_dir`, `token`, `subfolder`, ...; and of the
                 configuration `output_hidden_states`, `output_attentions`, `return_dict` and `forward_transfer`.
@@ -251,12 +252,15 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         Raises:
             CheckpointError: if the folder is no release, or a file is missing, damaged or not what was saved.
             TaskError: if `tasks` names a task that the checkpoint does not have.
+            RuntimeError: under `torch.device("meta")`, where nothing can be loaded.
         """
         if model_args:
             raise TypeError(f"EideticModel.from_pretrained takes no further positional arguments, got {model_args!r}.")
         older = kwargs.pop("torch_dtype", None)  # what transformers called it up to version 4
         dtype = older if dtype is None else dtype
-        model = persistence.load(cls, pretrained_model_name_or_path, config, tasks, attn_implementation, kwargs)
+        device_map = check_and_set_device_map(device_map)
+        with torch.device("cpu"):  # whatever device the caller has set: everything moves there at once, below
+            model = persistence.load(cls, pretrained_model_name_or_path, config, tasks, attn_implementation, kwargs)
         if dtype is not None and dtype != "auto":
             persistence.cast_floats(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if device_map is not None:
@@ -266,8 +270,13 @@ class EideticModel(PreTrainedModel, GenerationMixin):
                 device_map = "cuda" if torch.cuda.is_available() else "cpu"
             cast(nn.Module, model).to(device_map)
         if kwargs.get("output_loading_info"):
-            info: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
-            return model, info  # type: ignore[return-value]
+            nothing: dict[str, Any] = {
+                "missing_keys": set(),
+                "unexpected_keys": set(),
+                "mismatched_keys": set(),
+                "error_msgs": [],
+            }
+            return model, nothing  # type: ignore[return-value]
         return model
 
     def _keep_language_head(self, given: LanguageHead | None) -> None:
@@ -584,7 +593,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
                 their places; 0 means all.
             num_items_in_batch: rows or tokens with a target in all the batches of an optimizer step, which the
                 `Trainer` counts when it accumulates gradients: the losses of these batches then add up to their mean.
-            kwargs: further arguments for the backbone, such as `output_hidden_states`.
+            kwargs: further arguments for the backbone, such as `output_hidden_states` or `decoder_inputs_embeds`.
 
         Returns:
             With one task: what its kind answers (`Kind.output_class`), with the `loss` if there are targets. Else a

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..kinds.base import TARGETS
 from ..kinds.collators import PAIR
-from ..network.backbone import MODEL_INPUTS, batch_size
+from ..network.backbone import DECODER_TEXTS, MODEL_INPUTS, batch_size
 
-_INPUTS = (*MODEL_INPUTS, "decoder_input_ids", "decoder_attention_mask")
+_INPUTS = (*MODEL_INPUTS, *DECODER_TEXTS, "decoder_attention_mask")
 
 
 @dataclass(frozen=True)

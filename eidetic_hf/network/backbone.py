@@ -22,6 +22,7 @@ from ..compat import no_init_weights
 
 ENCODER, DECODER, ENCODER_DECODER = "encoder", "decoder", "encoder-decoder"
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
+DECODER_TEXTS = ("decoder_input_ids", "decoder_inputs_embeds")  # what a decoder beside an encoder reads: either
 
 
 def family_of(config: PreTrainedConfig) -> str:

@@ -281,6 +281,19 @@ def test_an_empty_batch_of_any_kind_has_an_empty_answer(
         assert answer.tasks == []
 
 
+@pytest.mark.parametrize("kind", ["sequence-classification", "token-classification", "feature-extraction"])
+def test_hidden_states_of_an_encoder_decoder_are_those_that_the_head_reads(kind: str) -> None:
+    model = tiny_model("t5")
+    model.add_task("only", task_type=kind, labels=["x", "y"] if "classification" in kind else None)
+    model.begin_task("only")
+    model.commit_task()
+    batch = make_batch()
+    output = model(**batch, output_hidden_states=True)
+    assert len(output.hidden_states) == 4
+    assert output.hidden_states[-1].shape == (*batch["input_ids"].shape, 32)
+    assert model(**batch).hidden_states is None
+
+
 def test_a_list_of_tasks_is_of_one_kind(models: dict[str, Learned]) -> None:
     model = models["bert"].model
     names = ["question-answering-one", "masked-lm-two"]

@@ -237,10 +237,7 @@ def test_an_expansion_by_nothing_is_refused(model: EideticModel, units: float) -
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        *[
-            ({"keep": keep}, r"keep=.*expected a share in \(0, 1\]")
-            for keep in (0, -0.1, 1.5, "0.3", True, math.nan)
-        ],
+        *[({"keep": keep}, r"keep=.*expected a share in \(0, 1\]") for keep in (0, -0.1, 1.5, "0.3", True, math.nan)],
         *[({"keep_ancestors": keep}, r"keep_ancestors=.*expected a share in \(0, 1\]") for keep in (0, 2, "1")],
         *[({"tolerance": t}, r"tolerance=.*expected a number >= 0") for t in (-0.01, "1", math.nan, True)],
         *[({"importance": name}, r"importance=.*expected one of \['fisher', 'taylor'") for name in ("l3", None, 5)],

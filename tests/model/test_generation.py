@@ -243,6 +243,23 @@ def test_encoder_outputs_stand_in_for_the_text() -> None:
         model(**batch, **encoded, decoder_input_ids=expected, task=["first", "second", "first", "first"])
 
 
+def test_embeddings_stand_in_for_what_the_decoder_reads() -> None:
+    model = writer("t5")
+    batch, ids = prompts(model), torch.arange(12).reshape(4, 3)
+    embeds = model.get_input_embeddings()(ids)
+    for task in ("first", ["first", "second", "first", "second"]):
+        expected = model(**batch, decoder_input_ids=ids, task=task).logits
+        assert torch.equal(model(**batch, decoder_inputs_embeds=embeds, task=task).logits, expected)
+
+
+def test_inputs_for_the_next_token_can_be_prepared_outside_of_generate() -> None:
+    model = writer()
+    ids = make_batch(rows=2)["input_ids"]
+    prepared = model.prepare_inputs_for_generation(input_ids=ids, custom="kept")
+    assert torch.equal(prepared["input_ids"], ids) and prepared["custom"] == "kept"
+    assert "task" not in prepared
+
+
 def test_two_threads_write_two_tasks() -> None:
     model = writer("llama")
     batch = prompts(model)

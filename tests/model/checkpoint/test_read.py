@@ -137,6 +137,21 @@ def test_the_auto_classes_load_the_folder(auto: Any, saved: Path, trained: Eidet
     assert same(answers(loaded), answers(trained))
 
 
+def test_under_a_device_of_torch_the_model_is_loaded_there_and_the_meta_device_is_refused(saved: Path) -> None:
+    with torch.device("meta"), pytest.raises(RuntimeError, match="meta device context manager"):
+        EideticModel.from_pretrained(saved)
+    with torch.device("meta"):
+        loaded = EideticModel.from_pretrained(saved, device_map="cpu")
+    assert {tensor.device.type for _, tensor in loaded.named_buffers()} == {"cpu"}
+    assert loaded.verify().ok
+
+
+def test_loading_info_says_as_transformers_does_that_nothing_was_amiss(saved: Path) -> None:
+    model, info = EideticModel.from_pretrained(saved, output_loading_info=True)
+    assert model.verify().ok
+    assert info == {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+
+
 def test_auto_config_loads_the_folder(saved: Path) -> None:
     config = AutoConfig.from_pretrained(saved)
     assert type(config) is EideticConfig and [task.name for task in config.tasks] == ["first", "second"]
