@@ -268,3 +268,9 @@ def test_a_folder_in_a_future_format_is_not_read(folder: Path, where: str) -> No
     edit_json(folder / where, lambda v: (v if where == "config.json" else v["metadata"]).update(format_version=future))
     with pytest.raises(CheckpointError, match="Upgrade with: pip install -U eidetic-hf"):
         EideticModel.from_pretrained(folder)
+
+
+def test_a_record_that_reads_what_is_not_there_is_refused_with_file_and_field(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda values: values["tasks"][1].update(ancestors=["nobody"]))
+    with pytest.raises(CheckpointError, match=r"config\.json of .*: The task 'second' has ancestors=\['nobody'\]"):
+        EideticModel.from_pretrained(folder)
