@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping
@@ -218,10 +219,12 @@ def _router_sums(
         return None
     if hasattr(dataset, "__len__"):
         chosen = range(args.process_index, len(dataset), args.world_size)
-        rows: Iterator[Any] = (_inputs_of(model, dataset[i]) for i in chosen)
+        rows: Iterator[Any] = (dataset[i] for i in chosen)
     else:  # a stream, perhaps without an end: as many as were trained on
         seen = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rows = (_inputs_of(model, row) for row in itertools.islice(dataset, args.process_index, seen, args.world_size))
+        rows = itertools.islice(dataset, args.process_index, seen, args.world_size)
+    if args.remove_unused_columns:  # as the Trainer did with what it trained on
+        rows = map(functools.partial(_inputs_of, model), rows)
     batches = (collate(batch) for batch in iter(lambda: list(itertools.islice(rows, ROUTER_BATCH)), []))
     sums = model.router_sums(batches)
     if args.world_size > 1:
@@ -236,7 +239,7 @@ def _inputs_of(model: EideticModel, row: Any) -> Any:
     """A row without the columns that nobody reads, such as the text itself: no collator could make a batch of them."""
     if not isinstance(row, Mapping):
         return row
-    known = {*inspect.signature(model.forward).parameters, *LABELS}
+    known = {*inspect.signature(model.forward).parameters, *model.network.arguments, *LABELS}
     return {name: value for name, value in row.items() if name in known} or row
 
 

@@ -11,11 +11,12 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .views import running_view, task_name
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 # The kind of a record that names none: the first versions had no other. What kinds there are, `kinds/` says.
 DEFAULT_TASK_TYPE = "sequence-classification"
+ALL_EARLIER = "all"  # how config.json says that a task reads all tasks before it, however many they are
 # What code outside of the package asks a model's configuration for, and the backbone's knows.
 ANSWERED_BY_BACKBONE = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
@@ -60,7 +61,8 @@ class TaskRecord:
         task_type: name of its kind.
         labels: names of the labels in the order of the logits; for regression, names of the targets; empty for kinds
             without labels.
-        ancestors: earlier tasks whose units this task reads, in commit order.
+        ancestors: earlier tasks whose units this task reads, in commit order; in config.json `"all"`, if it reads
+            all that come before it.
         options: the settings of its kind, by name, as plain JSON values (see `Kind.Options`).
         vocab_size: tokens that the task knows, and scores if it is a language model: those there were at its time;
             `None` stands for those that the backbone came with.
@@ -172,7 +174,7 @@ class EideticConfig(PreTrainedConfig):
         self.trunk_layers = cast(int, trunk_layers)
         self.trunk_pretrained = trunk_pretrained
         self.forward_transfer = forward_transfer
-        self.tasks = [task if isinstance(task, TaskRecord) else TaskRecord.from_dict(task) for task in tasks or []]
+        self.tasks = _records(tasks or [])
         self._positions: dict[str, int] = {}
         self.served = served
         self.expanded = dict(expanded or {})
@@ -181,7 +183,8 @@ class EideticConfig(PreTrainedConfig):
         self.learning = learning
         self.language_head = language_head
         self.output_embeddings = None if output_embeddings is None else list(output_embeddings)
-        self.format_version = format_version
+        # What an earlier format holds is written in this one.
+        self.format_version = FORMAT_VERSION if format_version in range(FORMAT_VERSION) else format_version
         if vocab_size is not None:
             self.vocab_size = vocab_size
         if base_config is not None and base_config.is_encoder_decoder:
@@ -252,5 +255,43 @@ class EideticConfig(PreTrainedConfig):
         bare.__dict__.pop("tasks")
         bare.__dict__.pop("_positions")
         output = super(EideticConfig, bare).to_dict()
-        output["tasks"] = [task.to_dict() if isinstance(task, TaskRecord) else task for task in self.tasks]
+        output["tasks"] = _written(self.tasks)
         return output
+
+
+def _records(tasks: list[TaskRecord | dict[str, Any]]) -> list[TaskRecord]:
+    """Records of tasks in commit order, each with the names of its ancestors.
+
+    Raises:
+        TaskError: if one reads another that does not come before it.
+    """
+    records: list[TaskRecord] = []
+    names: dict[str, None] = {}
+    for task in tasks:
+        record = task if isinstance(task, TaskRecord) else TaskRecord.from_dict(task)
+        if record.ancestors == ALL_EARLIER:
+            record.ancestors = list(names)
+        read = record.ancestors
+        if not isinstance(read, list) or not all(isinstance(name, str) and name in names for name in read):
+            raise TaskError(
+                f"The task '{record.name}' has ancestors={read!r}; expected {ALL_EARLIER!r}, or names of tasks that "
+                f"come before it: {list(names)}."
+            )
+        records.append(record)
+        names[record.name] = None
+    return records
+
+
+def _written(tasks: list[Any]) -> list[Any]:
+    """What `_records` reads: a task that reads all before it does not list them, so its room does not grow."""
+    written, names = [], list[str]()
+    for task in tasks:
+        if isinstance(task, TaskRecord):
+            values = task.to_dict()
+            if names and values["ancestors"] == names:
+                values["ancestors"] = ALL_EARLIER
+            written.append(values)
+            names.append(task.name)
+        else:  # a name, of those to load
+            written.append(task)
+    return written

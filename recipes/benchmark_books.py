@@ -6,10 +6,10 @@ A small random BERT (hidden size 64, 4 layers of 8 heads and 1024 neurons, one o
 one task after another, without training: cost does not depend on values. Each task keeps 1 % of the free units, at
 random, and leaves its router sums. At each number of tasks, in a model whose tasks read all earlier ones and in one
 whose tasks read none, it takes the time of adding and committing one task, of the first save, of a save after one more
-task, of verifying, of `task_tensors` of one task, and of loading, and the size of config.json. What is done once for
-all tasks is divided by their number, so a cost that grows in proportion to the tasks has a ratio of 1. Times are those
-of the process, on all its threads, and what can be repeated is repeated and the least counts: so whatever else the
-machine does hardly matters. Takes about ten minutes.
+task, of verifying, of `task_tensors` of one task, and of loading, and the size of config.json, of the last task's
+entry in it, and of its shard. What is done once for all tasks is divided by their number, so a cost that grows in
+proportion to the tasks has a ratio of 1. Times are those of the process, on all its threads, and what can be repeated
+is repeated and the least counts: so whatever else the machine does hardly matters. Takes about ten minutes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, BertConfig
 from transformers.utils import logging
 
@@ -32,7 +33,13 @@ BOUND = 1.5  # of the last number of tasks against the first, per task
 REPEATS, PATIENCE = 3, 20.0  # repeat what took less than so many seconds in all
 TEXTS, LENGTH, LABELS, VOCABULARY = 8, 16, ["a", "b"], 500
 
-ONE_TASK = ("CPU seconds to add and commit a task", "CPU seconds of task_tensors of a task")
+ONE_TASK = (
+    "CPU seconds to add and commit a task",
+    "CPU seconds of task_tensors of a task",
+    "bytes of a task's shard, without its gates",
+    "bytes of a task's gates, which it learns",
+    "bytes of a task's entry in config.json",
+)
 ALL_TASKS = (
     "CPU seconds of the first save, per task",
     "CPU seconds of a save after one more task, per task",
@@ -99,15 +106,25 @@ def measure(model: EideticModel, count: int, folder: Path) -> Figures:
     saved = next(path for path in sorted(folder.glob(f"{count}-*"), reverse=True))
     loading = fastest(lambda: EideticModel.from_pretrained(saved))
     size = (saved / "config.json").stat().st_size
+    sizes = size_of(saved, names[-1])
     seconds = []
     for _ in range(REPEATS):
         add_task(model)
         seconds.append(fastest(lambda: model.save_pretrained(saved), repeats=1))
     of_all = (first, min(seconds), verifying, loading, size)
     return {
-        **dict(zip(ONE_TASK, (adding, tensors), strict=True)),
+        **dict(zip(ONE_TASK, (adding, tensors, *sizes), strict=True)),
         **{name: value / count for name, value in zip(ALL_TASKS, of_all, strict=True)},
     }
+
+
+def size_of(folder: Path, task: str) -> tuple[int, int, int]:
+    """Bytes of a task's shard without its gates, of its gates, and of its entry in config.json."""
+    path = folder / f"eidetic-task-{task}.safetensors"
+    gates = sum(tensor.nbytes for name, tensor in load_file(path).items() if ".gates." in name)
+    entries = json.loads((folder / "config.json").read_text())["tasks"]
+    entry = next(entry for entry in entries if entry["name"] == task)
+    return path.stat().st_size - gates, gates, len(json.dumps(entry, indent=2))
 
 
 def _assert(holds: bool) -> None:
@@ -122,7 +139,7 @@ def show(forward_transfer: str, figures: dict[int, Figures]) -> None:
     print(f"\n{f'tasks that read {forward_transfer} earlier ones':50}{head}{f'{counts[-1]} : {counts[0]}':>12}")
     for name in (*ONE_TASK, *ALL_TASKS):
         values = [figures[count][name] for count in counts]
-        ratio = values[-1] / values[0]
+        ratio = values[-1] / (values[0] or 1)  # a first task has no gates
         mark = "  ABOVE THE BOUND" if ratio > BOUND else ""
         print(f"{name:50}{''.join(f'{value:12.4g}' for value in values)}{ratio:12.2f}{mark}", flush=True)
 

@@ -14,7 +14,7 @@ from transformers import BertConfig
 
 import eidetic_hf
 from eidetic_hf import EideticConfig, EideticModel
-from eidetic_hf.configuration import TaskRecord
+from eidetic_hf.configuration import TaskError, TaskRecord
 from eidetic_hf.kinds import TASK_KINDS
 from eidetic_hf.views import task_key, task_name
 
@@ -116,3 +116,21 @@ def test_the_configuration_names_no_kind_but_the_one_of_records_that_name_none()
 def test_a_key_says_which_task_it_is_of(name: str) -> None:
     assert task_name(task_key(name)) == name
     assert task_name("learning") is None
+
+
+@pytest.mark.parametrize("read", ["every", ["b"], ["a", 1], None, {"a": 1}, [["a"]]])
+def test_ancestors_are_tasks_that_come_before(read: object) -> None:
+    tasks = [{"name": "a"}, {"name": "b", "ancestors": read}]
+    with pytest.raises(
+        TaskError, match=r"The task 'b' has ancestors=.*; expected 'all', or names of tasks.*: \['a'\]"
+    ):
+        EideticConfig(tasks=tasks)
+
+
+def test_a_task_that_reads_all_before_it_does_not_list_them_in_json() -> None:
+    tasks = [{"name": "a"}, {"name": "b", "ancestors": ["a"]}, {"name": "c", "ancestors": ["b"]}, {"name": "d"}]
+    config = EideticConfig(tasks=[*tasks, {"name": "e", "ancestors": ["a", "b", "c", "d"]}])
+    written = config.to_dict()["tasks"]
+    assert [task["ancestors"] for task in written] == [[], "all", ["b"], [], "all"]
+    assert EideticConfig(tasks=written).tasks == config.tasks
+    assert config.tasks[1].ancestors == ["a"], "the record itself still lists them"

@@ -1,23 +1,25 @@
 """Checkpoints that earlier versions wrote, one folder for each format: every later version has to read them.
 
-They are never written anew. `golden/make_format_1.py` says what is in them.
+They are never written anew. `golden/make_golden.py` says what is in them.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from golden.make_format_1 import LEARNING, answer_of, resumable
+from golden.make_golden import LEARNING, answer_of, resumable
 from safetensors.torch import load_file
 
 from eidetic_hf import EideticModel
 from eidetic_hf.model.checkpoint.layout import sha256_of
 
-FORMAT_1 = Path(__file__).parent / "golden" / "format_1"
-FOLDERS = ("bert", "t5")
+GOLDEN = Path(__file__).parent / "golden"
+FORMATS = ("format_1", "format_2")
+FOLDERS = [f"{form}/{backbone}" for form in FORMATS for backbone in ("bert", "t5")]
 # Other machines may round otherwise; on the one that wrote them, answers are equal to the last bit (`verify`).
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -27,36 +29,38 @@ def shards(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in folder.glob("eidetic-*.safetensors")}
 
 
-@pytest.fixture
-def copied(tmp_path: Path) -> Path:
-    """The golden folders in a place where they may be written to."""
-    return Path(shutil.copytree(FORMAT_1, tmp_path / "format_1"))
+@pytest.fixture(params=FORMATS)
+def copied(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The golden folders of a format in a place where they may be written to."""
+    return Path(shutil.copytree(GOLDEN / request.param, tmp_path / request.param))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_golden_checkpoint_loads_verifies_and_answers_as_it_did(name: str) -> None:
-    model = EideticModel.from_pretrained(FORMAT_1 / name)
+    model = EideticModel.from_pretrained(GOLDEN / name)
     report = model.verify()
     assert len(report.tasks) == len(model.tasks) >= 2
     for task in report.tasks:
         assert task.weights_match and (task.logits_match or task.largest_logit_difference < 1e-4), str(task)
-    answers = load_file(FORMAT_1 / "answers.safetensors")
+    answers = load_file((GOLDEN / name).with_name("answers.safetensors"))
     for task in model.tasks:
-        torch.testing.assert_close(answer_of(model, task), answers[f"{name}|{task}"], **ROUNDING)
+        torch.testing.assert_close(answer_of(model, task), answers[f"{Path(name).name}|{task}"], **ROUNDING)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_golden_checkpoint_saves_byte_identical_shards(name: str, tmp_path: Path) -> None:
-    model = EideticModel.from_pretrained(FORMAT_1 / name)
+    model = EideticModel.from_pretrained(GOLDEN / name)
     model.save_pretrained(tmp_path)
-    assert shards(tmp_path) == shards(FORMAT_1 / name)
+    assert shards(tmp_path) == shards(GOLDEN / name)
     again = EideticModel.from_pretrained(tmp_path)
     for task in model.tasks:
         assert torch.equal(answer_of(again, task), answer_of(model, task))
 
 
-def test_the_golden_checkpoints_hold_what_they_are_there_for() -> None:
-    bert = EideticModel.from_pretrained(FORMAT_1 / "bert")
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_golden_checkpoints_hold_what_they_are_there_for(form: str) -> None:
+    assert json.loads((GOLDEN / form / "bert" / "config.json").read_text())["format_version"] == int(form[-1])
+    bert = EideticModel.from_pretrained(GOLDEN / form / "bert")
     assert {bert.record(task).task_type for task in bert.tasks} == {
         "sequence-classification", "token-classification", "question-answering", "masked-lm", "multiple-choice",
         "feature-extraction",
@@ -65,7 +69,7 @@ def test_the_golden_checkpoints_hold_what_they_are_there_for() -> None:
     assert bert.config.vocab_size == 44 > bert.config.base_config.vocab_size
     gates = [group.gates.need("@names") for group in bert.groups.values()]
     assert all(bool((gate == 0).any()) for gate in gates), "names masks some units of its ancestors out"
-    t5 = EideticModel.from_pretrained(FORMAT_1 / "t5")
+    t5 = EideticModel.from_pretrained(GOLDEN / form / "t5")
     assert [t5.record(task).task_type for task in t5.tasks] == ["sequence-classification", "seq2seq-lm"]
 
 
@@ -76,7 +80,7 @@ def test_a_golden_trainer_checkpoint_resumes_in_the_middle_of_a_task(copied: Pat
     trainer.train(resume_from_checkpoint=str(copied / "bert-learning"))
     task = LEARNING[0]
     assert model.tasks == [*committed, task]
-    wanted = load_file(FORMAT_1 / "answers.safetensors")[f"bert-learning|{task}"]
+    wanted = load_file(copied / "answers.safetensors")[f"bert-learning|{task}"]
     torch.testing.assert_close(answer_of(model, task), wanted, rtol=1e-2, atol=1e-3)
     assert all(torch.equal(answer_of(model, name), answer) for name, answer in committed.items())
     model.save_pretrained(copied / "bert")
@@ -86,5 +90,6 @@ def test_a_golden_trainer_checkpoint_resumes_in_the_middle_of_a_task(copied: Pat
     }
 
 
-def test_the_golden_folder_stays_small() -> None:
-    assert sum(path.stat().st_size for path in FORMAT_1.rglob("*") if path.is_file()) < 2**20
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_golden_folder_stays_small(form: str) -> None:
+    assert sum(path.stat().st_size for path in (GOLDEN / form).rglob("*") if path.is_file()) < 2**20

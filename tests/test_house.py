@@ -107,7 +107,6 @@ TESTED_ELSEWHERE = {
     "model.parts": ("model/test_bad_input.py", "what the model hands to its functions"),
     "model.request": ("model/test_bad_input.py", "what may be asked of the model"),
     "model.answering": ("model/test_router.py", "answers, with and without a task given"),
-    "model.certificate": ("model/test_exactness.py", "what it certifies is what these tests hold"),
     "model.persistence": ("model/checkpoint/test_read.py", "a folder as a model and back"),
     "model.model": ("model/test_exactness.py", "what the model promises"),
     "model.auto": ("kinds/test_kinds.py", "a class for every kind"),

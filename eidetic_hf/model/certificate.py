@@ -1,10 +1,21 @@
-"""The evidence that a committed task has not changed: written at its commit, recomputed whenever somebody asks."""
+"""The evidence that a committed task has not changed: written at its commit, recomputed whenever somebody asks.
+
+A task reads tensors of others, and their digests are evidence of those others. A task's shard holds digests of what
+it owns, and of the trunk, which has no commit of its own; what it reads of other tasks is in its certificate as one
+digest over theirs. So the evidence of a task takes as much room after three hundred tasks as after three.
+
+    probes.@task.input_ids, attention_mask, logits       a batch, and what the task answered at its commit
+    probes.@task.<part>_digests                          SHA-256 of each tensor of a section, in the order of names
+    config.json: weights_sha256                          over the digests of all sections that the task reads
+
+In format 1 `probes.@task.digests` has all tensors that the task reads, in the order of their names.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,8 +27,9 @@ from ..compat import attention_of
 from ..configuration import TaskError, TaskRecord
 from ..kinds import kind_of
 from ..network.backbone import evaluation_mode
+from ..network.network import Section
 from ..network.storage import Slots, named_tensors
-from ..views import View, task_key
+from ..views import TRUNK, View, task_key, task_name
 from .answering import answer
 from .checkpoint.layout import CheckpointError
 from .parts import Parts, committed, record_of
@@ -40,12 +52,17 @@ def tensor_digests(tensors: Mapping[str, Tensor], cache: dict[str, bytes] | None
         if name not in cache:
             cache[name] = tensor_digest(name, tensors[name])
     joined = b"".join(cache[name] for name in sorted(tensors))
+    if not joined:
+        return torch.empty((0, 32), dtype=torch.uint8)
     return torch.frombuffer(bytearray(joined), dtype=torch.uint8).reshape(-1, 32)
 
 
-def digest_of_digests(digests: Tensor) -> str:
-    """One SHA-256, in hexadecimal, over what `tensor_digests` returned."""
-    return hashlib.sha256(digests.contiguous().numpy().tobytes()).hexdigest()
+def digest_of_digests(parts: Iterable[Tensor | bytes]) -> bytes:
+    """One SHA-256 over others: over what `tensor_digests` returned, or over what this function did."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.contiguous().numpy().data)
+    return digest.digest()
 
 
 def probe_inputs(task: str, vocab_size: int) -> dict[str, Tensor]:
@@ -62,6 +79,10 @@ def probe_inputs(task: str, vocab_size: int) -> dict[str, Tensor]:
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def environment(device: torch.device, dtype: torch.dtype, attention: str | None) -> dict[str, Any]:
     """What bit-for-bit equality of logits may depend on, as JSON-ready values."""
     is_cuda = device.type == "cuda"
@@ -69,7 +90,7 @@ def environment(device: torch.device, dtype: torch.dtype, attention: str | None)
         "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
         "capability": None if is_cuda else torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": _name_of(dtype),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": None if is_cuda else torch.get_num_threads(),
@@ -162,36 +183,163 @@ def closed_set(model: Parts, name: str) -> dict[str, Tensor]:
     Raises:
         TaskError: if the task is not committed.
     """
+    return Evidence(model).closed_set(_record_of_committed(model, name))
+
+
+def _record_of_committed(model: Parts, name: str) -> TaskRecord:
     record = record_of(model, name)
     if name in model.added:
         raise TaskError(f"The task '{name}' is not committed yet: its tensors still change.")
-    return _closed_set(model, record)
+    return record
 
 
-def _closed_set(model: Parts, record: TaskRecord) -> dict[str, Tensor]:
-    key, ancestors = task_key(record.name), [task_key(name) for name in record.ancestors]
-    reads_output = kind_of(record).reads_output_embeddings(record)
-    tensors = model.network.tensors_of(key, ancestors, record.vocab_size or 0, reads_output)
-    return {**tensors, **named_tensors(model.heads[key], f"heads.{key}")}
+@dataclass(frozen=True)
+class Comparison:
+    """Some tensors held against a certificate.
+
+    Attributes:
+        then: SHA-256 over the digests that the certificate has of them.
+        first: the first tensor that differs, or what else does; `None` if nothing does.
+    """
+
+    then: bytes
+    first: str | None
+
+
+class Evidence:
+    """What the tensors of committed tasks are, and what certificates say that they were.
+
+    Each is looked at once, and what was found is kept: make one for each question.
+    """
+
+    def __init__(self, model: Parts) -> None:
+        self._model = model
+        self._tensors: dict[Section, dict[str, Tensor]] = {}
+        self._digests: dict[str, bytes] = {}  # by the name of a tensor
+        self._compared: dict[Section, Comparison] = {}
+
+    def sections(self, record: TaskRecord) -> list[Section]:
+        """What a committed task reads."""
+        ancestors = [task_key(name) for name in record.ancestors]
+        with_output = kind_of(record).reads_output_embeddings(record)
+        return self._model.network.sections_of(task_key(record.name), ancestors, record.vocab_size or 0, with_output)
+
+    def tensors(self, section: Section) -> dict[str, Tensor]:
+        """The tensors of a section, by name."""
+        if section not in self._tensors:
+            found = self._model.network.tensors_of(section)
+            if section.part == "private":
+                found.update(named_tensors(self._model.heads[section.owner], f"heads.{section.owner}"))
+            self._tensors[section] = found
+        return self._tensors[section]
+
+    def closed_set(self, record: TaskRecord) -> dict[str, Tensor]:
+        """Every tensor that a committed task's output reads, by name."""
+        return {name: tensor for section in self.sections(record) for name, tensor in self.tensors(section).items()}
+
+    def digests(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Digests of tensors as they are, see `tensor_digests`."""
+        return tensor_digests(tensors, self._digests)
+
+    def vouched(self, section: Section) -> Tensor:
+        """Digests of a section as an earlier certificate has them; as it is, where none does.
+
+        What is frozen is not hashed again: should it have changed, it is not what its owner's certificate says, and
+        `verify` names it for every task that reads it.
+        """
+        probes = cast(Mapping[str, Slots], self._model.probes)
+        for key in probes if section.owner == TRUNK else [section.owner]:
+            stored = probes[key].get(_slot(section)) if key in probes else None
+            if stored is not None:
+                return stored.cpu()
+        return self.digests(self.tensors(section))
+
+    def first_difference(self, record: TaskRecord) -> str | None:
+        """The first tensor that a task reads and that is not what its certificate says, or what else is wrong."""
+        every = self._probe(record.name).get("digests")
+        if every is not None:  # format 1
+            found = [self._compare("closed set", self.closed_set(record), every)]
+            then = found[0].then
+        else:
+            found = [self._of_section(section, record) for section in self.sections(record)]
+            then = digest_of_digests(each.then for each in found)
+        first = next((each.first for each in found if each.first is not None), None)
+        if first is None and then.hex() != record.certificate["weights_sha256"]:
+            return "(the stored digests differ from config.json)"
+        return first
+
+    def _of_section(self, section: Section, reader: TaskRecord) -> Comparison:
+        """A section held against its owner's certificate, or against the reader's if it is the trunk's."""
+        if section.owner == TRUNK:
+            return self._compare(section.part, self.tensors(section), self._stored(section, reader.name))
+        if section not in self._compared:
+            owner = cast(str, task_name(section.owner))
+            what = f"{section.part} of '{owner}'"
+            self._compared[section] = self._compare(what, self.tensors(section), self._stored(section, owner))
+        return self._compared[section]
+
+    def _stored(self, section: Section, task: str) -> Tensor | None:
+        """Digests of a section in a task's certificate; `None` if it has none."""
+        probe = self._probe(task)
+        every = probe.get("digests")
+        if every is None:
+            return probe.get(_slot(section))
+        names = sorted(self.closed_set(record_of(self._model, task)))  # format 1
+        if len(names) != len(every):
+            return None
+        place = {name: number for number, name in enumerate(names)}
+        return every[[place[name] for name in sorted(self.tensors(section))]]
+
+    def _compare(self, what: str, tensors: Mapping[str, Tensor], stored: Tensor | None) -> Comparison:
+        now = self.digests(tensors)
+        then = now[:0] if stored is None else stored.cpu()
+        if now.shape != then.shape:
+            return Comparison(b"", f"(the {what} has {len(now)} tensors, at commit it had {len(then)})")
+        differs = (now != then).any(1).nonzero()
+        return Comparison(digest_of_digests([then]), sorted(tensors)[int(differs[0])] if len(differs) else None)
+
+    def _probe(self, task: str) -> Slots:
+        return cast(Slots, self._model.probes[task_key(task)])
+
+
+def _slot(section: Section) -> str:
+    """Where a certificate keeps the digests of a section."""
+    return f"{section.part}_digests"
 
 
 def certify(model: Parts, record: TaskRecord) -> None:
-    """Store digests of the closed set and the logits of the probe batch."""
-    probe = Slots()
+    """Store digests of what the task owns, and the logits of the probe batch."""
+    key, probe, evidence = task_key(record.name), Slots(), Evidence(model)
     inputs = probe_inputs(record.name, model.network.backbone.config.vocab_size)
-    digests = tensor_digests(_closed_set(model, record))
+    sections = evidence.sections(record)
+    if _is_cast(model):
+        digests = {"digests": evidence.digests(evidence.closed_set(record))}
+        weights = digest_of_digests(digests.values())
+    else:
+        found = {section: evidence.vouched(section) for section in sections}
+        digests = {_slot(section): found[section] for section in sections if section.owner in (key, TRUNK)}
+        weights = digest_of_digests(digest_of_digests([found[section]]) for section in sections)
     logits = _probe_logits(model, inputs, record)
     kept = kind_of(record).probe_kept(logits)
-    for slot, value in {**inputs, "logits": kept, "digests": digests}.items():
+    for slot, value in {**inputs, "logits": kept, **digests}.items():
         probe.put(slot, value.to(model.device))
-    model.probes[task_key(record.name)] = probe
+    model.probes[key] = probe
     record.certificate = {
-        "weights_sha256": digest_of_digests(digests),
+        "weights_sha256": weights.hex(),
         "logits_sha256": _logits_digest(logits),
         "environment": environment_of(model),
     }
     if kept.shape != logits.shape:
         record.certificate["kept_logits_sha256"] = _logits_digest(kept)
+
+
+def _is_cast(model: Parts) -> bool:
+    """Whether the model computes in another dtype than earlier tasks were committed in.
+
+    Then what their certificates say of their tensors does not hold for it. It can not be saved, see `check_unchanged`.
+    """
+    dtype = _name_of(model.dtype)
+    return any(task.certificate and task.certificate["environment"]["dtype"] != dtype for task in model.config.tasks)
 
 
 def environment_of(model: Parts) -> dict[str, Any]:
@@ -210,24 +358,16 @@ def _probe_logits(model: Parts, inputs: Mapping[str, Tensor], record: TaskRecord
 
 def verify(model: Parts, tasks: list[str] | None) -> VerificationReport:
     """Recompute every certificate, see `EideticModel.verify`."""
-    cache: dict[str, bytes] = {}
-    names = tasks or committed(model)
-    return VerificationReport([_verify_task(model, record_of(model, name), cache) for name in names])
+    evidence = Evidence(model)
+    records = [_record_of_committed(model, name) for name in tasks or committed(model)]
+    return VerificationReport([_verify_task(model, record, evidence) for record in records])
 
 
-def _verify_task(model: Parts, record: TaskRecord, cache: dict[str, bytes]) -> TaskVerification:
+def _verify_task(model: Parts, record: TaskRecord, evidence: Evidence) -> TaskVerification:
     probe = cast(Slots, model.probes[task_key(record.name)])
     kept_digest = record.certificate.get("kept_logits_sha256", record.certificate["logits_sha256"])
-    tensors = closed_set(model, record.name)
-    now, then = tensor_digests(tensors, cache), probe.need("digests").cpu()
-    first = None
-    if now.shape != then.shape:
-        first = f"(the closed set has {len(now)} tensors, at commit it had {len(then)})"
-    elif not torch.equal(now, then):
-        first = sorted(tensors)[int((now != then).any(1).nonzero()[0])]
-    elif digest_of_digests(then) != record.certificate["weights_sha256"]:
-        first = "(the stored digests differ from config.json)"
-    elif _logits_digest(probe.need("logits")) != kept_digest:
+    first = evidence.first_difference(record)
+    if first is None and _logits_digest(probe.need("logits")) != kept_digest:
         first = f"probes.{task_key(record.name)}.logits"
     before, after = record.certificate["environment"], environment_of(model)
     changes = {key: (before.get(key), after[key]) for key in after if before.get(key) != after[key]}
@@ -245,8 +385,8 @@ def check_unchanged(model: Parts) -> None:
     Raises:
         CheckpointError: if one is not, to the bit, what its certificate says.
     """
-    cache: dict[str, bytes] = {}
-    dtype = str(model.dtype).removeprefix("torch.")
+    evidence = Evidence(model)
+    dtype = _name_of(model.dtype)
     for task in model.config.tasks:
         then = task.certificate["environment"]["dtype"]
         if then != dtype:
@@ -254,14 +394,13 @@ def check_unchanged(model: Parts) -> None:
                 f"This model computes in torch.{dtype}, but the task '{task.name}' was committed in {then}. Saving "
                 f"would change its shard. Load the checkpoint with dtype=torch.{then} to save it."
             )
-        digests = tensor_digests(_closed_set(model, task), cache)
-        if digest_of_digests(digests) != task.certificate["weights_sha256"]:
-            report = _verify_task(model, task, cache)
+        first = evidence.first_difference(task)
+        if first is not None:
             raise CheckpointError(
-                f"The committed task '{task.name}' has changed in memory, first in {report.first_difference}. It "
-                "was not saved; load the last good checkpoint."
+                f"The committed task '{task.name}' has changed in memory, first in {first}. It was not saved; load "
+                "the last good checkpoint."
             )
 
 
 def _logits_digest(logits: Tensor) -> str:
-    return digest_of_digests(tensor_digests({"logits": logits}))
+    return digest_of_digests([tensor_digests({"logits": logits})]).hex()

@@ -202,16 +202,17 @@ class TaskLinear(nn.Module):
         self.pack()
 
     def tensors_of(self, name: str, key: str, private: bool) -> dict[str, Tensor]:
-        """What the output of a task that reads `key`'s units reads of them here, by name in the state dict.
+        """What a task owns here, by name in the state dict.
 
         Args:
             name: of this module.
-            key: of the task that owns the units.
-            private: whether that is the task itself, whose bias it reads, too.
+            key: of the task.
+            private: whether what only the task itself reads is meant, its bias, or what its descendants read, too.
         """
-        found = named_tensors(self.segment(key), f"{name}.segments.{key}")
-        bias = self.biases.get(key) if private else None
-        return found if bias is None else {**found, f"{name}.biases.{key}": bias}
+        if not private:
+            return named_tensors(self.segment(key), f"{name}.segments.{key}")
+        bias = self.biases.get(key)
+        return {} if bias is None else {f"{name}.biases.{key}": bias}
 
     def _put_pool(self, pool: Segment) -> None:
         self.segments[POOL] = pool
@@ -372,7 +373,7 @@ class TaskNorm(nn.Module):
             del self.tasks[key]
 
     def tensors_of(self, name: str, key: str, private: bool) -> dict[str, Tensor]:
-        """What a task's output reads here, by name in the state dict: its own norm, none of its ancestors'."""
+        """What a task owns here, by name in the state dict: its norm, which only the task itself reads."""
         return named_tensors(self.tasks[key], f"{name}.tasks.{key}") if private else {}
 
     def rebuild(self, key: str) -> None:

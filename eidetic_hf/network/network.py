@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..compat import forward_arguments
 from ..configuration import EideticConfig
-from ..views import LEARNING, POOL, View, task_key, task_name, use_view
+from ..views import LEARNING, POOL, TRUNK, View, task_key, task_name, use_view
 from .architecture import LAYERS, Architecture, ArchitectureError, find, layers_of, leftovers
 from .architectures import architecture_of
 from .backbone import DECODER, ENCODER, batch_size, evaluation_mode, family_of, flat_sequences, is_nested
@@ -23,6 +23,19 @@ from .trunk import TrunkPass, pool_states, record_trunk, share_trunk
 from .units import UNIT_TYPES, UnitGroup
 from .vocabulary import LateRows, TokenTable, read_by_view, table_of
 from .wiring import cut_error, join_tied, refresh_buffers, replace_module, wire_stack
+
+
+class Section(NamedTuple):
+    """Some of the tensors of one owner: whoever reads one of them reads all of them.
+
+    Attributes:
+        owner: key of the task that owns them, or the trunk.
+        part: `trunk` and `output_embeddings`, which every task reads that knows them; `private`, which only the owner
+            does; `units`, which those do whose ancestor it is; `input_rows` and `output_rows`, tokens that came later.
+    """
+
+    owner: str
+    part: str
 
 
 @dataclass(frozen=True)
@@ -166,21 +179,8 @@ class Network:
 
     # -- who reads what -------------------------------------------------------------------------------------------
 
-    def trunk_tensors(self, with_output: bool) -> dict[str, Tensor]:
-        """Tensors that every task reads, by name; the output embeddings only if asked for."""
-        found = {
-            f"{name}.{leaf}": tensor
-            for name, module in _outside_of(self.backbone, "backbone", TASK_MODULES)
-            for leaf, tensor in stored_tensors(module).items()
-        }
-        if with_output and (weight := self.output_embeddings.get("weight")) is not None:
-            found["output_embeddings.weight"] = weight
-        return found
-
-    def tensors_of(self, key: str, ancestors: list[str], tokens: int, with_output: bool) -> dict[str, Tensor]:
-        """Every tensor that a committed task's hidden states and scores of tokens are made of, by name.
-
-        Its cost does not grow with the number of other tasks.
+    def sections_of(self, key: str, ancestors: list[str], tokens: int, with_output: bool) -> list[Section]:
+        """What a committed task's hidden states and scores of tokens are made of: whose tensors, and which of them.
 
         Args:
             key: of the task.
@@ -188,16 +188,37 @@ class Network:
             tokens: how many tokens it knows; 0 for those that the backbone came with.
             with_output: whether it reads the model's output embeddings.
         """
-        found = self.trunk_tensors(with_output)
+        sections = [Section(TRUNK, "trunk"), Section(key, "private")]
+        sections += [Section(owner, "units") for owner in [*ancestors, key]]
+        sections += [Section(owner, "input_rows") for owner in self.input_rows.owners(tokens)]
+        if with_output:
+            if self.output_embeddings.get("weight") is not None:
+                sections.append(Section(TRUNK, "output_embeddings"))
+            sections += [Section(owner, "output_rows") for owner in self.output_rows.owners(tokens)]
+        return sections
+
+    def tensors_of(self, section: Section) -> dict[str, Tensor]:
+        """The tensors of one section by name. Its cost does not grow with the number of other tasks."""
+        owner, part = section
+        if part == "trunk":
+            return {
+                f"{name}.{leaf}": tensor
+                for name, module in _outside_of(self.backbone, "backbone", TASK_MODULES)
+                for leaf, tensor in stored_tensors(module).items()
+            }
+        if part == "output_embeddings":
+            return {"output_embeddings.weight": self.output_embeddings.need("weight")}
+        if part in ("input_rows", "output_rows"):
+            rows = self.input_rows if part == "input_rows" else self.output_rows
+            return {f"{part}.{owner}": rows.need(owner)}
+        found = {}
         for name, module in self._owned.items():
-            for owner in [key, *ancestors]:
-                found.update(module.tensors_of(f"backbone.{name}", owner, private=owner == key))
-        for name, group in self.groups.items():
-            gates = cast(UnitGroup, group).gates.get(key)
-            if gates is not None:
-                found[f"groups.{name}.gates.{key}"] = gates
-        for name, rows in [("input_rows", self.input_rows), *([("output_rows", self.output_rows)] * with_output)]:
-            found.update((f"{name}.{owner}", rows.need(owner)) for owner in rows.owners(tokens))
+            found.update(module.tensors_of(f"backbone.{name}", owner, private=part == "private"))
+        if part == "private":
+            for name, group in self.groups.items():
+                gates = cast(UnitGroup, group).gates.get(owner)
+                if gates is not None:
+                    found[f"groups.{name}.gates.{owner}"] = gates
         return found
 
     # -- a pass ---------------------------------------------------------------------------------------------------

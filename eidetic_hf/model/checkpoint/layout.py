@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-from ...configuration import FORMAT_VERSION, EideticConfig
+from ...configuration import FORMAT_VERSION, EideticConfig, TaskError
 from ...views import LEARNING, POOL, TRUNK, owner_of, task_key
 from .folder import FolderLocked, Transaction, recover
 
@@ -89,12 +89,18 @@ def json_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def config_from(values: Mapping[str, Any]) -> EideticConfig:
-    """The configuration that a `config.json` holds.
+def config_from(source: str | os.PathLike, values: Mapping[str, Any]) -> EideticConfig:
+    """The configuration that the `config.json` of a checkpoint holds.
 
     Not `from_dict`, which makes a text of the whole configuration for a log that nobody reads.
+
+    Raises:
+        CheckpointError: if a record in it is not one of a task.
     """
-    return EideticConfig(**{name: value for name, value in values.items() if name != "model_type"})
+    try:
+        return EideticConfig(**{name: value for name, value in values.items() if name != "model_type"})
+    except TaskError as error:
+        raise CheckpointError(f"config.json of {source}: {error}") from error
 
 
 def check_format(source: str | os.PathLike, values: Mapping[str, Any]) -> None:

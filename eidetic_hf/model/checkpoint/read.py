@@ -167,7 +167,7 @@ def read_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> EideticCon
             f"use EideticModel.from_backbone({str(source)!r})."
         )
     check_format(source, values)
-    config = config_from(values)
+    config = config_from(source, values)
     if config.learning:
         raise CheckpointError(
             f"{source} is a Trainer checkpoint in the middle of learning '{config.learning}', not a release. Resume "

@@ -183,7 +183,7 @@ def _existing_config(folder: Path) -> EideticConfig | None:
             "hide or destroy it; save to an empty folder."
         )
     check_format(folder, values)
-    return config_from(values)
+    return config_from(folder, values)
 
 
 def _check_same_tasks(folder: Path, old: EideticConfig, new: EideticConfig) -> None:

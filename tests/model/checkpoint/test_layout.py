@@ -65,7 +65,7 @@ def test_every_tensor_lies_in_its_owners_shard(saved: Path) -> None:
     for task, file in (("first", FIRST), ("second", SECOND)):
         names = set(load_file(saved / file))
         assert all(f"@{task}" in name.split(".") for name in names)
-        assert {f"heads.@{task}.classifier.weight", f"probes.@{task}.digests"} <= names
+        assert {f"heads.@{task}.classifier.weight", f"probes.@{task}.units_digests"} <= names
     assert not any("@" in name for name in [*load_file(saved / TRUNK), *load_file(saved / POOL)])
 
 

@@ -341,3 +341,9 @@ def test_what_a_backbone_keeps_in_float32_stays_in_it(tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(half, "only").float(), logits_of(model, "only"), atol=3e-3, rtol=1e-2)
     rounded = EideticModel.from_pretrained(tmp_path, dtype="bfloat16").state_dict()
     assert {rounded[name].dtype for name in kept} == {torch.bfloat16}
+
+
+def test_a_record_that_reads_what_is_not_there_is_refused_with_file_and_field(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda values: values["tasks"][1].update(ancestors=["nobody"]))
+    with pytest.raises(CheckpointError, match=r"config\.json of .*: The task 'second' has ancestors=\['nobody'\]"):
+        EideticModel.from_pretrained(folder)
