@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 from accelerate.utils import reduce
@@ -93,8 +94,9 @@ class Learner(nn.Module):
         """
         is_other = int(self.planned) not in (-1, max_steps)
         if self.start < 0 or (is_other and step < self.start):
-            start = min(max(round(self.config.start * max_steps), 1), max_steps)
-            self.clock[:3] = torch.tensor([start, max(round(self.config.end * max_steps), start), max_steps])
+            begins, ends = cast(float, self.config.start), cast(float, self.config.end)
+            start = min(max(round(begins * max_steps), 1), max_steps)
+            self.clock[:3] = torch.tensor([start, max(round(ends * max_steps), start), max_steps])
         elif is_other:
             self.clock[1:3] = torch.tensor([min(self.end, max_steps), max_steps])
         self.planned.fill_(max_steps)
@@ -206,8 +208,7 @@ class Learner(nn.Module):
     @property
     def _keep(self) -> float:
         """Share of the free units to keep where it is not searched for."""
-        assert self.config.keep is not None
-        return self.config.keep
+        return cast(float, self.config.keep)
 
     def gather_importance(self) -> None:
         """Add what probes read in the step that is done to the units' importance: of all processes, on all of them.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from ..network.capacity import capacities
 from ..network.importance import importances
 
 RECYCLES = ("pretrained", "random")
-KEEP = 0.3  # share of the free units that a task keeps, if nothing is said
+# What is meant where nothing is said: for a share of the units, and for a search.
+DEFAULTS = {"keep": 0.3, "start": 0.3, "end": 0.6}
+SEARCHING = {"start": 0.5, "end": 0.9}
 
 # Scores of one pruning event fade by this factor before the next, so that a decision rests on more than one interval.
 SCORE_MEMORY = 0.5
@@ -35,8 +38,9 @@ class PruningConfig:
         rounds: evaluations that the bisection may spend.
         importance: `"fisher"` (squared gradient of the unit's gate, per sequence), `"taylor"` (|gate x gradient|, per
             batch), `"l1"` or `"l2"` (norm of the unit's weights), or `"random"`.
-        start: share of the training steps after which pruning begins.
-        end: share of the training steps after which it is done; the rest is recovery.
+        start: share of the training steps after which pruning begins; 0.3, or 0.5 with a `tolerance`, as a network
+            that is only half trained is easily equalled.
+        end: share of the training steps after which it is done; the rest is recovery; 0.6, or 0.9 with a `tolerance`.
         events: number of pruning events between them.
         floor: every layer keeps at least this share of an even split over layers, and one unit it can see.
         recycle: value that pruned units return to the pool with: `"pretrained"`, or `"random"` as in EideticNet.
@@ -52,8 +56,8 @@ class PruningConfig:
     tolerance: float | None = None
     rounds: int = 4
     importance: str = "fisher"
-    start: float = 0.3
-    end: float = 0.6
+    start: float | None = None
+    end: float | None = None
     events: int = 10
     floor: float = 0.5
     recycle: str = "pretrained"
@@ -71,8 +75,9 @@ class PruningConfig:
         def is_number(value: object) -> bool:
             return isinstance(value, (int, float)) and not isinstance(value, bool)
 
-        if self.keep is None and self.tolerance is None:
-            object.__setattr__(self, "keep", KEEP)
+        for name, value in (DEFAULTS if self.tolerance is None else SEARCHING).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for name in ("keep", "keep_ancestors"):
             value = getattr(self, name)
             if name != "keep" or value is not None:
@@ -92,8 +97,9 @@ class PruningConfig:
                 name,
                 f"one of {list(allowed)}",
             )
-        check(is_number(self.start) and 0 <= self.start < 1, "start", "a share in [0, 1)")
-        check(is_number(self.end) and self.start <= self.end <= 1, "end", f"a share in [start={self.start}, 1]")
+        start, end = cast(float, self.start), cast(float, self.end)
+        check(is_number(start) and 0 <= start < 1, "start", "a share in [0, 1)")
+        check(is_number(end) and start <= end <= 1, "end", f"a share in [start={start}, 1]")
         for name in ("rounds", "events"):
             check(isinstance(getattr(self, name), int) and getattr(self, name) >= 1, name, "a whole number >= 1")
         check(is_number(self.floor) and 0 <= self.floor <= 1, "floor", "a share in [0, 1]")
