@@ -285,9 +285,15 @@ def progress_of(model: EideticModel, step: int) -> dict[str, Any]:
 
 
 def leave_autocast(model: EideticModel) -> None:
-    """Undo accelerate's wrapping of `forward`, which would go on rounding outputs after mixed-precision training."""
-    extract_model_from_parallel(model, keep_fp32_wrapper=False)
-    model.__dict__.pop("forward", None)
+    """Undo accelerate's wrapping of `forward`, which would go on rounding outputs after mixed-precision training.
+
+    What somebody else has put in its place, such as TRL's losses, stays.
+    """
+    before = model.__dict__.pop("_forward_before_autocast", None)
+    if before is not None:
+        model.__dict__.pop("forward", None)
+        if before.__func__ is not type(model).forward:
+            model.__dict__["forward"] = before
 
 
 def _search_metric(args: TrainingArguments, metrics: dict[str, float]) -> tuple[float, bool]:

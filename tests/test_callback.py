@@ -11,9 +11,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from support.backbones import VOCABULARY, tiny_model
+from support.backbones import DECODER_LIKE, VOCABULARY, tiny_model
 from support.data import arguments, learn, logits_of, make_batch, make_data
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback
+from support.kind_cases import word_tokenizer
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+)
 
 from eidetic_hf import EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.trainer import find_checkpoint
@@ -192,6 +200,37 @@ def test_a_plain_trainer_evaluates_its_own_task_or_says_that_it_can_not(tmp_path
         tasks = copy.deepcopy(model)
         tasks.run_task = None
         tasks(**batch)
+
+
+def test_trl_fine_tunes_one_task_after_another(tmp_path: Path) -> None:
+    """Its losses call the backbone and the output embeddings by themselves."""
+    import trl
+
+    model = EideticModel.from_backbone(LlamaForCausalLM(LlamaConfig(**DECODER_LIKE)), trunk_layers=1)
+    for seed, name in enumerate(("first", "second")):
+        model.add_task(name, task_type="causal-lm")
+        ids = torch.randint(3, VOCABULARY, (24, 12), generator=torch.Generator().manual_seed(seed))
+        data = Dataset.from_dict({"input_ids": ids.tolist()})
+        args = trl.SFTConfig(
+            str(tmp_path), max_steps=6, per_device_train_batch_size=4, gradient_accumulation_steps=2, max_length=16,
+            gradient_checkpointing=False, learning_rate=0.0, logging_steps=1, use_cpu=True, bf16=False, report_to=[],
+            save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = trl.SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=word_tokenizer(),
+            callbacks=[EideticCallback(name, PruningConfig(keep=1.0))],
+        )
+        trainer.train()
+        assert model.tasks[-1] == name and model.verify().ok
+        with torch.no_grad():
+            loss = float(model(input_ids=ids, labels=ids, task=name).loss)
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(loss, rel=1e-4)
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        assert sum(losses) / len(losses) == pytest.approx(loss, rel=2e-2)
 
 
 # -- losses -----------------------------------------------------------------------------------------------------------

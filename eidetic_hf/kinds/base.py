@@ -57,6 +57,7 @@ class Kind(ABC):
         measured: the outputs that an evaluation collects; `outputs`, if not given.
         optional_targets: whether there is a loss without them.
         makes_labels: whether the collator makes labels where rows have none.
+        shifts_labels: whether a label is what follows its token, so that the first of a row does not count.
         auto_class: the class of transformers that loads a checkpoint to answer this kind of task.
         pipeline: the pipeline of transformers for it, or `None` where there is none.
     """
@@ -77,6 +78,7 @@ class Kind(ABC):
     measured: tuple[str, ...] = ()
     optional_targets = False
     makes_labels = False
+    shifts_labels = False
     auto_class = "AutoModel"
     pipeline: str | None = None
 
@@ -229,6 +231,10 @@ class Kind(ABC):
                 f"Task '{task.name}' ({self.name}) got {sorted(targets)}; expected "
                 f"{' and '.join(self.targets) or 'none'} to compute its loss from."
             )
+
+    def output_layer(self, head: nn.Module, vocabulary: TokenTable) -> nn.Module | None:
+        """A layer with `weight` and perhaps `bias` whose product with a hidden state is the answer; `None` without."""
+        return None
 
     def counted(self, task: TaskRecord, labels: Tensor) -> Tensor:
         """Those of the labels that `loss` is a mean over, if they are not -100: all of them, or some."""

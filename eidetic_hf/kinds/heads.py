@@ -193,3 +193,12 @@ class LanguageModelHead(nn.Module):
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    def as_layer(self, embeddings: TokenTable) -> nn.Module | None:
+        """The same as one layer with `weight` and `bias`, if there is nothing but a product."""
+        if self.transform is not None or self.scale != 1.0 or self.softcap is not None:
+            return None
+        layer = nn.Module()
+        table = embeddings if self.embeddings is None else TokenTable((self.embeddings,))
+        layer.weight, layer.bias = table.first(self.vocab_size).joined(), self.bias  # type: ignore[assignment]
+        return layer

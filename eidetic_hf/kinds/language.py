@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class LanguageModel(Kind):
     ) -> None:
         self.name, self.families = name, (family,)
         self.output_class, self.auto_class, self.pipeline = output_class, auto_class, pipeline
-        self.writes, self.makes_labels = writes, makes_labels
+        self.writes, self.makes_labels, self.shifts_labels = writes, makes_labels, shift > 0
         self._collate, self._hint, self._shift, self._smooths = collate, hint, shift, smooths
         self._decoder_inputs, self._routed_texts = decoder_inputs, routed_texts
         super().__init__()
@@ -169,6 +169,10 @@ class LanguageModel(Kind):
         logits, labels = self._aligned(logits, labels)
         expect_some(task, labels, self._hint)
         return F.cross_entropy(logits.float().flatten(0, 1), labels.long().flatten())
+
+    def output_layer(self, head: nn.Module, vocabulary: TokenTable) -> nn.Module | None:
+        """The embeddings that score tokens, if nothing else does anything to a hidden state or a score."""
+        return cast(LanguageModelHead, head).as_layer(vocabulary)
 
     def counted(self, task: TaskRecord, labels: Tensor) -> Tensor:
         """The tokens that something is written before."""

@@ -191,6 +191,40 @@ def _distil(
     return loss
 
 
+class TaskBackbone:
+    """The backbone as one task runs it, for code that calls it by itself, such as TRL's losses.
+
+    Attributes of the backbone are found here, too.
+
+    Args:
+        model: the model.
+        name: the task.
+    """
+
+    def __init__(self, model: Parts, name: str) -> None:
+        self._model, self._name = model, name
+
+    def __call__(self, input_ids: Tensor | None = None, **inputs: Any) -> Any:
+        """What the backbone puts out, with `last_hidden_state` `(batch, sequence, hidden)`."""
+        return self._model.network.run(view_of(self._model, self._name), {"input_ids": input_ids, **inputs})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model.network.backbone, name)
+
+
+def meant_task(model: Parts) -> str | None:
+    """The task that code means that knows of none: the one being learned, or that of the last run."""
+    return model.run_task if model.learner is None else model.learner.name
+
+
+def output_embeddings_of(model: Parts, name: str) -> nn.Module | None:
+    """What scores tokens for a task, as a layer; `None` where more than a product does."""
+    record, view = record_of(model, name), view_of(model, name)
+    if not kind_of(record).reads_vocabulary:
+        return None
+    return kind_of(record).output_layer(model.heads[view.key], model.network.vocabulary(view))
+
+
 # -- which task -------------------------------------------------------------------------------------------------------
 
 

@@ -42,7 +42,7 @@ from ..network.architectures import architecture_of, is_declared
 from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
 from ..network.storage import Originals, Slots, fixed_buffers, freeze, restore_fixed
-from ..views import POOL, current_view, task_key, use_view
+from ..views import POOL, current_view, running_view, task_key, use_view
 from . import answering, certificate, generation, life, persistence
 from .answering import RoutedOutput
 from .certificate import VerificationReport
@@ -798,6 +798,25 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         pass
 
     @property
+    def loss_type(self) -> Any:
+        """By which a `Trainer` knows of what is about to be learned that the first token of a row does not count."""
+        records = [self.record(self.learner.name)] if self.learner else [added.record for added in self.added.values()]
+        return "ForCausalLM" if records and all(kind_of(record).shifts_labels for record in records) else None
+
+    @loss_type.setter
+    def loss_type(self, value: str | None) -> None:
+        pass
+
+    @property
+    def _original_forward(self) -> Any:
+        """What accelerate has wrapped in autocast: `forward` as it was before the first wrapping of a run."""
+        return self.__dict__.get("_forward_before_autocast")
+
+    @_original_forward.setter
+    def _original_forward(self, forward: Any) -> None:
+        self.__dict__.setdefault("_forward_before_autocast", forward)
+
+    @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """What DDP must not broadcast at every step: what is frozen, and is the same on every process."""
         return [name for name, _ in self.named_buffers()]
@@ -840,6 +859,17 @@ class EideticModel(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's token embeddings."""
         return self.backbone.get_input_embeddings()
+
+    @property
+    def base_model(self) -> Any:
+        """The backbone; for code that calls it by itself, as the task runs it that is being learned or was last."""
+        task = answering.meant_task(self)
+        return self.backbone if task is None or running_view() is not None else answering.TaskBackbone(self, task)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """What scores tokens for the task that is being learned or was last, if it is a language model's layer."""
+        task = answering.meant_task(self)
+        return None if task is None else answering.output_embeddings_of(self, task)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
