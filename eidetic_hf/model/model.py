@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -40,7 +40,7 @@ from ..network.architecture import choose_trunk, layers_of
 from ..network.architectures import architecture_of, is_declared
 from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
-from ..network.storage import Slots, fixed_buffers, freeze, restore_fixed
+from ..network.storage import ParametersIfAny, Slots, fixed_buffers, freeze, restore_fixed
 from ..views import POOL, current_view, task_key, use_view
 from . import answering, certificate, generation, life, persistence
 from .answering import RoutedOutput
@@ -773,6 +773,10 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         """Dtype of the network's floating-point tensors."""
         return self.network.dtype
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """What is being learned; at rest there is none, and `next(model.parameters())` says what to ask instead."""
+        return ParametersIfAny(super().parameters(recurse))
+
     def _apply(self, fn: Callable, recurse: bool = True) -> Any:
         """Move or cast the network; what is computed from the configuration keeps its dtype."""
         fixed = fixed_buffers(self.backbone)
@@ -781,6 +785,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         for rows in (self.input_rows, self.output_rows):
             if not rows.is_packed():  # moved to another device or dtype, piece by piece
                 rows.pack()
+        self.network.make_views()
         return self
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
