@@ -72,6 +72,16 @@ def named_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
     return module.state_dict(prefix=f"{name}.", keep_vars=True)
 
 
+def computed_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """The buffers of a module and all below it that no checkpoint holds, since code computes them, by name."""
+    return {
+        f"{path}.{leaf}": buffer
+        for path, child in module.named_modules(prefix=name)
+        for leaf, buffer in own_buffers(child).items()
+        if leaf in child._non_persistent_buffers_set
+    }
+
+
 def device_of(root: nn.Module) -> torch.device:
     """Device of a module's tensors, Parameters or not."""
     return next(tensor.device for module in root.modules() for tensor in own_tensors(module).values())
