@@ -115,7 +115,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         if config.tasks and not empty:
             raise ValueError(
                 f"This configuration has the tasks {[task.name for task in config.tasks]}, and their weights are in a "
-                "checkpoint. Load it with from_pretrained; a configuration alone makes a model without tasks."
+                "checkpoint. Load it with from_pretrained (with device_map='auto' in place of init_empty_weights and "
+                "load_checkpoint_and_dispatch); a configuration alone makes a model without tasks."
             )
         super().__init__(config)
         own = None if language_head is None else language_head.generation_config
@@ -241,7 +242,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             tasks: names of the tasks to load; only their shards, and those of the tasks whose units they read, are
                 opened. The model then answers for these tasks only, and learns nothing more.
             dtype: to compute in; the stored one by default. A model loaded in another dtype can not be saved.
-            device_map: a device, such as `"cuda"`.
+            device_map: a device, such as `"cuda"`, or `"auto"` for the GPU, if there is one.
             attn_implementation: as in transformers.
             kwargs: where the repository's files are: `revision`, `cache_dir`, `token`, `subfolder`, ...; and of the
                 configuration `output_hidden_states`, `output_attentions`, `return_dict` and `forward_transfer`.
@@ -258,11 +259,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         if dtype is not None and dtype != "auto":
             persistence.cast_floats(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if device_map is not None:
-            if isinstance(device_map, Mapping) and set(device_map) == {""}:
-                device_map = device_map[""]
-            if device_map == "auto":
-                device_map = "cuda" if torch.cuda.is_available() else "cpu"
-            cast(nn.Module, model).to(device_map)
+            persistence.move(model, device_map)
         if kwargs.get("output_loading_info"):
             info: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
             return model, info  # type: ignore[return-value]

@@ -405,7 +405,11 @@ class OwnedRows:
             RuntimeError: if rows were added in other memory since they were packed.
         """
         if self._packed is None:
-            raise RuntimeError("These rows are not in one piece of memory yet. Call Network.pack() after adding some.")
+            raise RuntimeError(
+                "These rows are not in one piece of memory yet: they were put there one by one, as accelerate's "
+                "load_checkpoint_and_dispatch does. Load the checkpoint with EideticModel.from_pretrained(folder, "
+                "device_map='auto'), which puts it on a device; in this package, call Network.pack()."
+            )
         return self._packed
 
     @property
