@@ -257,8 +257,9 @@ class UnitGroup(nn.Module):
 
     def make_views(self) -> None:
         """Look up what every committed task sees: inside of a graph that is being traced, nobody can."""
-        for key in self.order:
-            self.view(key)
+        for key in self.ancestors:
+            if key != LEARNING:
+                self.view(key)
 
     def forget_views(self) -> None:
         """Drop all cached views, after memory changed."""
