@@ -73,7 +73,9 @@ class _Running(threading.local):
     never waits for anything, so coroutines in one thread do not meet in it, either.
     """
 
-    view: View | None = None
+    def __init__(self) -> None:
+        # In each thread, at its first look, and not where a view is set: no guard of a compiled graph then fails.
+        self.view: View | None = None
 
 
 _RUNNING = _Running()

@@ -458,6 +458,11 @@ def choose(
 ) -> RoutedOutput:
     """The router's choice among some tasks for each sequence of a recorded batch."""
     known = [name for name in among if model.router.has(name)] or among  # those without sums are only named
+    if torch.compiler.is_exporting():
+        raise TaskError(
+            "A graph of one task can be exported, but not one in which the router chooses: every task runs a network "
+            "of its own. Pass task='<name>'."
+        )
     discriminant = model.router.discriminant(known)
     if not trunk.states:
         scores = torch.zeros(0, len(among), device=model.device)

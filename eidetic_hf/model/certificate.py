@@ -28,14 +28,16 @@ from ..configuration import TaskError, TaskRecord
 from ..kinds import kind_of
 from ..network.backbone import evaluation_mode
 from ..network.network import Section
-from ..network.storage import Slots, named_tensors
-from ..views import TRUNK, View, task_key, task_name
+from ..network.storage import Slots, computed_tensors, named_tensors
+from ..views import TRUNK, View, owner_of, task_key, task_name
 from .answering import answer
 from .checkpoint.layout import CheckpointError
 from .parts import Parts, committed, record_of
 from .request import Request
 
 PROBE_SHAPE = (4, 16)
+# What the code that computes rotary frequencies and the like rounds with: in another environment they may be others.
+_COMPUTED_WITH = ("device", "capability", "machine", "torch", "transformers")
 
 
 def tensor_digest(name: str, tensor: Tensor) -> bytes:
@@ -106,7 +108,8 @@ class TaskVerification:
 
     Attributes:
         task: its name.
-        weights_match: whether every tensor of the closed set has the bytes it was committed with.
+        weights_match: whether every tensor of the closed set has the bytes it was committed with; and, in the same
+            environment, every tensor that follows from the configuration, such as rotary frequencies.
         logits_match: whether the probe batch gives the logits of the commit: bit for bit in the same environment,
             within rounding in another.
         first_difference: name of the first tensor that differs, or `None`.
@@ -307,6 +310,19 @@ def _slot(section: Section) -> str:
     return f"{section.part}_digests"
 
 
+def _computed(model: Parts, record: TaskRecord) -> dict[str, str]:
+    """SHA-256 of every tensor that a task's output reads and no checkpoint holds, by name.
+
+    They follow from the configuration, as rotary frequencies do. To be called after the probe batch has run: some
+    depend on the length of the last batch.
+    """
+    key = task_key(record.name)
+    found = computed_tensors(model.network.backbone, "backbone")
+    found.update(computed_tensors(model.heads[key], f"heads.{key}"))
+    own = {name: tensor for name, tensor in found.items() if owner_of(name) in (TRUNK, key)}
+    return {name: tensor_digest(name, tensor).hex() for name, tensor in sorted(own.items())}
+
+
 def certify(model: Parts, record: TaskRecord) -> None:
     """Store digests of what the task owns, and the logits of the probe batch."""
     key, probe, evidence = task_key(record.name), Slots(), Evidence(model)
@@ -328,6 +344,7 @@ def certify(model: Parts, record: TaskRecord) -> None:
         "weights_sha256": weights.hex(),
         "logits_sha256": _logits_digest(logits),
         "environment": environment_of(model),
+        "computed": _computed(model, record),
     }
     if kept.shape != logits.shape:
         record.certificate["kept_logits_sha256"] = _logits_digest(kept)
@@ -372,6 +389,11 @@ def _verify_task(model: Parts, record: TaskRecord, evidence: Evidence) -> TaskVe
     before, after = record.certificate["environment"], environment_of(model)
     changes = {key: (before.get(key), after[key]) for key in after if before.get(key) != after[key]}
     logits = _probe_logits(model, {name: probe.need(name) for name in ("input_ids", "attention_mask")}, record)
+    if first is None and not set(changes) & set(_COMPUTED_WITH):
+        found = _computed(model, record)
+        # A certificate of an earlier version has none of them.
+        listed = record.certificate.get("computed", {}).items()
+        first = next((name for name, digest in listed if found.get(name) != digest), None)
     match, difference = compare_logits(probe.need("logits"), kind_of(record).probe_kept(logits), not changes)
     if not changes:
         match = match and _logits_digest(logits) == record.certificate["logits_sha256"]

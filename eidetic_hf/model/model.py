@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -41,7 +41,7 @@ from ..network.architecture import choose_trunk, layers_of
 from ..network.architectures import architecture_of, is_declared
 from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
-from ..network.storage import Originals, Slots, fixed_buffers, freeze, restore_fixed
+from ..network.storage import Originals, ParametersIfAny, Slots, fixed_buffers, freeze, restore_fixed
 from ..views import POOL, current_view, running_view, task_key, use_view
 from . import answering, certificate, generation, life, persistence
 from .answering import RoutedOutput
@@ -115,7 +115,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         if config.tasks and not empty:
             raise ValueError(
                 f"This configuration has the tasks {[task.name for task in config.tasks]}, and their weights are in a "
-                "checkpoint. Load it with from_pretrained; a configuration alone makes a model without tasks."
+                "checkpoint. Load it with from_pretrained (with device_map='auto' in place of init_empty_weights and "
+                "load_checkpoint_and_dispatch); a configuration alone makes a model without tasks."
             )
         super().__init__(config)
         own = None if language_head is None else language_head.generation_config
@@ -244,7 +245,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             tasks: names of the tasks to load; only their shards, and those of the tasks whose units they read, are
                 opened. The model then answers for these tasks only, and learns nothing more.
             dtype: to compute in; the stored one by default. A model loaded in another dtype can not be saved.
-            device_map: a device, such as `"cuda"`; by default the one that `torch.device` has set.
+            device_map: a device, such as `"cuda"`, or `"auto"` for the GPU, if there is one; by default the one that
+                `torch.device` has set.
             attn_implementation: as in transformers.
             kwargs: where the repository's files are: `revision`, `cache_dir`, `token`, `subfolder`, ...; and of the
                 configuration `output_hidden_states`, `output_attentions`, `return_dict` and `forward_transfer`.
@@ -264,11 +266,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         if dtype is not None and dtype != "auto":
             persistence.cast_floats(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if device_map is not None:
-            if isinstance(device_map, Mapping) and set(device_map) == {""}:
-                device_map = device_map[""]
-            if device_map == "auto":
-                device_map = "cuda" if torch.cuda.is_available() else "cpu"
-            cast(nn.Module, model).to(device_map)
+            persistence.move(model, device_map)
         if kwargs.get("output_loading_info"):
             nothing: dict[str, Any] = {
                 "missing_keys": set(),
@@ -834,6 +832,10 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         if originals is not None:
             originals.restore()
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """What is being learned; at rest there is none, and `next(model.parameters())` says what to ask instead."""
+        return ParametersIfAny(super().parameters(recurse))
+
     def _apply(self, fn: Callable, recurse: bool = True) -> Any:
         """Move or cast the network; what is computed from the configuration keeps its dtype."""
         fixed = fixed_buffers(self.backbone)
@@ -842,6 +844,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         for rows in (self.input_rows, self.output_rows):
             if not rows.is_packed():  # moved to another device or dtype, piece by piece
                 rows.pack()
+        self.network.make_views()
         return self
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:

@@ -90,6 +90,13 @@ def load(
             tensors.result()  # Damage in the files is the better explanation.
             raise
     fill(cast(Any, model), tensors.result())
+    lost = [name for name, buffer in cast(nn.Module, model).named_buffers() if buffer.is_meta]
+    if lost:
+        raise RuntimeError(
+            f"{lost[0]} has no values: from_pretrained was called where new tensors get none, such as in "
+            "`with torch.device('meta')` or `with init_empty_weights(include_buffers=True)`. Call it outside, "
+            "where it takes no more memory than the model."
+        )
     if family_of(own_config.base_config) != ENCODER:
         stored = read_generation_config(source, hub)
         model.generation_config = stored or model.generation_config
@@ -129,6 +136,25 @@ def cast_floats(model: Parts, dtype: torch.dtype) -> None:
     for (owner, leaf), tensor in kept.items():
         set_tensor(owner, leaf, tensor)
     model.network.pack()
+
+
+def move(model: Parts, device_map: Any) -> None:
+    """Move a model that was loaded to the device that a `device_map` names.
+
+    Raises:
+        ValueError: if it spreads the model over several.
+    """
+    if isinstance(device_map, Mapping):
+        devices = set(device_map.values())
+        if len(devices) != 1:
+            raise ValueError(
+                f"device_map={device_map!r} spreads the model over {len(devices)} devices, and it lies on one: what a "
+                "task reads is one piece of memory. Name one device, such as 'cuda:0', or 'auto'."
+            )
+        device_map = devices.pop()
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        device_map = "cuda" if torch.cuda.is_available() else "cpu"
+    cast(nn.Module, model).to(device_map)
 
 
 def restrict(config: EideticConfig, names: list[str]) -> None:

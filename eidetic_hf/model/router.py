@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -438,7 +439,10 @@ class Router(nn.Module):
     @property
     def n_features(self) -> int:
         """Number of features."""
-        return self.reference.need("shift").numel()
+        shift = self.reference.get("shift")
+        if shift is None:  # `hasattr` has to be possible: torch.jit.trace asks for every name
+            raise AttributeError("The router has no scale yet: it gets one with the first task.")
+        return shift.numel()
 
     def set_reference(self, pooled: Tensor) -> None:
         """Fix which numbers are features, and the shift and scale of each.
@@ -503,6 +507,7 @@ class Router(nn.Module):
 
     # -- answers --------------------------------------------------------------------------------------------------
 
+    @partial(torch.compiler.disable, reason="what a router chooses is in no graph: pass task='<name>' for a full one")
     def discriminant(self, tasks: list[str]) -> Discriminant:
         """The classifier over these tasks.
 

@@ -18,11 +18,11 @@ from .architecture import LAYERS, Architecture, ArchitectureError, find, layers_
 from .architectures import architecture_of
 from .backbone import DECODER, ENCODER, batch_size, evaluation_mode, family_of, flat_sequences, is_nested
 from .layers import TASK_MODULES, TaskLinear, TaskNorm
-from .storage import Slots, WeightCache, freeze, own_tensors, set_tensor, stored_tensors, thaw
+from .storage import Slots, WeightCache, device_of, dtype_of, freeze, own_tensors, set_tensor, stored_tensors, thaw
 from .trunk import TrunkPass, pool_states, record_trunk, share_trunk
 from .units import UNIT_TYPES, UnitGroup
 from .vocabulary import LateRows, TokenTable, read_by_view, table_of
-from .wiring import cut_error, join_tied, refresh_buffers, replace_module, wire_stack
+from .wiring import AtRest, cut_error, join_tied, refresh_buffers, replace_module, swap_class, wire_stack
 
 
 class Section(NamedTuple):
@@ -98,6 +98,9 @@ class Network:
         self.projections = [module for _, module in named if isinstance(module, TaskLinear)]
         # Somebody may hold the Parameters of a backbone that was given, an optimizer for example: then copy them.
         freeze(backbone, copy=not empty)
+        for module in backbone.modules():
+            if isinstance(module, PreTrainedModel):
+                swap_class(module, AtRest)
 
     def _wire(self, architecture: Architecture, layers: nn.ModuleList) -> None:
         """Put the task layers in place of the backbone's above the trunk."""
@@ -142,17 +145,12 @@ class Network:
     @property
     def device(self) -> torch.device:
         """Device of the network's tensors."""
-        return next(self.backbone.buffers()).device
+        return device_of(self.backbone)
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the network's floating-point tensors."""
-        return next(
-            tensor.dtype
-            for module in self.backbone.modules()
-            for tensor in stored_tensors(module).values()
-            if tensor.is_floating_point()
-        )
+        return dtype_of(self.backbone)
 
     def capacity(self, names: list[str]) -> dict[str, Any]:
         """How the units are shared out among the committed tasks, see `EideticModel.capacity`."""
@@ -401,6 +399,13 @@ class Network:
             projection.pack()
         for rows in (self.input_rows, self.output_rows):
             rows.pack()
+        self.make_views()
+
+    def make_views(self) -> None:
+        """Look up what every committed task sees, so that a graph can be traced before the task has run."""
+        if self.device.type != "meta":
+            for group in self.unit_groups():
+                group.make_views()
 
     # -- the declaration ------------------------------------------------------------------------------------------
 

@@ -5,10 +5,12 @@ This is the only file that knows how a `torch.nn.Module` keeps its tensors (`_pa
 
 from __future__ import annotations
 
+import sys
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar, cast
 
 import torch
@@ -68,6 +70,74 @@ def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
 def named_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
     """The tensors of a module and all below it that a checkpoint holds, by their names in the state dict."""
     return module.state_dict(prefix=f"{name}.", keep_vars=True)
+
+
+def computed_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
+    """The buffers of a module and all below it that no checkpoint holds, since code computes them, by name."""
+    return {
+        f"{path}.{leaf}": buffer
+        for path, child in module.named_modules(prefix=name)
+        for leaf, buffer in own_buffers(child).items()
+        if leaf in child._non_persistent_buffers_set
+    }
+
+
+def device_of(root: nn.Module) -> torch.device:
+    """Device of a module's tensors, Parameters or not."""
+    return next(tensor.device for module in root.modules() for tensor in own_tensors(module).values())
+
+
+def dtype_of(root: nn.Module) -> torch.dtype:
+    """Dtype of a module's floating-point tensors that a checkpoint holds, Parameters or not."""
+    return next(
+        tensor.dtype
+        for module in root.modules()
+        for tensor in stored_tensors(module).values()
+        if tensor.is_floating_point()
+    )
+
+
+class NoParameters(StopIteration):
+    """Somebody asked a model at rest for its first Parameter.
+
+    A `StopIteration`, so that code that expects one, and `next(parameters, None)`, go on as with any empty iterator.
+    """
+
+
+_NOTHING_TO_TRAIN = (
+    "An EideticModel at rest has no Parameter: every tensor is a buffer, out of any optimizer's reach. For its device "
+    "and dtype ask model.device and model.dtype. To train, add a task and use EideticTrainer, or call "
+    "model.begin_task(name) and make the optimizer after it."
+)
+
+
+class ParametersIfAny(Iterator[nn.Parameter]):
+    """The Parameters of a model, which may have none: whoever needs one is told what to do.
+
+    Args:
+        found: what `nn.Module.parameters` returns.
+    """
+
+    def __init__(self, found: Iterator[nn.Parameter]) -> None:
+        self._found = found
+        self._any = False
+
+    def __iter__(self) -> Iterator[nn.Parameter]:
+        """As of any iterator; only an optimizer, which takes no empty one, hears why it is empty."""
+        caller = sys._getframe(1).f_locals.get("self")
+        if isinstance(caller, torch.optim.Optimizer) and not self._any:
+            first = next(self._found, None)
+            if first is None:
+                raise ValueError(_NOTHING_TO_TRAIN)
+            return chain([first], self._found)
+        return self._found
+
+    def __next__(self) -> nn.Parameter:
+        parameter = next(self._found, None)
+        if parameter is None:
+            raise StopIteration if self._any else NoParameters(_NOTHING_TO_TRAIN)
+        self._any = True
+        return parameter
 
 
 def _float_buffers(root: nn.Module, stored: bool) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -360,7 +430,11 @@ class OwnedRows:
             RuntimeError: if rows were added in other memory since they were packed.
         """
         if self._packed is None:
-            raise RuntimeError("These rows are not in one piece of memory yet. Call Network.pack() after adding some.")
+            raise RuntimeError(
+                "These rows are not in one piece of memory yet: they were put there one by one, as accelerate's "
+                "load_checkpoint_and_dispatch does. Load the checkpoint with EideticModel.from_pretrained(folder, "
+                "device_map='auto'), which puts it on a device; in this package, call Network.pack()."
+            )
         return self._packed
 
     @property
@@ -444,6 +518,8 @@ class OwnedRows:
         rows = tensor[start:stop]
         if start == 0:
             return rows
+        if torch.compiler.is_compiling():  # a trace can not ask where a tensor lies
+            return rows.clone()
         is_aligned = rows.data_ptr() % _ALIGNMENT.get(rows.device.type, _ALIGNMENT_ELSEWHERE) == 0
         return rows if is_aligned else rows.clone()
 

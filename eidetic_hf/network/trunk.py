@@ -66,7 +66,8 @@ class TrunkPass:
 class _Running(threading.local):
     """The pass in progress, one per thread (see the layers' view for why it is no `ContextVar`)."""
 
-    trunk: TrunkPass | None = None
+    def __init__(self) -> None:
+        self.trunk: TrunkPass | None = None
 
 
 _RUNNING = _Running()

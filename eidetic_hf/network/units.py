@@ -145,7 +145,8 @@ class UnitGroup(nn.Module):
         self._cache: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        committed = {key: view for key, view in self._cache.items() if key not in _LEARNING_KEYS}
+        return {**self.__dict__, "_cache": committed}
 
     @property
     def order(self) -> list[str]:
@@ -262,6 +263,12 @@ class UnitGroup(nn.Module):
             return None
         return mask.nonzero().squeeze(1)
 
+    def make_views(self) -> None:
+        """Look up what every committed task sees: inside of a graph that is being traced, nobody can."""
+        for key in self.ancestors:
+            if key != LEARNING:
+                self.view(key)
+
     def forget_views(self) -> None:
         """Drop all cached views, after memory changed."""
         self._cache.clear()
@@ -362,6 +369,7 @@ class UnitGroup(nn.Module):
         for member in self.members:
             member.expand(n_units, std)
         self.forget_views()
+        self.make_views()
 
     def shrink(self, n_units: int) -> None:
         """Take back the last `n_units` that `expand` added to the pool."""
@@ -369,3 +377,4 @@ class UnitGroup(nn.Module):
         for member in self.members:
             member.shrink(n_units)
         self.forget_views()
+        self.make_views()

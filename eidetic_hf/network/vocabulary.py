@@ -106,7 +106,10 @@ class LateRows(Slots):
     @property
     def own(self) -> Tensor:
         """The backbone's own rows, `(tokens, embedding)`."""
-        return cast(Tensor, get_tensor(self._table[0], "weight"))
+        own = get_tensor(self._table[0], "weight")
+        if own is None:  # `hasattr` has to be possible: torch.jit.trace asks for every name
+            raise AttributeError("There are no embeddings of this table: the backbone has the input's only.")
+        return own
 
     @property
     def order(self) -> list[str]:

@@ -20,7 +20,7 @@ from ..compat import initialize, tied_weights
 from ..views import LEARNING
 from .architecture import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
 from .layers import JoinedLinear, TaskLinear, TaskNorm, TaskTable
-from .storage import WeightCache, fixed_buffers, set_tensor, shell
+from .storage import ParametersIfAny, WeightCache, device_of, dtype_of, fixed_buffers, set_tensor, shell
 from .units import UnitGroup
 
 
@@ -66,6 +66,24 @@ def swap_class(module: nn.Module, mixin: type[Swapped], *arguments: Any) -> None
     """
     own, mixes = (module._own, module._mixes) if isinstance(module, Swapped) else (type(module), ())
     module.__class__ = _swapped_class(own, ((mixin, arguments), *mixes))
+
+
+class AtRest(Swapped):
+    """A backbone that has no Parameter while nobody learns, and yet a device and a dtype."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        return device_of(cast(nn.Module, self))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the floating-point tensors that a checkpoint holds."""
+        return dtype_of(cast(nn.Module, self))
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """What is being learned, if anything is."""
+        return ParametersIfAny(cast(Any, super()).parameters(recurse))
 
 
 class TiedWeight(Swapped):

@@ -300,3 +300,41 @@ def test_verify_in_another_environment_holds_the_logits_to_rounding_and_says_so(
     assert "equal to rounding (other environment: threads 4096 ->" in str(report.tasks[0])
     model.probes["@first"].get("logits")[0, 0] += 0.5
     assert not model.verify()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [("llama", "backbone.rotary_emb.inv_freq"), ("phi3", "inv_freq"), ("bert", "backbone.embeddings.position_ids")],
+)
+def test_what_no_checkpoint_holds_is_verified_too(architecture: str, name: str, tmp_path: Path) -> None:
+    model = tiny_model(architecture)
+    model.add_task("only", labels=["x", "y"])
+    model.begin_task("only")
+    model.commit_task()
+    model.save_pretrained(tmp_path)
+    for changed in (model, EideticModel.from_pretrained(tmp_path)):
+        assert changed.verify()
+        assert changed.to(torch.float64).to(torch.float32).verify()  # a cast moves none of them
+        before = logits_of(changed, "only")
+        name, buffer = next((own, tensor) for own, tensor in changed.named_buffers() if name in own)
+        assert name not in changed.state_dict()
+        buffer.copy_(buffer * 1.5 if buffer.is_floating_point() else buffer.flip(-1))
+        assert not torch.equal(logits_of(changed, "only"), before)
+        report = changed.verify()
+        assert not report and report.tasks[0].first_difference == name
+    old = EideticModel.from_pretrained(tmp_path)
+    del old.record("only").certificate["computed"]
+    assert old.verify()  # as an earlier version wrote it
+
+
+def test_frequencies_of_another_environment_are_held_to_rounding(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.add_task("only", labels=["x", "y"])
+    model.begin_task("only")
+    model.commit_task()
+    model.record("only").certificate["environment"]["transformers"] = "5.0"
+    frequencies = model.backbone.rotary_emb.inv_freq
+    frequencies *= 1 + 1e-6
+    assert model.verify().ok and model.verify().tasks[0].environment_changes.keys() == {"transformers"}
+    frequencies *= 1.5
+    assert model.verify().tasks[0].largest_logit_difference > 1e-4

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.data import learn, logits_of
+from support.backbones import tiny_model
+from support.data import learn, logits_of, make_batch
 from support.folders import (
     CHANGED,
     answers,
@@ -125,3 +126,52 @@ def test_a_converted_model_is_packed_and_answers_in_the_new_dtype(model: Eidetic
         logits = logits_of(model, name)
         assert logits.dtype == dtype
         assert float((logits - expected[name]).abs().max()) < (1e-5 if dtype == torch.float64 else 0.1)
+
+
+# -- without a Parameter ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_at_rest_has_a_device_and_a_dtype_everywhere(model: EideticModel) -> None:
+    for dtype in (torch.float32, torch.float64):
+        model.to(dtype)
+        for part in (model, model.backbone):
+            assert (part.device, part.dtype) == (torch.device("cpu"), dtype)
+    stacks = tiny_model("t5").backbone
+    assert {stacks.encoder.device, stacks.decoder.device, stacks.device} == {torch.device("cpu")}
+    assert tiny_model().to("meta").backbone.device.type == "meta"
+
+
+@pytest.mark.parametrize("whose", [lambda model: model, lambda model: model.backbone])
+def test_whoever_needs_a_parameter_is_told_what_to_do(model: EideticModel, whose: Callable) -> None:
+    part = whose(model)
+    with pytest.raises(StopIteration, match=r"ask model\.device and model\.dtype\..* model\.begin_task\(name\)"):
+        next(part.parameters())
+    for make in (torch.optim.AdamW, lambda found: torch.optim.SGD([{"params": found}], lr=1)):
+        with pytest.raises(ValueError, match="make the optimizer after it"):
+            make(part.parameters())
+    assert list(part.parameters()) == [] and next(part.parameters(), None) is None and not any(part.parameters())
+    model.add_task("third", labels=["x", "y"])
+    model.begin_task("third")
+    found = part.parameters()
+    first = next(found)
+    every = [first, *found]
+    assert len(every) == len(list(part.parameters())) > 10
+    assert sum(len(group["params"]) for group in torch.optim.AdamW(part.parameters()).param_groups) == len(every)
+
+
+def test_a_task_can_be_traced(model: EideticModel) -> None:
+    class OfOneTask(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.model(ids, mask, task="second").logits
+
+    for module in [*tiny_model().modules(), *model.modules()]:  # which torch.jit.trace asks for every name
+        assert all(isinstance(hasattr(module, name), bool) for name in dir(module))
+    batch = make_batch()
+    with torch.no_grad():
+        traced = torch.jit.trace(OfOneTask(), tuple(batch.values()))
+        other = make_batch(7)
+        assert torch.equal(traced(*other.values()), logits_of(model, "second", other))

@@ -88,10 +88,14 @@ recomputes it\.
 
 ## Use
 
-```python
-from eidetic_hf import EideticModel
+`pip install eidetic-hf`, and `import eidetic_hf` before any Auto class or pipeline of transformers loads this \
+folder\. Without it they say that they do not know the model type `eidetic`, and that transformers is to be upgraded, \
+which does not help\.
 
-model = EideticModel\.from_pretrained\(folder\)
+```python
+import eidetic_hf
+
+model = eidetic_hf\.EideticModel\.from_pretrained\(folder\)
 model\(\*\*tokenizer\(text, return_tensors="pt"\), task=model\.tasks\[0\]\)
 ```
 """.replace("\\\n", ""),

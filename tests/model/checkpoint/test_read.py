@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import init_empty_weights, load_checkpoint_and_dispatch
 from safetensors.torch import load_file, save_file
 from support.backbones import CONFIGS, tiny_backbone, tiny_model
 from support.data import learn, logits_of, make_batch
@@ -347,3 +348,40 @@ def test_a_record_that_reads_what_is_not_there_is_refused_with_file_and_field(fo
     edit_json(folder / "config.json", lambda values: values["tasks"][1].update(ancestors=["nobody"]))
     with pytest.raises(CheckpointError, match=r"config\.json of .*: The task 'second' has ancestors=\['nobody'\]"):
         EideticModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto", "balanced", {"": "cpu"}, {"backbone": "cpu", "heads": "cpu"}])
+def test_a_device_map_is_one_device(device_map: Any, saved: Path, trained: EideticModel) -> None:
+    model = EideticModel.from_pretrained(saved, device_map=device_map)
+    assert torch.equal(logits_of(model, "first"), logits_of(trained, "first"))
+    with pytest.raises(ValueError, match=r"spreads the model over 2 devices, and it lies on one"):
+        EideticModel.from_pretrained(saved, device_map={"backbone": "cpu", "heads": "meta"})
+
+
+def test_a_model_without_values_says_how_to_load_it(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.add_task("only", labels=["x", "y"])
+    model.begin_task("only")
+    model.commit_task()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"in place of init_empty_weights and load_checkpoint_and_dispatch"):
+        EideticModel(AutoConfig.from_pretrained(tmp_path))
+    with init_empty_weights():
+        empty = EideticModel(AutoConfig.from_pretrained(tmp_path), empty=True)
+    dispatched = load_checkpoint_and_dispatch(empty, tmp_path, device_map={"": "cpu"})
+    with pytest.raises(RuntimeError, match=r"load_checkpoint_and_dispatch does. Load .* EideticModel.from_pretrained"):
+        dispatched(**make_batch())
+    with init_empty_weights():
+        assert EideticModel.from_pretrained(tmp_path).verify()
+    for nowhere in (torch.device("meta"), init_empty_weights(include_buffers=True)):
+        with nowhere, pytest.raises(RuntimeError, match=r"inv_freq has no values: from_pretrained was called where"):
+            EideticModel.from_pretrained(tmp_path)
+
+
+def test_the_card_says_what_to_import_before_an_auto_class(saved: Path) -> None:
+    use = (saved / "README.md").read_text().partition("## Use")[2]
+    assert "pip install eidetic-hf" in use and "`import eidetic_hf` before any Auto class" in use
+    code = use.partition("```python\n")[2].partition("```")[0]
+    given: dict[str, Any] = {"folder": saved, "text": "", "tokenizer": lambda *_, **__: make_batch(rows=1)}
+    exec(code, given)
+    assert given["model"].tasks == ["first", "second"]
