@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,31 @@ def test_a_missing_column_is_named_with_what_to_write(tmp_path: Path, type_: str
     message = refused(tmp_path, rows, type=type_)
     assert f"the train split has no column '{role}'" in message
     assert f"`columns: {{{role}: NAME}}`" in message
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (["red", 1], r"has 1 \(int\) in the column 'label', where row 0 of the train split has 'red' \(str\)"),
+        ([2, "red"], r"has 'red' \(str\) in the column 'label', where row 0 of the train split has 2 \(int\)"),
+        ([True, 0], r"has 0 \(int\) .* has True \(bool\)"),
+        ([["red"], "red"], r"has 'red' \(str\) .* has \['red'\] \(list of str\)"),
+        ([{"name": "red"}, {"name": "blue"}], r"the column 'label' holds .*, expected one label a row"),
+    ],
+)
+def test_labels_of_several_types_are_named_with_their_rows(tmp_path: Path, labels: list[object], found: str) -> None:
+    rows = [{"text": "a text", "label": labels[0]}, {"text": "another", "label": labels[1]}]
+    assert re.search(found, refused(tmp_path, rows))
+
+
+def test_a_text_of_another_type_is_named_with_its_row(tmp_path: Path) -> None:
+    rows = [{"text": "red", "label": "a"}, {"text": 7, "label": "b"}]
+    assert "has 7 (int) in the column 'text', where row 0 of the train split" in refused(tmp_path, rows)
+
+
+def test_data_that_is_not_in_utf_8_is_refused_before_training(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, [write_task(tmp_path, "first", {"train": color_rows(0, 20)})])
+    file = next(tmp_path.rglob("*train*.jsonl"))
+    file.write_bytes(file.read_bytes().replace(b'"text": "', b'"text": "caf\xe9 ', 1))
+    message = refusal(path)
+    assert "the column 'text' of the train split can not be read" in message and "Save the file in UTF-8" in message

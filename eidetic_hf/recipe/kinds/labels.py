@@ -44,10 +44,11 @@ def label_numbers(
     """
     column = task.columns["label"]
     feature: Any = splits[TRAIN].features[column]
-    if many != is_list(feature):
+    inner = getattr(feature, "feature", None) if many else feature
+    if many != is_list(feature) or not isinstance(inner, (datasets.Value, datasets.ClassLabel)):
         expected = "lists of label names" if many else "one label a row"
         raise RecipeError(f"Task '{task.name}' ({what}): the column '{column}' holds {feature}, expected {expected}.")
-    feature = feature.feature if many else feature
+    feature = inner
     values: dict[str, list[Any]] = {}
     for split, data in splits.items():
         found = {label for row in data[column] for label in row} if many else set(data.unique(column))
