@@ -22,7 +22,7 @@ from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..kinds import check_kind, check_task, kind_of
 from ..network import capacity
 from ..network.backbone import MODEL_INPUTS, evaluation_mode, initializer_range, longest_sequence
-from ..network.storage import freeze
+from ..network.storage import freeze, give_back_memory
 from ..network.vocabulary import read_by_view, table_of
 from ..views import LEARNING, POOL, View, task_key
 from .certificate import certify
@@ -161,6 +161,7 @@ def _end(model: Parts) -> None:
     _drop(model.heads, LEARNING)
     model.learner = None
     cast(nn.Module, model).eval()  # nothing is left to train: dropout would only make answers and routes random
+    give_back_memory()
 
 
 def _drop(modules: nn.ModuleDict, key: str) -> None:
