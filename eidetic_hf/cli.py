@@ -103,18 +103,34 @@ def _quiet() -> None:
 
 def _load(model: str) -> EideticModel:
     """The model, with a message that names the folder if there is none."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     from .model.model import EideticModel
     from .recipe.plugins import load_installed_plugins
 
     load_installed_plugins()
-    if not Path(model).exists() and (model.count("/") > 1 or model.startswith((".", "/", "~"))):
-        raise ValueError(
-            f"There is no folder {model}, and it is no id on the Hub (owner/name), either. Give the folder that "
-            "`eidetic-hf train` wrote the model to."
-        )
-    if Path(model).is_dir() and not any(Path(model).iterdir()):
+    place = Path(model)
+    if place.is_file():
+        raise ValueError(f"{model} is a file, expected the folder of a checkpoint, or its id on the Hub.")
+    if place.is_dir() and not any(place.iterdir()):
         raise ValueError(f"The folder {model} is empty, expected a checkpoint written by `eidetic-hf train`.")
-    return EideticModel.from_pretrained(model)
+    if not place.exists():
+        try:
+            validate_repo_id(model)
+        except HFValidationError as error:
+            raise ValueError(
+                f"There is no folder {model}, and it is no id on the Hub (owner/name), either. Give the folder that "
+                "`eidetic-hf train` wrote the model to."
+            ) from error
+    try:
+        return EideticModel.from_pretrained(model)
+    except OSError as error:
+        if place.exists():
+            raise
+        raise ValueError(
+            f"There is no folder {model}, and no model of this id could be had from the Hub "
+            f"({str(error).splitlines()[0]}). Give the folder that `eidetic-hf train` wrote the model to."
+        ) from error
 
 
 def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -277,14 +293,21 @@ def _read_queries(file: Path | None) -> list[Query]:
     if file is None or str(file) == "-":
         if sys.stdin.isatty():
             raise ValueError("No text given. Give TEXT arguments, --file FILE, or pipe lines to stdin.")
-        content = sys.stdin.read()
+        content = sys.stdin.buffer.read()
     else:
         try:
-            content = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8 ({error}). Save it in UTF-8, or convert it with iconv.") from error
-    # Only a line feed ends a line: texts may hold other separators, such as U+2028.
-    lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
+            content = file.read_bytes()
+        except OSError as error:
+            raise ValueError(f"--file {file} can not be read ({error.strerror}). Give the path of a file.") from error
+    try:
+        text = content.decode("utf-8-sig")  # without the mark that some programs begin a file with
+    except UnicodeDecodeError as error:
+        where = "What came from stdin" if file is None or str(file) == "-" else str(file)
+        raise ValueError(f"{where} is not UTF-8 ({error}). Save it in UTF-8, or convert it with iconv.") from error
+    # Only a line feed ends a line, and what stands before it on Windows: texts may hold other separators, such as
+    # U+2028.
+    numbered = enumerate((line.removesuffix("\r") for line in text.split("\n")), 1)
+    lines = [(number, line) for number, line in numbered if line.strip()]
     is_json = file is not None and file.suffix == ".jsonl"
     if is_json or all(line.strip().startswith('{"') and line.strip().endswith("}") for _, line in lines):
         return [read_query(line, number) for number, line in lines]

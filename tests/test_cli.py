@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -337,12 +338,54 @@ def test_only_a_line_feed_ends_a_line_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "texts.txt"
     file.write_bytes("one\u2028still one\r\ntwo\x85still\x0ctwo\n\n".encode())
     assert [query.text.strip() for query in cli._read_queries(file)] == ["one\u2028still one", "two\x85still\x0ctwo"]
-    file.write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"texts.txt is not UTF-8 .*convert it with iconv"):
-        cli._read_queries(file)
+    file.write_bytes("\ufeffone\r\ntwo\rstill\r\n".encode())
+    assert [query.text for query in cli._read_queries(file)] == ["one", "two\rstill"], "a mark is no part of a text"
+
+
+def test_stdin_is_read_as_a_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(content: bytes) -> list[str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
+        return [query.text for query in cli._read_queries(Path("-"))]
+
+    assert read("\ufeffcafé\u2028one\r\ntwo\n".encode()) == ["café\u2028one", "two"]
+    with pytest.raises(ValueError, match=r"What came from stdin is not UTF-8 .*convert it with iconv"):
+        read(b"caf\xe9")
+
+
+def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for name, why in (("latin.txt", "not UTF-8"), ("none.txt", "No such file"), ("", "Is a directory")):
+        result = call("predict", tmp_path, "--file", tmp_path / name)
+        assert result.exit_code == 2 and str(tmp_path / name) in result.output and why in result.output
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "runs/nowhere/model", "/nowhere"])
 def test_a_folder_that_is_not_there_is_called_so(model: str) -> None:
     result = call("verify", model)
     assert result.exit_code == 2 and f"There is no folder {model}" in result.output
+
+
+@pytest.mark.parametrize("command", [["verify"], ["predict", "text"]])
+def test_what_is_no_checkpoint_is_called_so_in_one_sentence(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "other", "plain", "list"):
+        Path(name).mkdir()
+    Path("file").write_text("x")
+    Path("other/notes.txt").write_text("x")
+    Path("plain/config.json").write_text('{"model_type": "bert"}')
+    Path("list/config.json").write_text("[1]")
+    expected = {
+        "empty": "The folder empty is empty",
+        "file": "file is a file, expected the folder of a checkpoint",
+        "other": "other has no config.json",
+        "plain": "plain holds a model of type 'bert'",
+        "list": "list/config.json is not a JSON object",
+        "no/where": "There is no folder no/where, and no model of this id could be had from the Hub (",
+        "a b": "There is no folder a b, and it is no id on the Hub (owner/name), either",
+    }
+    for place, sentence in expected.items():
+        result = call(command[0], place, *command[1:])
+        assert result.exit_code == 2, result.output
+        assert result.output.startswith(f"error: {sentence}") and result.output.count("\n") == 1

@@ -24,6 +24,9 @@ def test_the_readmes_example_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.
     assert [value for value in reports if isinstance(value, str)] == ["sentiment", "topic"]
     (report,) = [value for value in reports if isinstance(value, VerificationReport)]
     assert report.ok and len(report.tasks) == 2
+    (answers,) = [value for value in reports if isinstance(value, list)]
+    assert answers[0]["label"].split("/")[0] in ("sentiment", "topic"), "the folder works in a pipeline, routed"
+    assert "truncation=True" in code
 
 
 def test_every_command_of_the_readme_is_one_that_the_command_line_has() -> None:

@@ -29,7 +29,7 @@ from ..network.backbone import (
     longest_sequence,
     random_numbers_for,
 )
-from ..network.storage import freeze
+from ..network.storage import freeze, give_back_memory
 from ..network.units import UnitGroup
 from ..network.vocabulary import read_by_view, table_of
 from ..views import LEARNING, POOL, View, task_key
@@ -175,6 +175,7 @@ def _end(model: Parts) -> None:
     _drop(model.heads, LEARNING)
     model.learner = None
     cast(nn.Module, model).eval()  # nothing is left to train: dropout would only make answers and routes random
+    give_back_memory()
 
 
 def _drop(modules: nn.ModuleDict, key: str) -> None:

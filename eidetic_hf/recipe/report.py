@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from ..network.architecture import DECODER_LAYERS
 from ..network.units import UNIT_TYPES
 from .kinds import lower_is_better
-from .results import shard_history, write_json
+from .results import ACCURACY, shard_history, write_json
 
 REPORT_FILE, REPORT_DATA_FILE = "report.html", "report.json"
 
@@ -89,7 +89,7 @@ def report_content(results: Mapping[str, Any]) -> dict[str, Any]:
         "forgetting": results["forgetting"],
         "averaged_tasks": results["averaged_tasks"],
         "lower_is_better": lower,
-        "errors": {metric: found for metric, found in results.get("by_metric", {}).items() if metric in lower},
+        "other_metrics": {name: found for name, found in results.get("by_metric", {}).items() if name != ACCURACY},
         "routing": results.get("routing"),  # results of the first versions have none
         "verify": results["verify"],
         "capacity": steps[-1]["capacity"],

@@ -24,6 +24,7 @@ from .task_data import TaskData
 
 RESULTS_FILE = "results.json"
 RESULTS_VERSION = 1
+ACCURACY = "accuracy"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -138,13 +139,13 @@ def continual_metrics(
         lower: metrics of which less is better.
 
     Returns:
-        `average_accuracy`, `backward_transfer` and `forgetting` over all tasks whose scores are shares, of which more
-        is better, named in `averaged_tasks`; and `by_metric`, for each metric of the run its `average`,
-        `backward_transfer`, `forgetting` and `tasks`. What there is nothing to average of is `None`.
+        `average_accuracy`, `backward_transfer` and `forgetting` over all tasks whose metric is accuracy, named in
+        `averaged_tasks`; and `by_metric`, for each metric of the run its `average`, `backward_transfer`, `forgetting`
+        and `tasks`. Figures of different metrics are never averaged. What there is nothing to average of is `None`.
     """
     learned = [row["task"] for row in matrix]
-    shares = [name for name in learned if metrics[name] not in lower]
-    overall = _over_time(matrix, shares, 1)
+    accurate = [name for name in learned if metrics[name] == ACCURACY]
+    overall = _over_time(matrix, accurate, 1)
     by_metric = {}
     for metric in dict.fromkeys(metrics[name] for name in learned):
         tasks = [name for name in learned if metrics[name] == metric]
@@ -153,7 +154,7 @@ def continual_metrics(
         "average_accuracy": overall["average"],
         "backward_transfer": overall["backward_transfer"],
         "forgetting": overall["forgetting"],
-        "averaged_tasks": shares,
+        "averaged_tasks": accurate,
         "by_metric": by_metric,
     }
 

@@ -6,19 +6,20 @@ from typing import Any
 
 from rich.table import Table
 
-from .results import shard_history
+from .results import ACCURACY, shard_history
 
 DIGEST_SHOWN = 12
 CONFUSION_SHOWN = 12  # a matrix of more tasks is in the JSON and in the report
 
 
 def continual_lines(results: dict[str, Any]) -> list[str]:
-    """Averages and forgetting: of shares together, of each metric of which less is better alone."""
+    """Averages and forgetting, of each metric alone."""
     names = ("average_accuracy", "backward_transfer", "forgetting")
     lines = [f"{name.replace('_', ' ')}: {results[name]:.4f}" for name in names if results[name] is not None]
     for metric, found in results["by_metric"].items():
-        if metric in results["lower_is_better"]:
-            lines.append(f"average {metric} (less is better): {found['average']:.4f}")
+        if metric != ACCURACY:
+            note = " (less is better)" if metric in results["lower_is_better"] else ""
+            lines.append(f"average {metric}{note}: {found['average']:.4f}")
             if found["forgetting"] is not None:
                 lines.append(f"{metric} lost to later tasks: {found['forgetting']:.4f}")
     return lines

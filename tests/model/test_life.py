@@ -13,6 +13,7 @@ from support.data import arguments, learn, logits_of, make_batch, make_data
 from transformers import AutoModel, Trainer, TrainerCallback
 
 from eidetic_hf import EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
+from eidetic_hf.model import life
 
 
 def trainer_of(model: EideticModel, folder: Path, **kwargs: Any) -> EideticTrainer:
@@ -239,3 +240,18 @@ def test_a_run_that_is_resumed_with_more_steps_uses_them(step: int, expected: li
 def test_a_configuration_with_tasks_makes_no_model_without_weights(trained: EideticModel) -> None:
     with pytest.raises(ValueError, match=r"the tasks \['first', 'second'\], and their weights are in a checkpoint"):
         AutoModel.from_config(trained.config)
+
+
+def test_freed_memory_is_given_back_when_a_task_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    model = tiny_model()
+    monkeypatch.setattr(life, "give_back_memory", lambda: given.append(model.learning or "over"))
+    for name in ("kept", "dropped"):
+        model.add_task(name, labels=["x", "y"])
+        model.begin_task(name)
+        assert model.learning == name
+        if name == "kept":
+            model.commit_task()
+        else:
+            model.abandon_task()
+    assert given == ["over", "over"], "after the commit, after the drop, when what was learned with is freed"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import os
 import pickle
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from eidetic_hf.network.storage import (
     fixed_buffers,
     freeze,
     get_tensor,
+    give_back_memory,
     own_buffers,
     own_tensors,
     set_tensor,
@@ -461,3 +465,17 @@ def test_threads_never_lose_count() -> None:
     for thread in threads:
         thread.join()
     assert cache.used == 10 * sum(map(len, layers)) <= 55
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
+def test_freed_memory_between_what_is_held_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    blocks = [torch.ones(16_000) for _ in range(3000)]  # 64 kB each, 192 MB, small enough to come from the heap
+    held = blocks[::16]
+    del blocks
+    before = resident()
+    give_back_memory()
+    assert before - resident() > 100 * 2**20
+    assert all(bool((block == 1).all()) for block in held)

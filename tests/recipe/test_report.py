@@ -179,6 +179,9 @@ def test_metrics_of_which_less_is_better_are_shown_apart(results: dict[str, Any]
     assert "average accuracy (AA)" in page
     assert "<td>second</td><td>causal-lm</td><td>perplexity</td>" in page
     assert Elements(page).open == []
+    mixed["by_metric"]["pearson"] = {"average": 0.5, "backward_transfer": None, "forgetting": None, "tasks": ["x"]}
+    page = write_report(mixed, tmp_path / "report.html").read_text()
+    assert "<b>0.5000</b>average pearson</li>" in page
     only = {**mixed, "averaged_tasks": [], "average_accuracy": None}
     page = write_report(only, tmp_path / "report.html").read_text()
     assert "average accuracy (AA)" not in page and "average perplexity" in page
@@ -196,3 +199,13 @@ def test_results_of_no_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no results of a run"):
         write_report({"name": "x"}, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_list_pushes_the_labels_out_of_the_page(results: dict[str, Any], tmp_path: Path) -> None:
+    many = copy.deepcopy(results)
+    many["tasks"][1].update(labels=[f"label {i}" for i in range(40)], ancestors=[f"task-{i}" for i in range(40)])
+    page = write_report(many, tmp_path / "report.html").read_text()
+    style = re.search(r"td\.wide \{([^}]*)\}", page)
+    assert style and "white-space: normal" in style[1] and "overflow-wrap: anywhere" in style[1]
+    for cell in (", ".join(many["tasks"][1][key]) for key in ("labels", "ancestors")):
+        assert f'<td class="wide">{cell}</td>' in page

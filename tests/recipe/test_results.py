@@ -19,6 +19,7 @@ from support.recipe_files import (  # noqa: F401
 from eidetic_hf import EideticModel
 from eidetic_hf.recipe.kinds import lower_is_better
 from eidetic_hf.recipe.results import continual_metrics
+from eidetic_hf.recipe.tables import continual_lines
 
 
 def test_results_hold_what_the_model_says_of_itself(finished: Path) -> None:  # noqa: F811
@@ -38,7 +39,7 @@ def test_continual_metrics_follow_their_definitions() -> None:
         {"task": "b", "scores": {"a": 0.9, "b": 0.6}},
         {"task": "c", "scores": {"a": 0.7, "b": 0.6, "c": 0.5}},
     ]
-    found = continual_metrics(matrix, {"a": "accuracy", "b": "f1", "c": "accuracy"}, ["mse"])
+    found = continual_metrics(matrix, dict.fromkeys("abc", "accuracy"), ["mse"])
     assert found["average_accuracy"] == pytest.approx(0.6)
     assert found["backward_transfer"] == pytest.approx(-0.05)
     assert found["forgetting"] == pytest.approx(0.1)
@@ -54,6 +55,15 @@ def test_an_error_is_not_averaged_with_scores() -> None:
         "mse": {"average": 9.0, "backward_transfer": 0.0, "forgetting": 0.0, "tasks": ["a"]},
         "accuracy": {"average": 0.5, "backward_transfer": None, "forgetting": None, "tasks": ["b"]},
     }
+
+
+def test_a_correlation_and_an_f1_are_no_accuracy() -> None:
+    matrix = [{"task": "a", "scores": {"a": 0.9}}, {"task": "b", "scores": {"a": 0.9, "b": 0.4}}]
+    found = continual_metrics(matrix, {"a": "pearson", "b": "f1"}, [])
+    assert found["average_accuracy"] is None and found["averaged_tasks"] == []
+    assert {metric: row["average"] for metric, row in found["by_metric"].items()} == {"pearson": 0.9, "f1": 0.4}
+    lines = continual_lines({**found, "lower_is_better": []})
+    assert lines == ["average pearson: 0.9000", "pearson lost to later tasks: 0.0000", "average f1: 0.4000"]
 
 
 def test_what_is_lost_is_positive_where_less_is_better_too() -> None:
@@ -72,7 +82,8 @@ def test_what_is_lost_is_positive_where_less_is_better_too() -> None:
 
 def test_perplexities_are_averaged_apart_from_shares(reading: Path, writing: Path) -> None:  # noqa: F811
     results = results_of(reading)
-    assert results["averaged_tasks"] == ["color", "names", "where", "which", "alike"]
+    accurate = [task for task, metric in results["metrics"].items() if metric == "accuracy"]
+    assert results["averaged_tasks"] == accurate and "color" in accurate
     gaps = results["by_metric"]["perplexity"]
     assert gaps["tasks"] == ["gaps"] and gaps["average"] == results["matrix"][-1]["scores"]["gaps"]
     assert gaps["forgetting"] == 0.0

@@ -44,22 +44,24 @@ def label_numbers(
     """
     column = task.columns["label"]
     feature: Any = splits[TRAIN].features[column]
-    if many != is_list(feature):
+    inner = getattr(feature, "feature", None) if many else feature
+    if many != is_list(feature) or not isinstance(inner, (datasets.Value, datasets.ClassLabel)):
         expected = "lists of label names" if many else "one label a row"
         raise RecipeError(f"Task '{task.name}' ({what}): the column '{column}' holds {feature}, expected {expected}.")
-    feature = feature.feature if many else feature
+    feature = inner
     values: dict[str, list[Any]] = {}
     for split, data in splits.items():
         found = {label for row in data[column] for label in row} if many else set(data.unique(column))
         values[split] = sorted(found, key=label_order)
     names = names_of({value for found in values.values() for value in found}, feature, task.labels)
     labels = task.labels or getattr(feature, "names", None) or [names[value] for value in values[TRAIN]]
+    places = {name: number for number, name in enumerate(labels)}
     for split, listed in values.items():
-        wrong = [value for value in listed if names[value] not in labels]
+        wrong = [value for value in listed if names[value] not in places]
         if wrong:
             row = next(i for i, v in enumerate(splits[split][column]) if wrong[0] in (v if many else [v]))
             raise unknown_label(task, split, row, names[wrong[0]], labels)
-    return list(labels), {value: labels.index(name) for value, name in names.items()}
+    return list(labels), {value: places[name] for value, name in names.items()}
 
 
 def is_list(feature: Any) -> bool:

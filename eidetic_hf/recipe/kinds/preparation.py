@@ -17,6 +17,9 @@ from ..recipe import RecipeError, TaskRecipe
 
 TRAIN = "train"
 TEXT_TYPES = ("string", "large_string")
+MIXED = getattr(
+    datasets, "Json", ()
+)  # what JSON lines become whose values are of several types; datasets 4 refuses them
 
 
 class Preparation:
@@ -71,6 +74,9 @@ class Preparation:
         """
         for name, data in splits.items():
             self._check_columns(name, data)
+        for role in self.task.columns:
+            for column in self.columns(role):
+                self._check_values(splits, column)
         self.check_rows(splits)
 
     def columns(self, role: str) -> list[str]:
@@ -97,8 +103,9 @@ class Preparation:
                         f"Task '{task.name}': the {split} split has no column '{column}'; it has {data.column_names}. "
                         f"Say which one is the {role}, with `columns: {{{role}: NAME}}`."
                     )
-                dtype = getattr(data.features[column], "dtype", "lists")
-                if role in self.texts and dtype not in TEXT_TYPES:
+                feature = data.features[column]
+                dtype = getattr(feature, "dtype", "lists")
+                if role in self.texts and dtype not in TEXT_TYPES and not isinstance(feature, MIXED):
                     raise RecipeError(
                         f"Task '{task.name}': the column '{column}' of the {split} split holds {dtype}, expected "
                         "texts."
@@ -107,6 +114,30 @@ class Preparation:
                 if missing:
                     raise RecipeError(
                         f"Task '{task.name}': {missing} rows of the {split} split have no '{column}'. Remove them."
+                    )
+
+    def _check_values(self, splits: Mapping[str, datasets.Dataset], column: str) -> None:
+        """All values of a column can be read, and are of one type."""
+        first: tuple[str, int, Any] | None = None
+        for split, data in splits.items():
+            try:
+                data.data.column(column).validate(full=True)
+            except ValueError as error:  # JSON lines are not decoded before they are asked for
+                raise RecipeError(
+                    f"Task '{self.task.name}': the column '{column}' of the {split} split can not be read ({error}). "
+                    "Save the file in UTF-8."
+                ) from error
+            feature = data.features[column]
+            if not any(isinstance(part, MIXED) for part in (feature, getattr(feature, "feature", None))):
+                continue
+            for row, value in enumerate(data[column]):
+                first = first or (split, row, value)
+                if _type_of(value) != _type_of(first[2]):
+                    self.fail(
+                        split,
+                        row,
+                        f"has {value!r} ({_type_of(value)}) in the column '{column}', where row {first[1]} of the "
+                        f"{first[0]} split has {first[2]!r} ({_type_of(first[2])}). Write all alike.",
                     )
 
     def fail(self, split: str, row: int, message: str) -> NoReturn:
@@ -128,6 +159,13 @@ class Preparation:
                 raise RecipeError(
                     f"Task '{self.task.name}': the {split} split has one row, and a correlation needs two. Give more."
                 )
+
+
+def _type_of(value: Any) -> str:
+    """What a value is, and what is in it if it is a list."""
+    if isinstance(value, list):
+        return f"list of {' and '.join(sorted({_type_of(inner) for inner in value}))}"
+    return type(value).__name__
 
 
 def encode_texts(

@@ -45,13 +45,14 @@ class WordTags(Preparation):
                 f"Task '{self.task.name}': all tags of the train split are {self.labels}, which leaves nothing to "
                 "tell apart."
             )
+        places = {name: number for number, name in enumerate(self.labels)}
         for split, data in splits.items():
-            wrong = {tag for tag in tags[split] if names[tag] not in self.labels}
+            wrong = {tag for tag in tags[split] if names[tag] not in places}
             for row, listed in enumerate(self.column(data, "tags") if wrong else []):
                 for tag in listed:
                     if tag in wrong:
                         raise unknown_label(self.task, split, row, names[tag], self.labels)
-        self.numbers = {tag: self.labels.index(name) for tag, name in names.items()}
+        self.numbers = {tag: places[name] for tag, name in names.items()}
 
     def _check_lists(self, split: str, data: datasets.Dataset) -> None:
         for role, what in (("tokens", "words"), ("tags", "tags")):
