@@ -18,7 +18,7 @@ TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 DEFAULT_TASK_TYPE = "sequence-classification"
 # What code outside of the package asks a model's configuration for, and the backbone's knows.
 ANSWERED_BY_BACKBONE = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
 )  # fmt: skip
 
