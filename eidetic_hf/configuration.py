@@ -19,7 +19,7 @@ DEFAULT_TASK_TYPE = "sequence-classification"
 ALL_EARLIER = "all"  # how config.json says that a task reads all tasks before it, however many they are
 # What code outside of the package asks a model's configuration for, and the backbone's knows.
 ANSWERED_BY_BACKBONE = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id",
 )  # fmt: skip
 

@@ -381,7 +381,7 @@ def test_the_configuration_answers_for_the_backbone() -> None:
     assert config.is_encoder_decoder
     assert (config.vocab_size, config.decoder_start_token_id, config.pad_token_id) == (VOCABULARY, 0, 0)
     assert config.get_text_config(decoder=True).num_hidden_layers == 3
-    assert config.get_text_config() is config
+    assert config.get_text_config() is config and config.use_cache is True
     assert writer("gpt2").config.max_position_embeddings == 66
     with pytest.raises(AttributeError, match="'EideticConfig' has no attribute 'n_positions'"):
         _ = writer("gpt2").config.n_positions
