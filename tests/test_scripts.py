@@ -169,6 +169,22 @@ def test_the_benchmark_of_routing_measures_a_router_over_many_tasks(monkeypatch:
     assert 0 < many["milliseconds to route 32 sequences among 20 tasks"]["ours"] < 50
 
 
+def test_the_memory_of_a_process_is_measured_after_each_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory, out = script("benchmark_memory"), tmp_path / "memory.json"
+    for name, value in {"VOCABULARY": 50, "HIDDEN": 24, "LAYERS": 3, "BATCH": 2, "LENGTH": 16}.items():
+        monkeypatch.setattr(memory, name, value)
+    monkeypatch.setattr(memory.life, "give_back_memory", memory.life.give_back_memory)  # `--keep-freed` replaces it
+    monkeypatch.setattr(sys, "argv", ["memory", "--tasks", "2", "--steps", "2", "--keep-freed", "--json", str(out)])
+    memory.main()
+    found = json.loads(out.read_text())
+    assert [row["task"] for row in found] == [0, 1, 2]
+    assert all(row["resident"] > row["live tensors"] > 0.05 for row in found)
+    assert memory.life.give_back_memory() is None
+    assert "live tensors" in capsys.readouterr().out
+
+
 def test_the_books_are_measured_per_task_and_held_against_the_first_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
