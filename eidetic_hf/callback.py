@@ -70,6 +70,9 @@ class EideticCallback(TrainerCallback):
             learner.restart()
         self._wants_evaluation, self._last_metrics = False, {}
         learner.set_steps(state.max_steps, state.global_step)
+        if model.network.growth.copies and state.global_step == 0:
+            loader = kwargs.get("train_dataloader")
+            model.choose_units(_first_batches(loader))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -208,6 +211,20 @@ def unwrapped(model: torch.nn.Module) -> EideticModel:
 
 
 ROUTER_BATCH = 64
+CHOOSING_BATCH, CHOOSING_ROWS = 16, 128  # of the data, evenly spread, by which units are chosen
+
+
+def _first_batches(loader: Any) -> Iterator[dict[str, Any]]:
+    """Batches to choose units by: rows from all over the data, the same on all processes."""
+    dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    if dataset is None or collate is None:
+        return
+    if hasattr(dataset, "__len__"):
+        count = min(len(dataset), CHOOSING_ROWS)
+        rows: Iterator[Any] = (dataset[number * len(dataset) // count] for number in range(count))
+    else:
+        rows = itertools.islice(dataset, CHOOSING_ROWS)
+    yield from (collate(batch) for batch in iter(lambda: list(itertools.islice(rows, CHOOSING_BATCH)), []))
 
 
 def _router_sums(

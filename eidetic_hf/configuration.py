@@ -130,6 +130,7 @@ class EideticConfig(PreTrainedConfig):
         trunk_layers: number of layers that stay at their pretrained values; `None` means a third of the depth.
         trunk_pretrained: `False` for a backbone that was made from a configuration: the first task trains the trunk.
         forward_transfer: which earlier tasks a new task reads by default: `"all"`, `"none"` or a list of names.
+        growth: how tasks come to units: `"fixed"`, out of a pool; or `"copy"`, by copying the backbone's.
         tasks: records of the committed tasks (`TaskRecord` or dictionaries), in commit order.
         served: names of the tasks that this model answers; `None` means all of them. Set by `tasks=[...]` at loading.
         expanded: units added to a group beyond the backbone's own, per unit group.
@@ -154,6 +155,7 @@ class EideticConfig(PreTrainedConfig):
         trunk_layers: int | None = None,
         trunk_pretrained: bool = True,
         forward_transfer: str | list[str] = "all",
+        growth: str = "fixed",
         tasks: list[TaskRecord | dict[str, Any]] | None = None,
         served: list[str] | None = None,
         expanded: dict[str, int] | None = None,
@@ -174,6 +176,7 @@ class EideticConfig(PreTrainedConfig):
         self.trunk_layers = cast(int, trunk_layers)
         self.trunk_pretrained = trunk_pretrained
         self.forward_transfer = forward_transfer
+        self.growth = growth
         self.tasks = _records(tasks or [])
         self._positions: dict[str, int] = {}
         self.served = served

@@ -15,6 +15,7 @@ from torch import Tensor
 POOL = "pool"
 LEARNING = "learning"
 TRUNK = "trunk"
+BASE = "base"  # a backbone's own units where tasks copy them: they are the trunk's, for every task to read
 
 
 def task_key(name: str) -> str:

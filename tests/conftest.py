@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -36,6 +37,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.slow)
     if not any(item.iter_markers("xdist_group")):
         item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of garbage collection: every training collects twice, and would walk all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

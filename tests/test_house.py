@@ -46,8 +46,8 @@ from eidetic_hf.model.pruning import PruningConfig
 HOUSE = """
 version views compat configuration
 
-network network.backbone network.architecture network.architectures network.storage network.importance network.units
-network.capacity network.layers network.wiring network.trunk network.vocabulary network.network
+network network.backbone network.architecture network.architectures network.storage network.importance network.growth
+network.units network.capacity network.layers network.wiring network.trunk network.vocabulary network.network
 
 kinds.base kinds.checks kinds.heads kinds.pretrained_head kinds.collators kinds.metrics
 kinds

@@ -21,7 +21,7 @@ _KINDS: dict[str, Kind] = {}
 TASK_KINDS: Mapping[str, Kind] = MappingProxyType(_KINDS)
 
 # Options lie on one level with the fields of a record in `config.json`, and with the arguments of `add_task`.
-_TAKEN = {field.name for field in fields(TaskRecord)} | {"forward_transfer"}
+_TAKEN = {field.name for field in fields(TaskRecord)} | {"forward_transfer", "based_on"}
 
 
 def register_kind(kind: Kind) -> None:

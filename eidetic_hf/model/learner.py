@@ -112,11 +112,7 @@ class Learner(nn.Module):
         self.drop_snapshots()
         self.trained, self.diverged = False, -1
         for group in self._groups:
-            for suffix in _SUFFIXES:
-                group.kept(suffix).fill_(True)
-                group.importance(suffix).zero_()
-                group.reading(suffix).zero_()
-            group.forget_learning_views()
+            group.reset()
 
     @property
     def start(self) -> int:
@@ -188,7 +184,7 @@ class Learner(nn.Module):
     @property
     def complete(self) -> bool:
         """Whether there is nothing to prune: the whole pool is kept, or there is none."""
-        everything = self.config.keep == 1 and self.config.keep_ancestors == 1
+        everything = self._keep == 1 and self._keep_ancestors == 1
         return everything or not any(group.count(POOL) or group.ancestors[LEARNING] for group in self._groups)
 
     def step(self, step: int) -> bool:
@@ -202,13 +198,22 @@ class Learner(nn.Module):
         elapsed = step - self.start
         if step == self.end or (elapsed and elapsed % self.interval == 0):
             progress = elapsed / max(self.end - self.start, 1) if step < self.end else 1.0
-            self.prune(cubic_keep(progress, self._keep), cubic_keep(progress, self.config.keep_ancestors))
+            self.prune(cubic_keep(progress, self._keep), cubic_keep(progress, self._keep_ancestors))
         return False
 
     @property
     def _keep(self) -> float:
-        """Share of the free units to keep where it is not searched for."""
-        return cast(float, self.config.keep)
+        """Share of the units that it trains to keep, where it is not searched for: all that it has copied."""
+        return 1.0 if self._copies else cast(float, self.config.keep)
+
+    @property
+    def _keep_ancestors(self) -> float:
+        """Share of the units of others to go on reading."""
+        return self.config.see if self._copies else self.config.keep_ancestors
+
+    @property
+    def _copies(self) -> bool:
+        return self._groups[0].growth.copies
 
     def gather_importance(self) -> None:
         """Add what probes read in the step that is done to the units' importance: of all processes, on all of them.
@@ -232,7 +237,7 @@ class Learner(nn.Module):
             if float(self.search[2]) < 1 or self._snapshot("good"):
                 self._roll_back_unless_decided()
             return
-        self.prune(self._keep, self.config.keep_ancestors)
+        self.prune(self._keep, self._keep_ancestors)
         self.drop_snapshots()
 
     def prune(self, keep: float, keep_ancestors: float = 1.0) -> None:
@@ -269,7 +274,7 @@ class Learner(nn.Module):
         found = []
         for member in group.members:
             if suffix:
-                weight = member.packed[0][member.rows(group.positions(group.ancestors[LEARNING]))]
+                weight = member.read(group.positions(group.ancestors[LEARNING]))[0]
             else:
                 weight = member.segment(LEARNING).weight.detach()
             found.append(weight.float().reshape(group.kept(suffix).numel(), member.width * weight.shape[1]))

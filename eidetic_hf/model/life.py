@@ -8,7 +8,7 @@ with the task still being learned.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from typing import Any, cast
 
@@ -29,6 +29,7 @@ from ..network.backbone import (
     longest_sequence,
     random_numbers_for,
 )
+from ..network.growth import CopyGrowth
 from ..network.storage import freeze, give_back_memory
 from ..network.units import UnitGroup
 from ..network.vocabulary import read_by_view, table_of
@@ -45,7 +46,11 @@ logger = logging.get_logger(__name__)
 
 
 def add_task(
-    model: Parts, record: TaskRecord, forward_transfer: str | list[str] | None, options: Mapping[str, Any]
+    model: Parts,
+    record: TaskRecord,
+    forward_transfer: str | list[str] | None,
+    based_on: str | None,
+    options: Mapping[str, Any],
 ) -> TaskRecord:
     """Declare a task, see `EideticModel.add_task`."""
     config = model.config
@@ -59,16 +64,32 @@ def add_task(
         )
     transfer = config.forward_transfer if forward_transfer is None else forward_transfer
     check_transfer(transfer)
+    if model.network.growth.copies:
+        transfer = _branch_of(model, forward_transfer, based_on)
+    elif based_on is not None:
+        raise TaskError("based_on= is for growth='copy'; here forward_transfer= says which tasks are read.")
     for ancestor in transfer if isinstance(transfer, list) else []:
-        if forward_transfer is not None and config.task(ancestor) is None:
-            raise TaskError(
-                f"forward_transfer names '{ancestor}', which is not committed; committed are {committed(model)}."
-            )
+        if (forward_transfer or based_on) is not None and config.task(ancestor) is None:
+            who = "forward_transfer" if based_on is None else "based_on"
+            raise TaskError(f"{who} names '{ancestor}', which is not committed; committed are {committed(model)}.")
     check_task(record, options)
     check_kind(record, config)
     kind_of(record).complete(record, config, model.network.vocabulary())
     model.added[record.name] = Added(record, transfer)
     return record
+
+
+def _branch_of(model: Parts, forward_transfer: Any, based_on: str | None) -> str | list[str]:
+    """What a task reads where units are copied: base, or the branch that ends with one task."""
+    if forward_transfer not in (None, "none"):
+        raise TaskError(
+            f"forward_transfer={forward_transfer!r}: with growth='copy' a task starts from base, or from one other "
+            "task. Say which with based_on='<name>'."
+        )
+    if based_on is None:
+        return "none"
+    parent = model.config.task(based_on)
+    return [*([] if parent is None else parent.ancestors), based_on]
 
 
 # -- begun ------------------------------------------------------------------------------------------------------------
@@ -85,9 +106,12 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
             f"'{name}' begins."
         )
     check_kind(record, model.config)
+    _check_growth(model, pruning)
     std = initializer_range(network.backbone.config)
-    with random_numbers_for(model.device, "expand", name, pruning.seed):
-        expanded = capacity.take_capacity(pruning.on_exhausted, network.unit_groups(), pruning.expand_by, std)
+    expanded = {}
+    if not network.growth.copies:
+        with random_numbers_for(model.device, "expand", name, pruning.seed):
+            expanded = capacity.take_capacity(pruning.on_exhausted, network.unit_groups(), pruning.expand_by, std)
     _note_expanded(model.config, expanded, 1)
     record.ancestors = _read_by(model.config, model.added[name].forward_transfer)
     model.learner = Learner(name, pruning, network.unit_groups(), cast(nn.Module, model))
@@ -96,16 +120,50 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
     try:
         if not model.config.trunk_pretrained and not model.config.tasks:
             model.learner.trunk = network.thaw_trunk(kind.reads_vocabulary)
-        network.begin([task_key(ancestor) for ancestor in record.ancestors])
+        network.begin([task_key(ancestor) for ancestor in record.ancestors], pruning.own)
         _check_visible(name, network.unit_groups())
         kind.complete(record, model.config, network.vocabulary(View(LEARNING)))
         if kind.reads_output_embeddings(record):
             network.output_rows.begin()
-        model.heads[LEARNING] = _start_head(model, record)
+        with random_numbers_for(model.device, "head", name, pruning.seed) if network.growth.copies else nullcontext():
+            model.heads[LEARNING] = _start_head(model, record)
     except BaseException:
         abandon_task(model)
         raise
     return model.learner
+
+
+def _check_growth(model: Parts, pruning: PruningConfig) -> None:
+    """Raise if a task can not be learned in this way where units are copied."""
+    if not model.network.growth.copies:
+        return
+    if not model.config.trunk_pretrained:
+        raise TaskError(
+            "growth='copy' copies units of a pretrained backbone, and this one is random. Learn its first tasks with "
+            "growth='fixed'."
+        )
+    if pruning.tolerance is not None:
+        raise TaskError("PruningConfig(tolerance=...) is for growth='fixed'. Say own= and see= here.")
+
+
+def choose_units(model: Parts, batches: Iterable[Mapping[str, Any]]) -> None:
+    """Let the task being learned copy the units that matter most to it, see `EideticModel.choose_units`."""
+    learner, network = model.learner, model.network
+    if learner is None or not network.growth.copies:
+        raise TaskError("Units are chosen for a task that is being learned with growth='copy'.")
+    module = cast(nn.Module, model)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    view = View(LEARNING, probe="fisher")
+    with evaluation_mode(module), torch.enable_grad():
+        for batch in batches:
+            inputs = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)}
+            # Gradients are read on the way, and not left to any optimizer.
+            torch.autograd.grad(module(**inputs, view=view).loss, trained, allow_unused=True)
+    for group in network.unit_groups():
+        scores = group.reading("_ancestors").clone()
+        scores[group.progress.need("chosen")] = group.reading()
+        group.work_on(cast(CopyGrowth, network.growth).choose(group, scores))
+        group.reset()
 
 
 def _check_visible(name: str, groups: list[UnitGroup]) -> None:
@@ -307,6 +365,8 @@ def _summary(model: Parts, text: Mapping[str, Any]) -> Tensor:
 
 def expand(model: Parts, units: float, groups: list[str] | None) -> dict[str, int]:
     """Add free units, see `EideticModel.expand`."""
+    if model.network.growth.copies:
+        raise TaskError("With growth='copy' there is no pool that could run out of units.")
     if model.learner is not None:
         raise TaskError(f"'{model.learner.name}' is being learned; expand the pool before a task begins.")
     if not units > 0:

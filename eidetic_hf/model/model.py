@@ -167,6 +167,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         backbone: str | os.PathLike | PreTrainedConfig | PreTrainedModel,
         trunk_layers: int | None = None,
         forward_transfer: str | list[str] = "all",
+        growth: str = "fixed",
         **kwargs: Any,
     ) -> EideticModel:
         """Start from a pretrained model, with no task learned yet.
@@ -177,6 +178,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
                 a language model starts from.
             trunk_layers: layers that stay at their pretrained values; a third of the depth by default.
             forward_transfer: which earlier tasks a new task reads: `"all"`, `"none"` or a list of names.
+            growth: how tasks come to units: `"fixed"`, each takes some out of a pool; or `"copy"`, each copies those
+                that it changes, see docs/growth.md.
             kwargs: further arguments for the `from_pretrained` of the backbone's class, such as `revision` or
                 `attn_implementation`.
 
@@ -185,7 +188,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             ValueError: if `trunk_layers` is out of range or `forward_transfer` is not understood.
         """
         pretrained = not isinstance(backbone, PreTrainedConfig)
-        head, own = None, ("trunk_layers", "forward_transfer")
+        head, own = None, ("trunk_layers", "forward_transfer", "growth")
         if isinstance(backbone, PreTrainedModel):
             check_known("EideticModel.from_backbone with a loaded model", kwargs, own)
             architecture_of(backbone.config)
@@ -210,6 +213,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             trunk_layers=trunk_layers,
             trunk_pretrained=pretrained,
             forward_transfer=forward_transfer,
+            growth=growth,
             dtype=model.dtype,
             attn_implementation=attention_of(model.config),
         )
@@ -381,6 +385,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         task_type: str = DEFAULT_TASK_TYPE,
         labels: list[str] | None = None,
         forward_transfer: str | list[str] | None = None,
+        based_on: str | None = None,
         **options: Any,
     ) -> TaskRecord:
         """Declare a task, to be learned with `EideticTrainer(model, task=name, ...)`.
@@ -393,6 +398,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             labels: names of the labels in the order of the logits, in the kinds that classify sequences or tokens.
                 For regression, names of the targets (`["score"]` by default).
             forward_transfer: which earlier tasks this one reads: `"all"`, `"none"` or names; the model's by default.
+            based_on: with `growth="copy"`, the committed task that this one starts from, and whose copies it reads
+                where it makes none of its own; the backbone itself by default.
             options: of the kind of task, such as `problem_type`, `pooling`, `head_dropout`, `temperature`,
                 `normalize` and `own_output_embeddings`; docs/kinds.md says which kind has which. `None` stands for
                 the default.
@@ -404,7 +411,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         # A list or nothing; anything else is for the kind to refuse.
         given = list(labels) if isinstance(labels, (list, tuple)) else labels or []
         record = TaskRecord(name, task_type, labels=given)
-        return life.add_task(self, record, forward_transfer, options)
+        return life.add_task(self, record, forward_transfer, based_on, options)
 
     def begin_task(self, name: str, pruning: PruningConfig | None = None) -> Learner:
         """Open the pool for a task that was added: from here on the model has Parameters to train.
@@ -455,6 +462,19 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             ValueError: if a batch has no labels that the task needs.
         """
         return life.router_sums(self, batches)
+
+    def choose_units(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """With `growth="copy"`, choose which units the task being learned copies, before it is trained.
+
+        Those whose gates have the largest squared gradients. The trainer and the callback call it.
+
+        Args:
+            batches: as `forward` takes them, with targets.
+
+        Raises:
+            TaskError: if no task is being learned, or units are not copied.
+        """
+        life.choose_units(self, batches)
 
     def expand(self, units: float | int, groups: list[str] | None = None) -> dict[str, int]:
         """Add free units. Their out-projections start at zero; no committed task reads them.

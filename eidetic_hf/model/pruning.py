@@ -31,6 +31,9 @@ class PruningConfig:
     Attributes:
         keep: share of the free units of each kind (heads, neurons) that the task keeps, in (0, 1]; 0.3 if neither this
             nor `tolerance` is given.
+        own: where units are copied (`growth="copy"`), the share of the backbone's units of each layer that the task
+            copies and trains, in (0, 1].
+        see: the share of the units that it may read that it goes on reading, in (0, 1]; the rest is masked out.
         keep_ancestors: share of the ancestors' units that it goes on reading, in (0, 1]; the rest is masked out.
         tolerance: instead of `keep`, prune as far as the validation metric stays within this of the best that the
             task has reached with more units (in the metric's own unit), by bisection. Needs an `eval_dataset`; the
@@ -52,6 +55,8 @@ class PruningConfig:
     """
 
     keep: float | None = None
+    own: float = 0.05
+    see: float = 1.0
     keep_ancestors: float = 1.0
     tolerance: float | None = None
     rounds: int = 4
@@ -78,7 +83,7 @@ class PruningConfig:
         for name, value in (DEFAULTS if self.tolerance is None else SEARCHING).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        for name in ("keep", "keep_ancestors"):
+        for name in ("keep", "own", "see", "keep_ancestors"):
             value = getattr(self, name)
             if name != "keep" or value is not None:
                 check(is_number(value) and 0 < value <= 1, name, "a share in (0, 1], such as 0.3")

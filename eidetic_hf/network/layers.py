@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..views import LEARNING, POOL, View, current_view
 from .importance import UnitProbe
-from .storage import OwnedRows, Place, Segment, Slots, Undo, freeze, named_tensors, shell, thaw
+from .storage import Place, Segment, Slots, Undo, freeze, named_tensors, shell, thaw
 from .units import UnitGroup, UnitView, learning_key
 
 # Names of the tensors of a segment, whose rows lie in parallel.
@@ -46,12 +46,14 @@ class TaskLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.is_output = is_output
-        self.width = (self.in_features if is_output else self.out_features) // group.count(POOL)
+        self.width = (self.in_features if is_output else self.out_features) // group.total
         self._group = [group]  # in a list, so that it is not registered as a child
         weight = weight.detach().t() if is_output else weight.detach()  # `pack` copies it
-        self.segments = nn.ModuleDict({POOL: Segment(weight, None if bias is None or is_output else bias.detach())})
-        self._rows = OwnedRows()
-        self._rows.place(POOL, self._place(POOL))
+        pretrained = Segment(weight, None if bias is None or is_output else bias.detach())
+        self.segments = nn.ModuleDict(group.growth.segments(pretrained))
+        self._rows = group.growth.rows()
+        for key in self.segments:
+            self._rows.place(key, self._place(key))
         self.biases = Slots()
         if is_output and bias is not None:
             self.biases.put(POOL, bias.detach().clone())
@@ -85,10 +87,9 @@ class TaskLinear(nn.Module):
     def _place(self, key: str) -> Place:
         return Place(self.segment(key), _LEAVES)
 
-    @property
-    def packed(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of all segments and the pool, in packed order."""
-        weight, bias = self._rows.packed
+    def read(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Copies of weight and bias of the units in some places."""
+        weight, bias = self._rows.gather(self.rows(places))
         return cast(Tensor, weight), bias
 
     def pack(self) -> None:
@@ -117,11 +118,25 @@ class TaskLinear(nn.Module):
 
     # -- life of a task -------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Make a trainable working copy of the pool, and of the private bias."""
+    @torch.no_grad()
+    def begin(self, copied: Tensor | None, gates: Tensor | None = None) -> None:
+        """Make a trainable working copy, and one of the private bias.
+
+        Args:
+            copied: places of the units that it is of; `None` for the pool.
+            gates: a factor for what each of them puts out, `(units,)`.
+        """
         pool, private = self.segment(POOL), self.biases.get(POOL)
-        bias = None if pool.bias is None else pool.bias.clone()
-        self.segments[LEARNING] = Segment(pool.weight.clone(), bias, trainable=True)
+        weight, bias = (pool.weight, pool.bias) if copied is None else self.read(copied)
+        if gates is not None and self.is_output:
+            weight = weight * gates.repeat_interleave(self.width).unsqueeze(1)
+        working = (weight.clone(), None if bias is None else bias.clone())
+        if LEARNING in self.segments:  # other units were chosen: an optimizer may hold the Parameters
+            for leaf, values in zip(_LEAVES, working, strict=True):
+                if values is not None:
+                    getattr(self.segment(LEARNING), leaf).copy_(values)
+            return
+        self.segments[LEARNING] = Segment(*working, trainable=True)
         if private is not None:
             self.biases.put(LEARNING, nn.Parameter(private.clone()))
 
@@ -142,11 +157,7 @@ class TaskLinear(nn.Module):
         working, pool = self.segment(LEARNING), self.segment(POOL)
         mask = kept.repeat_interleave(self.width)
         owned = Segment(working.weight.detach()[mask], None if working.bias is None else working.bias.detach()[mask])
-        weight, bias = pool.weight[~mask], None if pool.bias is None else pool.bias[~mask]
-        if recycle_std is not None:
-            weight = torch.randn_like(weight) * recycle_std
-            bias = None if bias is None else torch.zeros_like(bias)
-        return owned, Segment(weight, bias)
+        return owned, self.group.growth.rest(pool, mask, recycle_std)
 
     def snapshot(self) -> Undo:
         """What `undo_commit` needs."""
@@ -228,7 +239,7 @@ class TaskLinear(nn.Module):
             start, stop = view.start * self.width, (view.start + view.count) * self.width
             weight, bias = self._rows.read(start, stop)
         else:
-            weight, bias = self._rows.gather(self.rows(view.positions))
+            return self.read(view.positions)
         return cast(Tensor, weight), bias
 
     def _plan(self, key: str) -> tuple[Tensor, Tensor | None, Tensor | None]:

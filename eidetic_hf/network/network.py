@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from ..compat import forward_arguments
 from ..configuration import EideticConfig
-from ..views import LEARNING, POOL, TRUNK, View, task_key, task_name, use_view
+from ..views import BASE, LEARNING, POOL, TRUNK, View, task_key, task_name, use_view
 from .architecture import LAYERS, Architecture, ArchitectureError, find, layers_of, leftovers
 from .architectures import architecture_of
 from .backbone import DECODER, ENCODER, batch_size, evaluation_mode, family_of, flat_sequences, is_nested
+from .growth import growth_of
 from .layers import TASK_MODULES, TaskLinear, TaskNorm
 from .storage import Slots, WeightCache, device_of, dtype_of, freeze, own_tensors, set_tensor, stored_tensors, thaw
 from .trunk import TrunkPass, pool_states, record_trunk, share_trunk
@@ -30,8 +31,9 @@ class Section(NamedTuple):
 
     Attributes:
         owner: key of the task that owns them, or the trunk.
-        part: `trunk` and `output_embeddings`, which every task reads that knows them; `private`, which only the owner
-            does; `units`, which those do whose ancestor it is; `input_rows` and `output_rows`, tokens that came later.
+        part: `trunk`, `base` and `output_embeddings`, which every task reads that knows them; `private`, which only
+            the owner does; `units`, which those do whose ancestor it is; `input_rows` and `output_rows`, tokens that
+            came later.
     """
 
     owner: str
@@ -72,6 +74,7 @@ class Network:
         output_embeddings: the `weight` that scores tokens, where it is not the input embeddings'.
         input_rows: rows of the input embeddings that the vocabulary has grown by.
         output_rows: the same for `output_embeddings`.
+        growth: how tasks come to units.
         cache: bounds the memory of the copies that layers make of what some task sees and is no slice.
         arguments: names of all that the backbone's `forward` does something with.
     """
@@ -82,6 +85,7 @@ class Network:
         for path in architecture.unused:
             replace_module(backbone, path, None)
         self.config, self.backbone = config, backbone
+        self.growth = growth_of(config.growth)
         self.cache = WeightCache()
         self.groups = nn.ModuleDict()
         self.output_embeddings = Slots()
@@ -108,7 +112,7 @@ class Network:
         for prefix, stack in architecture.stacks.items():
             stacked = cast(nn.ModuleList, self.backbone.get_submodule(stack.layers))
             first = config.trunk_layers if prefix == LAYERS else 0
-            for group in wire_stack(prefix, stack, stacked, first, self.backbone.config, self.cache):
+            for group in wire_stack(prefix, stack, stacked, first, self.backbone.config, self.cache, self.growth):
                 self.groups[module_name(group.name)] = group
             for index in range(first, len(stacked)):
                 unowned += [f"{stack.layers}.{index}.{name}" for name in leftovers(architecture, stacked[index])]
@@ -187,6 +191,7 @@ class Network:
             with_output: whether it reads the model's output embeddings.
         """
         sections = [Section(TRUNK, "trunk"), Section(key, "private")]
+        sections += [Section(TRUNK, BASE)] if self.growth.copies else []
         sections += [Section(owner, "units") for owner in [*ancestors, key]]
         sections += [Section(owner, "input_rows") for owner in self.input_rows.owners(tokens)]
         if with_output:
@@ -211,7 +216,9 @@ class Network:
             return {f"{part}.{owner}": rows.need(owner)}
         found = {}
         for name, module in self._owned.items():
-            found.update(module.tensors_of(f"backbone.{name}", owner, private=part == "private"))
+            if part != BASE or isinstance(module, TaskLinear):
+                key = BASE if part == BASE else owner
+                found.update(module.tensors_of(f"backbone.{name}", key, private=part == "private"))
         if part == "private":
             for name, group in self.groups.items():
                 gates = cast(UnitGroup, group).gates.get(owner)
@@ -304,10 +311,15 @@ class Network:
 
     # -- the life of a task ---------------------------------------------------------------------------------------
 
-    def begin(self, ancestors: list[str]) -> None:
-        """Open the pool for a task: its working copies are Parameters from here on."""
+    def begin(self, ancestors: list[str], own: float = 1.0) -> None:
+        """Begin a task: its working copies are Parameters from here on.
+
+        Args:
+            ancestors: keys of the tasks whose units it may read.
+            own: share of base's units that it copies, where units are copied.
+        """
         for group in self.unit_groups():
-            group.begin(ancestors)
+            group.begin(self.growth.keys(ancestors), own)
         for norm in self.norms:
             norm.begin()
         self.input_rows.begin()
@@ -371,7 +383,7 @@ class Network:
     def rebuild(self, key: str, ancestors: list[str], units: Mapping[str, int]) -> None:
         """Make room for a committed task's units and norms, which a checkpoint will fill."""
         for group in self.unit_groups():
-            group.rebuild(key, ancestors, units[group.name])
+            group.rebuild(key, self.growth.keys(ancestors), units[group.name])
         for norm in self.norms:
             norm.rebuild(key)
 
@@ -386,7 +398,7 @@ class Network:
         if self.config.pool:
             for rows in self.tables():
                 rows.rebuild_pool(self.config.vocab_size)
-        for group in self.unit_groups():
+        for group in [] if self.growth.copies else self.unit_groups():
             owned = sum(group.count(key) for key in group.order)
             if owned or not self.config.pool:
                 group.resize_pool(group.count(POOL) - owned if self.config.pool else 0)

@@ -600,6 +600,82 @@ class OwnedRows:
                 packed.data[start : start + len(values)].copy_(values)
 
 
+class CopiedRows:
+    """Rows of several owners, each owner's in memory of its own. What `OwnedRows` is where rows are copied.
+
+    Nothing is ever handed over, so there is no pool, and what an owner adds moves nobody's rows.
+    """
+
+    is_laid = True
+
+    def __init__(self) -> None:
+        self.owners = Spans()
+        self._places: dict[str, Place] = {}
+
+    def place(self, key: str, place: Place) -> None:
+        """Add the rows that are registered in a place; the pool's place is a model for others, without rows."""
+        if key != POOL:
+            self.owners.add(key, len(place))
+        self._places[key] = place
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Lay each owner's rows into fresh, aligned memory."""
+        for place in self._places.values():
+            place.put([tensor if tensor is None else tensor.clone() for tensor in place.tensors()])
+
+    def is_packed(self) -> bool:
+        """What is registered is all that there is, wherever it was moved."""
+        return True
+
+    def is_torn(self) -> bool:
+        """A copy by `pickle` is as good."""
+        return False
+
+    def read(self, start: int, stop: int) -> list[Tensor | None]:
+        """A run of rows: the tensors themselves, where they are one owner's; else a copy."""
+        for key in self.owners.order:
+            if self.owners.run(key) == (start, stop):
+                return self._places[key].tensors()
+        return self.gather(torch.arange(start, stop))
+
+    def gather(self, rows: Tensor) -> list[Tensor | None]:
+        """Copies of rows given by number."""
+        order = self.owners.order
+        starts = torch.tensor([self.owners.run(key)[0] for key in order], device=rows.device)
+        which = torch.bucketize(rows, starts, right=True) - 1
+        gathered: list[Tensor | None] = []
+        for like in self._places[POOL].tensors():
+            gathered.append(None if like is None else like.new_empty(len(rows), *like.shape[1:]))
+        for number in which.unique().tolist():
+            mine = which == number
+            local = rows[mine] - starts[number]
+            for target, tensor in zip(gathered, self._places[order[number]].tensors(), strict=True):
+                if target is not None and tensor is not None:
+                    target[mine.to(target.device)] = tensor[local.to(tensor.device)]
+        return gathered
+
+    def copied_bytes(self, tensors: Sequence[Tensor | None]) -> int:
+        """How much memory tensors that were read take besides the owners' own."""
+        places = (tensor for place in self._places.values() for tensor in place.tensors())
+        own = {tensor.untyped_storage().data_ptr() for tensor in places if tensor is not None}
+        return sum(t.nbytes for t in tensors if t is not None and t.untyped_storage().data_ptr() not in own)
+
+    def snapshot(self) -> Undo:
+        """What `take_back` needs."""
+        return Undo(len(self.owners.order), [])
+
+    def hand_over(self, key: str, place: Place, rest: Sequence[Tensor | None]) -> None:
+        """Add a new owner's rows; nobody gives them."""
+        self.place(key, place)
+
+    def take_back(self, undo: Undo, pool: Place) -> None:
+        """Forget who came after a snapshot."""
+        while len(self.owners.order) > undo.owners:
+            del self._places[self.owners.drop_last()]
+
+
 def _rows(tensors: Sequence[Tensor | None], start: int, stop: int) -> list[Tensor | None]:
     return [tensor if tensor is None else tensor[start:stop] for tensor in tensors]
 

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from ..views import LEARNING, POOL, current_view
 from .architecture import DECODER_LAYERS
+from .growth import FixedGrowth, Growth
 from .storage import Segment, Slots, Spans, Undo, WeightCache
+
+FIXED = FixedGrowth()
 
 # What units are: the last part of a group's name.
 UNIT_TYPES = ("heads", "cross_heads", "neurons")
@@ -55,9 +58,8 @@ class Projection(Protocol):
 
     width: int
 
-    @property
-    def packed(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of all rows, in packed order."""
+    def read(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Copies of weight and bias of the units in some places."""
         ...
 
     def segment(self, key: str) -> Segment:
@@ -68,8 +70,8 @@ class Projection(Protocol):
         """Row numbers of units given by number."""
         ...
 
-    def begin(self) -> None:
-        """Make a trainable working copy of the pool."""
+    def begin(self, copied: Tensor | None, gates: Tensor | None) -> None:
+        """Make a trainable working copy of the pool, or of the units in some places, with gates on them."""
         ...
 
     def end(self) -> None:
@@ -128,17 +130,19 @@ class UnitGroup(nn.Module):
         name: such as `layers.2.heads`.
         n_units: units of the backbone in this group.
         cache: what bounds the copies that all layers of a network keep; one of its own, if none is given.
+        growth: how tasks come to units.
     """
 
-    def __init__(self, name: str, n_units: int, cache: WeightCache | None = None) -> None:
+    def __init__(self, name: str, n_units: int, cache: WeightCache | None = None, growth: Growth = FIXED) -> None:
         super().__init__()
         self.name = name
+        self.growth = growth
         self.cache = WeightCache() if cache is None else cache
         self.owners = Spans()
         self.ancestors: dict[str, list[str]] = {}
         self.members: list[Projection] = []
         self.units = Slots()
-        self.units.put(POOL, torch.arange(n_units, dtype=torch.int32))
+        growth.lay(self, n_units)
         self.gates = Slots()
         self.progress = Slots()
         self._readings: dict[str, Tensor] = {}
@@ -241,7 +245,8 @@ class UnitGroup(nn.Module):
         """
         key = learning_key(teacher)
         if key not in self._cache:
-            kept = [None if teacher else self._index(self.progress.get(name)) for name in ("kept_ancestors", "kept")]
+            masks = ("opened", "") if teacher else ("kept_ancestors", "kept")
+            kept = [self._index(self.progress.get(name)) for name in masks]
             self._cache[key] = (self._view_of(self.ancestors[LEARNING], kept[0], None), kept[0], kept[1])
         return self._cache[key]
 
@@ -282,20 +287,52 @@ class UnitGroup(nn.Module):
         for member in self.members:
             member.forget_learning_views()
 
-    def begin(self, ancestors: list[str]) -> None:
-        """Open the pool for a task: every free unit starts as kept."""
-        device = self.device
+    def n_inherited(self) -> int:
+        """Number of places that the task being learned may read of others."""
+        return self._units_of(self.ancestors[LEARNING])
+
+    def begin(self, ancestors: list[str], own: float = 1.0) -> None:
+        """Open the books for a task.
+
+        Args:
+            ancestors: owners of what it may read.
+            own: share of base's units that it copies, where units are copied.
+        """
         self.ancestors[LEARNING] = ancestors
-        free, inherited = self.count(POOL), self._units_of(ancestors)
-        self.progress.put("kept", torch.ones(free, dtype=torch.bool, device=device))
-        self.progress.put("importance", torch.zeros(free, device=device))
-        self.progress.put("kept_ancestors", torch.ones(inherited, dtype=torch.bool, device=device))
-        self.progress.put("importance_ancestors", torch.zeros(inherited, device=device))
-        if inherited:
-            dtype = self.members[-1].segment(POOL).weight.dtype
-            self.gates.put(LEARNING, nn.Parameter(torch.zeros(inherited, device=device, dtype=dtype)))
+        self.work_on(self.growth.begin(self, own))
+
+    def work_on(self, copied: Tensor | None) -> None:
+        """Make the working copy: of the pool, or of the units in some places, as their reader reads them."""
+        gates = self.gates.get(LEARNING)
+        factor = None if copied is None or gates is None else 1 + gates.detach()[self.progress.need("chosen")]
         for member in self.members:
-            member.begin()
+            member.begin(copied, factor)
+        self.forget_learning_views()
+
+    def open(self, kept: Tensor, read: Tensor, gates: Tensor) -> None:
+        """What a task that begins trains, and what it reads.
+
+        Args:
+            kept: which of the units that it trains it keeps, `(units,)`.
+            read: which of the places of others it reads, `(places,)`.
+            gates: what is added to 1 on each of these, `(places,)`.
+        """
+        for name, mask in (("kept", kept), ("kept_ancestors", read)):
+            self.progress.put(name, mask.clone().to(self.device))
+        for suffix, mask in (("", kept), ("_ancestors", read)):
+            self.progress.put(f"importance{suffix}", torch.zeros(len(mask), device=self.device))
+        if len(read):
+            dtype = self.members[-1].segment(POOL).weight.dtype
+            self.gates.put(LEARNING, nn.Parameter(gates.to(self.device, dtype)))
+
+    def reset(self) -> None:
+        """Take back what was pruned, and all importance."""
+        for suffix in ("", "_ancestors"):
+            self.importance(suffix).zero_()
+            self.reading(suffix).zero_()
+        opened = self.progress.get("opened")
+        self.kept().fill_(True)
+        self.kept("_ancestors").copy_(torch.ones_like(self.kept("_ancestors")) if opened is None else opened)
         self.forget_learning_views()
 
     def end(self) -> None:
@@ -318,10 +355,9 @@ class UnitGroup(nn.Module):
         What earlier tasks own stays where it is, and so do their views; the cost does not depend on how many there
         are.
         """
-        kept, ids, gates = self.kept(), self.units.need(POOL), self.gates.get(LEARNING)
+        kept, gates = self.kept(), self.gates.get(LEARNING)
         staged = [member.stage(kept, recycle_std) for member in self.members]
-        self.units.put(key, ids[kept])
-        self.units.put(POOL, ids[~kept])
+        self.growth.take(self, key)
         if gates is not None:
             self.gates.put(key, torch.where(self.kept("_ancestors"), 1 + gates.detach(), 0))
         self.owners.add(key, self.count(key))

@@ -19,9 +19,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..compat import initialize, tied_weights
 from ..views import LEARNING
 from .architecture import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
+from .growth import Growth
 from .layers import JoinedLinear, TaskLinear, TaskNorm, TaskTable
 from .storage import ParametersIfAny, WeightCache, device_of, dtype_of, fixed_buffers, set_tensor, shell
-from .units import UnitGroup
+from .units import FIXED, UnitGroup
 
 
 class Swapped:
@@ -276,6 +277,7 @@ def wire_stack(
     first: int,
     config: PreTrainedConfig,
     cache: WeightCache | None = None,
+    growth: Growth = FIXED,
 ) -> Iterator[UnitGroup]:
     """Put task layers in place of a stack's own, from its layer `first` on.
 
@@ -286,6 +288,7 @@ def wire_stack(
         first: number of the first layer above the trunk.
         config: configuration of the backbone.
         cache: what bounds the copies that all layers of the network keep.
+        growth: how tasks come to units.
 
     Returns:
         The unit groups.
@@ -293,7 +296,7 @@ def wire_stack(
     tables = {kind: find(layers[0], paths.table.path) for kind, paths in stack.kinds.items() if paths.table}
     for index in range(first, len(layers)):
         for kind, paths in stack.kinds.items():
-            group = UnitGroup(f"{prefix}.{index}.{kind}", n_units(stack, kind, layers[index], config), cache)
+            group = UnitGroup(f"{prefix}.{index}.{kind}", n_units(stack, kind, layers[index], config), cache, growth)
             _wire_units(layers[index], paths, group, config, tables.get(kind))
             yield group
         for name, module in [(n, m) for n, m in layers[index].named_modules() if is_norm(m)]:
@@ -319,7 +322,7 @@ def cut_error(
     if not any(group.total > 1 for group in cut):
         return 0.0
     for group in groups:
-        group.begin([])
+        group.begin(group.growth.keys([]))
     for norm in norms:
         norm.begin()
     try:
