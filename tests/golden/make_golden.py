@@ -3,8 +3,7 @@
 `bert` holds a task of every kind that an encoder can have: with masked ancestors, an expanded pool and a vocabulary
 that has grown. `t5` is an encoder-decoder. `bert-learning` is a checkpoint of the Trainer in the middle of a task.
 `answers.safetensors` holds what each task answered to a batch right after it was committed, and what the task in the
-middle answered after it was resumed. What is in the repository is never made again.
-
+middle answered after it was resumed. What a release can have written is never made again.
 """
 
 from __future__ import annotations
