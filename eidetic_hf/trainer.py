@@ -434,7 +434,7 @@ def find_checkpoint(folder: str | os.PathLike, chosen: str | os.PathLike | Liter
     if chosen is not True:
         if not _is_whole(Path(chosen)):
             raise ValueError(
-                f"resume_from_checkpoint={str(chosen)!r}: there is no readable {TRAINER_STATE_NAME}, so this is no "
+                f"Can't find a valid checkpoint at {chosen}: there is no readable {TRAINER_STATE_NAME}, so this is no "
                 "checkpoint of a Trainer, or one that was cut off while it was written. Resume from an earlier one."
             )
         return str(chosen)
@@ -446,7 +446,8 @@ def find_checkpoint(folder: str | os.PathLike, chosen: str | os.PathLike | Liter
             return str(path)
         logger.warning(f"{path} was cut off while it was written; it is left out.")
     raise ValueError(
-        f"resume_from_checkpoint=True: there is no whole checkpoint in {folder}. Leave it out to begin anew."
+        f"No valid checkpoint found in output directory ({folder}), or none that was written to its end. Leave out "
+        "resume_from_checkpoint=True to begin anew."
     )
 
 

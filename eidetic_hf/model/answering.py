@@ -257,6 +257,7 @@ def respond(
 
 def embed(model: Parts, request: Request, task: str | None) -> ModelOutput:
     """The embeddings of texts, see `EideticModel.get_text_features`."""
+    request = _as_configured(model, request)
     among = [name for name in committed(model) if kind_of(record_of(model, name)).embeds]
     if task is None and len(among) > 1:
         return answer_each(model, None, False, request, among)

@@ -657,7 +657,9 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         task: str | None = None,
-    ) -> RoutedOutput | ModelOutput:
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> RoutedOutput | ModelOutput | tuple[Any, ...]:
         """Embeddings of texts, whatever other tasks there are; what `SentenceTransformer(folder)` asks for.
 
         Args:
@@ -667,12 +669,15 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             position_ids: `(batch, sequence)`.
             inputs_embeds: in place of `input_ids`.
             task: name of the task; by default the only one that embeds texts, or the router chooses among those.
+            return_dict: as in `forward`.
+            kwargs: as in `forward`, such as `output_hidden_states`.
 
         Returns:
             What `forward` returns, with the embeddings in `pooler_output`, `(batch, hidden)`.
 
         Raises:
             TaskError: if no task embeds texts, or this one does not.
+            TypeError: if nobody takes an argument.
         """
         given = {
             "input_ids": input_ids,
@@ -681,7 +686,10 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        return answering.embed(self, Request.of(given), task)
+        answering.check_arguments(self, kwargs, (*given, "task", "return_dict"))
+        output = answering.embed(self, Request.of({**given, **kwargs}), task)
+        use_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if use_dict else output.to_tuple()
 
     @torch.no_grad()
     def route(

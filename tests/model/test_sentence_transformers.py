@@ -67,6 +67,24 @@ def test_sentence_transformer_gives_the_embeddings_of_the_tasks(model: EideticMo
     np.testing.assert_allclose(alone.encode(TEXTS), two, atol=1e-6)
 
 
+def test_embeddings_come_with_what_is_asked_for_beside_them(
+    model: EideticModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = {"input_ids": torch.tensor([[10, 11, 12]])}
+    with torch.no_grad():
+        expected = model(**batch, task="two", output_hidden_states=True)
+        asked = model.get_text_features(**batch, task="two", output_hidden_states=True)
+        first, second = model.get_text_features(**batch, task="two", return_dict=False)
+        monkeypatch.setattr(model.config, "output_hidden_states", True)
+        configured = model.get_text_features(**batch, task="two")
+    for found in (asked, configured):
+        assert len(found.hidden_states) == model.config.base_config.num_hidden_layers + 1
+        assert all(torch.equal(*pair) for pair in zip(found.hidden_states, expected.hidden_states, strict=True))
+    assert torch.equal(first, expected.last_hidden_state) and torch.equal(second, expected.pooler_output)
+    with pytest.raises(TypeError, match=r"output_hidden_state.*output_hidden_states"):
+        model.get_text_features(**batch, output_hidden_state=True)
+
+
 def test_sentence_transformer_without_a_task_that_embeds_says_what_to_do(model: EideticModel, folder: Path) -> None:
     loaded = sentence_transformers.SentenceTransformer(str(folder), device="cpu", model_kwargs={"tasks": ["score"]})
     with pytest.raises(TaskError, match=r"no task that embeds texts: of \['score'\], \[\] do\. .* feature-extraction"):

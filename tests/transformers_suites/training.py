@@ -90,13 +90,10 @@ class SuiteTrainer(EideticTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs = {**dict(zip(POSITIONS, args, strict=False)), **kwargs}
-        model = kwargs.pop("model", None)
-        if model is None and kwargs.get("model_init") is not None:
-            model = kwargs.pop("model_init")()
-        if not isinstance(model, EideticModel):
-            raise unittest.SkipTest("the test trains a model of its own")
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        super().__init__(model=model, task=TASK, pruning=PruningConfig(keep=0.5), **kwargs)
+        if "model_init" not in kwargs and not isinstance(kwargs.get("model"), EideticModel):
+            raise unittest.SkipTest("the test trains a model of its own")
+        super().__init__(task=TASK, pruning=PruningConfig(keep=0.5), **kwargs)
 
 
 # The names in the suite, and what is found under them.
