@@ -70,9 +70,8 @@ class EideticCallback(TrainerCallback):
             learner.restart()
         self._wants_evaluation, self._last_metrics = False, {}
         learner.set_steps(state.max_steps, state.global_step)
-        if model.network.growth.copies and state.global_step == 0:
-            loader = kwargs.get("train_dataloader")
-            model.choose_units(_first_batches(loader))
+        if model.network.growth.copies and state.global_step == 0 and not learner.has_chosen:
+            model.choose_units(_first_batches(kwargs.get("train_dataloader")))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -40,6 +40,7 @@ class Learner(nn.Module):
         trunk: what the first task of a random backbone trains of the trunk, which it will own.
         active_probe: importance measure to accumulate in the step in progress.
         diverged: first step after which a weight was no finite number; -1 if none was.
+        has_chosen: whether the units that it copies were chosen by its data, where units are copied.
         trained: whether a run came to its end, so that nothing is missing but the commit.
         metrics: figures of its last evaluation, for the model card.
         mixes_distance: whether `forward` mixes the distance from the unpruned network into the loss; if not, the
@@ -62,6 +63,7 @@ class Learner(nn.Module):
         self.trunk: list[Thawed] = []
         self.active_probe: str | None = None
         self.diverged = -1
+        self.has_chosen = False
         self.trained = False
         self.metrics: dict[str, float] = {}
         self.mixes_distance = True

@@ -164,6 +164,7 @@ def choose_units(model: Parts, batches: Iterable[Mapping[str, Any]]) -> None:
         scores[group.progress.need("chosen")] = group.reading()
         group.work_on(cast(CopyGrowth, network.growth).choose(group, scores))
         group.reset()
+    learner.has_chosen = True
 
 
 def _check_visible(name: str, groups: list[UnitGroup]) -> None:

@@ -56,6 +56,7 @@ class TaskRecipe:
         training: fields of `TrainingArguments`, over the recipe's.
         pruning: fields of `PruningConfig`, over the recipe's.
         forward_transfer: which earlier tasks this one reads; the recipe's by default.
+        based_on: with `growth: copy`, the earlier task that this one starts from; the backbone by default.
         pooling: how the head reads the sequence; the recipe's by default.
         max_length: longest sequence, in tokens; the recipe's by default.
         settings: what only this kind of task has: an object of the kind's own class of settings. In the YAML file its
@@ -73,6 +74,7 @@ class TaskRecipe:
     training: dict[str, Any] = field(default_factory=dict)
     pruning: dict[str, Any] = field(default_factory=dict)
     forward_transfer: str | list[str] | None = None
+    based_on: str | None = None
     pooling: str | None = None
     max_length: int | None = None
     settings: Any = None
@@ -96,6 +98,7 @@ class Recipe:
             `{train: byte}`, to make one from the training texts of the tasks.
         trunk_layers: layers that stay at their pretrained values; a third of the depth by default.
         forward_transfer: which earlier tasks a task reads: `"all"`, `"none"` or a list of names.
+        growth: how tasks come to units: `"fixed"`, out of a pool, or `"copy"`.
         max_length: longest sequence, in tokens; longer ones are cut.
         pooling: `"mean"` over real tokens, `"first"` or `"last"`; by default the last token in a decoder, else the
             mean.
@@ -114,6 +117,7 @@ class Recipe:
     tokenizer: str | dict[str, Any] | None = None
     trunk_layers: int | None = None
     forward_transfer: str | list[str] = "all"
+    growth: str = "fixed"
     max_length: int = 128
     pooling: str | None = None
     seed: int = 0

@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from ..configuration import TaskError, check_task_name
 from ..kinds.heads import POOLINGS
 from ..model.pruning import PruningConfig
+from ..network.growth import growths
 from .kinds import RECIPE_KINDS, lower_is_better
 from .kinds.base import LOSS, RecipeKind, check_columns
 from .kinds.settings import SettingError, Settings
@@ -136,6 +137,8 @@ def _check_common(values: dict[str, Any], where: str) -> None:
             raise RecipeError(f"`{key}: {values[key]}` in {where}: expected a whole number >= {least}.")
     if values.get("pooling") not in (None, *POOLINGS):
         raise RecipeError(f"`pooling: {values['pooling']!r}` in {where}: expected one of {list(POOLINGS)}.")
+    if values.get("growth") not in (None, *growths()):
+        raise RecipeError(f"`growth: {values['growth']!r}` in {where}: expected one of {growths()}.")
     transfer = values.get("forward_transfer")
     is_list = isinstance(transfer, list) and all(isinstance(name, str) for name in transfer)
     if transfer not in (None, "all", "none") and not is_list:
@@ -316,5 +319,10 @@ def _check_tasks(recipe: Recipe) -> None:
                     f"`forward_transfer:` of task '{task.name}' names {ancestor!r}, which is no task before it; those "
                     f"are {names[:number]}."
                 )
+        if task.based_on is not None and (recipe.growth != "copy" or task.based_on not in names[:number]):
+            raise RecipeError(
+                f"`based_on: {task.based_on}` of task '{task.name}': expected a task before it, of {names[:number]}, "
+                "in a recipe with `growth: copy`."
+            )
         recipe.pruning_config(task)
         RECIPE_KINDS[task.type].check_training(task, recipe.training_arguments(task))

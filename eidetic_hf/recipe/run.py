@@ -150,6 +150,11 @@ class _Run:
                 f"The model in {self.model_folder} has a trunk of {model.config.trunk_layers} layers, the recipe asks "
                 f"for {fresh.config.trunk_layers}. {way_out}"
             )
+        if model.config.growth != fresh.config.growth:
+            raise RecipeError(
+                f"The model in {self.model_folder} has growth={model.config.growth!r}, the recipe asks for "
+                f"{fresh.config.growth!r}. {way_out}"
+            )
         if not have_one_backbone(fresh, model):
             raise RecipeError(
                 f"The model in {self.model_folder} was made from another backbone than the recipe's "
@@ -235,6 +240,7 @@ class _Run:
             task_type=task.type,
             labels=data.labels or None,
             forward_transfer=task.forward_transfer,
+            based_on=task.based_on,
             **recipe_kind_of(task.type).options(task, self.recipe.pooling_of(task)),
         )
         record.preparation = data.preparation.recorded

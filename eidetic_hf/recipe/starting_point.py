@@ -170,7 +170,11 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EideticMod
     Raises:
         RecipeError: if the backbone can not be made.
     """
-    options: dict[str, Any] = {"trunk_layers": recipe.trunk_layers, "forward_transfer": recipe.forward_transfer}
+    options: dict[str, Any] = {
+        "trunk_layers": recipe.trunk_layers,
+        "forward_transfer": recipe.forward_transfer,
+        "growth": recipe.growth,
+    }
     if isinstance(recipe.backbone, dict):
         set_seed(recipe.seed)
         return EideticModel.from_backbone(make_config(recipe.backbone, tokenizer), **options)

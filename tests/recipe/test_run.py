@@ -242,3 +242,18 @@ def test_the_folder_is_hashed_once_for_each_time_the_results_are_written(
     shards = sorted(path.name for path in (tmp_path / "copy" / "output" / "model").glob("*.safetensors"))
     assert len(shards) == 4
     assert hashed == shards * 2, "to find what the earlier run has measured, and for the one time that is written"
+
+
+def test_a_recipe_may_copy_units_and_build_on_an_earlier_task(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, growth="copy", pruning={"own": 0.3})
+    recipe = yaml.safe_load(path.read_text())
+    recipe["tasks"][1]["based_on"] = "first"
+    path.write_text(yaml.safe_dump(recipe))
+    run(path)
+    results = json.loads((tmp_path / "output" / "results.json").read_text())
+    assert results["forgetting"] == 0.0 and results["verify"]["ok"] is True
+    model = EideticModel.from_pretrained(tmp_path / "output" / "model")
+    assert model.config.growth == "copy" and model.record("second").ancestors == ["first"]
+    path.write_text(yaml.safe_dump({**recipe, "growth": "fixed", "tasks": recipe["tasks"][:1]}))
+    with pytest.raises(RecipeError, match=r"has growth='copy', the recipe asks for 'fixed'"):
+        run_recipe(read_recipe(path), say=lambda line: None)
