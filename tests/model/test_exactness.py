@@ -141,7 +141,7 @@ def test_a_prefix_runs_on_views_without_a_copy(trained: EideticModel) -> None:
     for group in trained.groups.values():
         for member in group.members:
             weight = member._plan("@second")[0]
-            assert weight.untyped_storage().data_ptr() == member.packed[0].untyped_storage().data_ptr()
+            assert weight.untyped_storage().data_ptr() == member._rows.packed[0].untyped_storage().data_ptr()
             assert member.segments["@first"].weight.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
 
 

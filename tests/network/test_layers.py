@@ -124,7 +124,7 @@ def test_a_later_commit_moves_no_answer_and_makes_no_new_plan(block: Block) -> N
 def test_a_prefix_is_a_slice_of_the_packed_memory(block: Block) -> None:
     for member in block.group.members:
         weight = member._plan("@a")[0]
-        assert weight.data_ptr() == member.packed[0].data_ptr() == member.segment("@a").weight.data_ptr()
+        assert weight.data_ptr() == member._rows.packed[0].data_ptr() == member.segment("@a").weight.data_ptr()
 
 
 def test_copies_that_do_not_fit_are_made_at_every_use_with_the_same_bits(block: Block) -> None:
@@ -143,7 +143,7 @@ def test_layers_that_were_cast_are_packed_and_forget_what_they_copied(block: Blo
     before = {key: block.run(hidden(), View(key))[1] for key in block.group.order}
     for module in (block.group, *block.group.members):
         module.to(dtype)
-    assert all(member.is_packed() and member.packed[0].dtype == dtype for member in block.group.members)
+    assert all(member.is_packed() and member._rows.packed[0].dtype == dtype for member in block.group.members)
     for key, expected in before.items():
         output = block.run(hidden().to(dtype), View(key))[1]
         tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float64 else {"rtol": 0.1, "atol": 0.5}
