@@ -368,7 +368,7 @@ def test_importance(architecture: str) -> None:
         model = begun(architecture)
         answer, _ = answering.answer(model, "begun", View(LEARNING, probe="fisher"), Request(inputs))
         nn.functional.cross_entropy(answer["logits"], labels).backward()
-        found.append([group.importance().clone() for group in model.groups.values()])
+        found.append([group.reading().clone() for group in model.groups.values()])
     for scores, with_padding in zip(*found, strict=True):
         assert (scores > 0).sum() > len(scores) / 3
         torch.testing.assert_close(scores, with_padding, atol=float(scores.max()) * 1e-4, rtol=1e-3)
