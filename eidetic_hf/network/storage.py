@@ -74,13 +74,17 @@ def named_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def computed_tensors(module: nn.Module, name: str) -> dict[str, Tensor]:
-    """The buffers of a module and all below it that no checkpoint holds, since code computes them, by name."""
-    return {
-        f"{path}.{leaf}": buffer
-        for path, child in module.named_modules(prefix=name)
-        for leaf, buffer in own_buffers(child).items()
-        if leaf in child._non_persistent_buffers_set
-    }
+    """The buffers of a module and all below it that no checkpoint holds, since code computes them, by name.
+
+    Beside a weight (Gemma's scale of embeddings) as they are used: in its dtype, whatever theirs is.
+    """
+    found = {}
+    for path, child in module.named_modules(prefix=name):
+        beside = next((tensor.dtype for tensor in stored_tensors(child).values() if tensor.is_floating_point()), None)
+        for leaf, buffer in own_buffers(child).items():
+            if leaf in child._non_persistent_buffers_set:
+                found[f"{path}.{leaf}"] = buffer.to(beside) if beside and buffer.is_floating_point() else buffer
+    return found
 
 
 def device_of(root: nn.Module) -> torch.device:
