@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from torch._subclasses import FakeTensor
 from transformers import AutoModel, BertConfig, TrainingArguments, default_data_collator
 from transformers.utils import logging
 
@@ -87,7 +88,7 @@ def live_tensors() -> float:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor):
+        if issubclass(type(thing), torch.Tensor) and not isinstance(thing, FakeTensor):
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values()) / 2**20

@@ -146,20 +146,22 @@ def test_a_prefix_runs_on_views_without_a_copy(trained: EideticModel) -> None:
 
 
 def test_a_task_computes_with_its_own_units_only(trained: EideticModel) -> None:
-    shapes = {}
+    shapes, handles = {}, []
     for name, module in trained.backbone.named_modules():
         if name.endswith(("intermediate", "attention.self")):
-            module.register_forward_hook(
-                lambda module, inputs, output, name=name: shapes.__setitem__(
-                    name, (output[0] if isinstance(output, tuple) else output).shape[-1]
+            handles.append(
+                module.register_forward_hook(
+                    lambda module, inputs, output, name=name: shapes.__setitem__(
+                        name, (output[0] if isinstance(output, tuple) else output).shape[-1]
+                    )
                 )
             )
     logits_of(trained, "first")
     units = trained.record("first").units
     assert shapes["encoder.layer.2.intermediate"] == units["layers.2.neurons"] < 64
     assert shapes["encoder.layer.1.attention.self"] == 8 * units["layers.1.heads"] < 32
-    for module in trained.backbone.modules():
-        module._forward_hooks.clear()
+    for handle in handles:  # others are transformers' own
+        handle.remove()
 
 
 LOAD_AND_ANSWER = """
