@@ -222,8 +222,13 @@ def _first_batches(loader: Any) -> Iterator[dict[str, Any]]:
         count = min(len(dataset), CHOOSING_ROWS)
         rows: Iterator[Any] = (dataset[number * len(dataset) // count] for number in range(count))
     else:
-        rows = itertools.islice(dataset, CHOOSING_ROWS)
-    yield from (collate(batch) for batch in iter(lambda: list(itertools.islice(rows, CHOOSING_BATCH)), []))
+        rows = itertools.islice(iter(dataset), CHOOSING_ROWS)
+    yield from _batches(rows, CHOOSING_BATCH, collate)
+
+
+def _batches(rows: Iterator[Any], size: int, collate: Any) -> Iterator[dict[str, Any]]:
+    """Rows in batches of some size, the last one of what is left."""
+    return (collate(batch) for batch in iter(lambda: list(itertools.islice(rows, size)), []))
 
 
 def _router_sums(
@@ -241,8 +246,7 @@ def _router_sums(
         rows = itertools.islice(dataset, args.process_index, seen, args.world_size)
     if args.remove_unused_columns:  # as the Trainer did with what it trained on
         rows = map(functools.partial(_inputs_of, model), rows)
-    batches = (collate(batch) for batch in iter(lambda: list(itertools.islice(rows, ROUTER_BATCH)), []))
-    sums = model.router_sums(batches)
+    sums = model.router_sums(_batches(rows, ROUTER_BATCH, collate))
     if args.world_size > 1:
         for tensor in (sums.count, sums.total, sums.moment):
             shared = tensor.to(args.device)

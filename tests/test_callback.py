@@ -90,6 +90,27 @@ def test_an_evaluation_in_half_precision_leaves_every_tensor_as_it_was(
     assert model.verify().ok
 
 
+def test_an_evaluation_in_half_precision_that_fails_leaves_nothing_cast_behind(tmp_path: Path) -> None:
+    model = tiny_model()
+    args = arguments(tmp_path, bf16_full_eval=True)
+    trainer = trainer_of(model, tmp_path, plain=True, args=args, eval_dataset=make_data(4, rows=8))
+    trainer.train()
+    before = state_of(model)
+    trainer.compute_loss = lambda *_, **__: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        trainer.evaluate()
+    assert model.dtype == torch.bfloat16
+    model.save_pretrained(tmp_path / "model")
+    assert same(before, state_of(model))
+    with pytest.raises(ZeroDivisionError):
+        trainer.evaluate()
+    learn(model, "later", tmp_path)
+    assert {t.dtype for t in model.task_tensors("later").values() if t.is_floating_point()} == {torch.float32}
+    assert model.verify().ok and torch.equal(
+        before["heads.@next.classifier.weight"], model.heads["@next"].classifier.weight
+    )
+
+
 def test_an_evaluation_in_half_precision_computes_in_it(tmp_path: Path) -> None:
     model, dtypes = tiny_model(), []
     trainer = trainer_of(

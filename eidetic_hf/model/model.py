@@ -422,6 +422,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             TaskError: if the task is unknown or committed, or another one is being learned, or no unit is free and
                 `pruning.on_exhausted` is `"error"`.
         """
+        self.undo_cast()  # an evaluation that failed may have left one
         return life.begin_task(self, name, pruning or PruningConfig())
 
     def abandon_task(self) -> None:
@@ -441,6 +442,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         Raises:
             TaskError: if no task is being learned.
         """
+        self.undo_cast()
         record = life.commit_task(self, metrics, router_sums)
         self._set_labels()
         return record
@@ -965,6 +967,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         if not is_main_process:
             return
         folder = Path(save_directory)
+        self.undo_cast()
         persistence.save(self, folder, state_dict or self.state_dict(), include_pool)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
