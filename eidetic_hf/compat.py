@@ -37,6 +37,7 @@ __all__ = [
     "nearest",
     "need",
     "no_init_weights",
+    "remove_capturing_hooks",
     "see_pipelines",
     "set_attention",
     "set_name",
@@ -61,6 +62,19 @@ SAVE_ARGUMENTS = (
     "save_function", "safe_serialization", "variant", "token", "save_peft_format", "save_original_format", "repo_id",
     "commit_message", "commit_description", "private", "create_pr", "revision", "tags", "use_auth_token",
 )  # fmt: skip
+
+
+def remove_capturing_hooks(model: nn.Module) -> None:
+    """Remove the hooks that transformers installs at the first request for hidden states or attentions.
+
+    They are local functions, which pickle refuses; the next such request installs them again. A request that another
+    thread has under way loses what they would have captured.
+    """
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__module__", None) == "transformers.utils.output_capturing":
+                del module._forward_hooks[key]
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

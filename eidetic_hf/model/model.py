@@ -30,6 +30,7 @@ from ..compat import (
     check_known,
     hinting_at,
     hub_arguments,
+    remove_capturing_hooks,
     set_attention,
     static_cache_shape,
 )
@@ -152,6 +153,11 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         self.post_init()
         self._set_labels()
         self.eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `pickle` and `torch.save` write: all but transformers' hooks, which the next call that asks installs."""
+        remove_capturing_hooks(self)
+        return self.__dict__.copy()
 
     def init_weights(self) -> None:
         """Nothing: the backbone initialized itself, and every other tensor starts from it or comes from a file."""

@@ -83,6 +83,19 @@ def test_a_copy_answers_with_the_same_bits_and_shares_nothing(
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_torch])
+def test_a_model_that_was_asked_for_hidden_states_is_copied_and_gives_them_again(
+    model: EideticModel, duplicate: Callable[[EideticModel], EideticModel]
+) -> None:
+    def states(model: EideticModel) -> tuple[torch.Tensor, ...]:
+        return model(**make_batch(), task="first", output_hidden_states=True).hidden_states
+
+    expected = states(model)
+    twin = duplicate(model)
+    for again in (states(twin), states(model)):
+        assert len(again) == len(expected) > 1 and all(map(torch.equal, again, expected))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_torch])
 def test_a_copy_made_while_a_task_is_being_learned_is_a_model_of_its_own(
     model: EideticModel, duplicate: Callable[[EideticModel], EideticModel]
 ) -> None:
