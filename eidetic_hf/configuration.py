@@ -142,6 +142,7 @@ class EideticConfig(PreTrainedConfig):
         output_embeddings: shape of the output embeddings, `(tokens, embedding)`, of a backbone whose output embeddings
             are not its input embeddings.
         vocab_size: tokens of a vocabulary that has grown; there is none if it is the backbone's.
+        base: `name`, `revision` and `sha256` of the backbone, in a checkpoint that names it instead of holding it.
     """
 
     model_type = "eidetic"
@@ -165,6 +166,7 @@ class EideticConfig(PreTrainedConfig):
         language_head: dict[str, Any] | None = None,
         output_embeddings: list[int] | None = None,
         vocab_size: int | None = None,
+        base: dict[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
@@ -186,6 +188,7 @@ class EideticConfig(PreTrainedConfig):
         self.learning = learning
         self.language_head = language_head
         self.output_embeddings = None if output_embeddings is None else list(output_embeddings)
+        self.base = None if base is None else dict(base)
         # What an earlier format holds is written in this one.
         self.format_version = FORMAT_VERSION if format_version in range(FORMAT_VERSION) else format_version
         if vocab_size is not None:

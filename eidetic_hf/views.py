@@ -15,7 +15,11 @@ from torch import Tensor
 POOL = "pool"
 LEARNING = "learning"
 TRUNK = "trunk"
-BASE = "base"  # a backbone's own units where tasks copy them: they are the trunk's, for every task to read
+BASE = "base"  # owns the backbone's units where tasks copy them, for every task to read
+
+
+# What holds one tensor, or one module, for each owner, the backbone's own units among them.
+_BY_OWNER = ("segments", "units")
 
 
 def task_key(name: str) -> str:
@@ -29,12 +33,14 @@ def task_name(key: str) -> str | None:
 
 
 def owner_of(tensor_name: str) -> str:
-    """Who owns a tensor, by its name: `trunk`, `pool`, `learning`, or a task's key such as `@agnews`."""
+    """Who owns a tensor, by its name: `trunk`, `base`, `pool`, `learning`, or a task's key such as `@agnews`."""
+    before = ""
     for part in tensor_name.split("."):
         if part in (LEARNING, "progress", "learner"):
             return LEARNING
-        if part == POOL or part.startswith("@"):
+        if part == POOL or part.startswith("@") or (part == BASE and before in _BY_OWNER):
             return part
+        before = part
     return TRUNK
 
 

@@ -55,7 +55,8 @@ kinds
 model model.pruning model.learner model.router model.parts model.request
 model.checkpoint.folder model.checkpoint.layout model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
-model.answering model.certificate model.life model.persistence model.generation model.model model.auto model.pipelines
+model.answering model.certificate model.life model.persistence model.joining model.loading model.generation model.model
+model.auto model.pipelines
 
 callback trainer
 
@@ -107,6 +108,7 @@ TESTED_ELSEWHERE = {
     "model.parts": ("model/test_bad_input.py", "what the model hands to its functions"),
     "model.request": ("model/test_bad_input.py", "what may be asked of the model"),
     "model.answering": ("model/test_router.py", "answers, with and without a task given"),
+    "model.loading": ("model/checkpoint/test_read.py", "a folder as a model"),
     "model.persistence": ("model/checkpoint/test_read.py", "a folder as a model and back"),
     "model.model": ("model/test_exactness.py", "what the model promises"),
     "model.auto": ("kinds/test_kinds.py", "a class for every kind"),

@@ -6,6 +6,7 @@ digest over theirs. So the evidence of a task takes as much room after three hun
 
     probes.@task.input_ids, attention_mask, logits       a batch, and what the task answered at its commit
     probes.@task.<part>_digests                          SHA-256 of each tensor of a section, in the order of names
+    probes.@task.parents                                 where units are copied: SHA-256 of each task on its branch
     config.json: weights_sha256                          over the digests of all sections that the task reads
 
 In format 1 `probes.@task.digests` has all tensors that the task reads, in the order of their names.
@@ -28,14 +29,15 @@ from ..configuration import TaskError, TaskRecord
 from ..kinds import kind_of
 from ..network.backbone import evaluation_mode
 from ..network.network import Section
-from ..network.storage import Slots, computed_tensors, named_tensors
-from ..views import TRUNK, View, owner_of, task_key, task_name
+from ..network.storage import Slots, computed_tensors, named_tensors, own_tensors
+from ..views import BASE, TRUNK, View, owner_of, task_key, task_name
 from .answering import answer
 from .checkpoint.layout import CheckpointError
 from .parts import Parts, committed, record_of
 from .request import Request
 
 PROBE_SHAPE = (4, 16)
+EVERYBODYS = (TRUNK, BASE)  # owners that have no commit of their own
 # What the code that computes rotary frequencies and the like rounds with: in another environment they may be others.
 _COMPUTED_WITH = ("device", "capability", "machine", "torch", "transformers")
 
@@ -213,10 +215,14 @@ class Evidence:
     """What the tensors of committed tasks are, and what certificates say that they were.
 
     Each is looked at once, and what was found is kept: make one for each question.
+
+    Args:
+        model: the model.
+        called: keys that owners had when their certificates were written, by those that they have now.
     """
 
-    def __init__(self, model: Parts) -> None:
-        self._model = model
+    def __init__(self, model: Parts, called: Mapping[str, str] | None = None) -> None:
+        self._model, self._called = model, called or {}
         self._tensors: dict[Section, dict[str, Tensor]] = {}
         self._digests: dict[str, bytes] = {}  # by the name of a tensor
         self._compared: dict[Section, Comparison] = {}
@@ -242,6 +248,8 @@ class Evidence:
 
     def digests(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Digests of tensors as they are, see `tensor_digests`."""
+        if self._called:
+            tensors = {renamed(name, self._called): tensor for name, tensor in tensors.items()}
         return tensor_digests(tensors, self._digests)
 
     def vouched(self, section: Section) -> Tensor:
@@ -251,7 +259,7 @@ class Evidence:
         `verify` names it for every task that reads it.
         """
         probes = cast(Mapping[str, Slots], self._model.probes)
-        for key in probes if section.owner == TRUNK else [section.owner]:
+        for key in probes if section.owner in EVERYBODYS else [section.owner]:
             stored = probes[key].get(_slot(section)) if key in probes else None
             if stored is not None:
                 return stored.cpu()
@@ -269,11 +277,14 @@ class Evidence:
         first = next((each.first for each in found if each.first is not None), None)
         if first is None and then.hex() != record.certificate["weights_sha256"]:
             return "(the stored digests differ from config.json)"
+        parents = self._probe(record.name).get("parents")
+        if first is None and parents is not None and not torch.equal(parents.cpu(), _parents(self._model, record)):
+            return f"(it was learned on others than these: {record.ancestors})"
         return first
 
     def _of_section(self, section: Section, reader: TaskRecord) -> Comparison:
-        """A section held against its owner's certificate, or against the reader's if it is the trunk's."""
-        if section.owner == TRUNK:
+        """A section held against its owner's certificate, or against the reader's if it is everybody's."""
+        if section.owner in EVERYBODYS:
             return self._compare(section.part, self.tensors(section), self._stored(section, reader.name))
         if section not in self._compared:
             owner = cast(str, task_name(section.owner))
@@ -305,6 +316,12 @@ class Evidence:
         return cast(Slots, self._model.probes[task_key(task)])
 
 
+def _parents(model: Parts, record: TaskRecord) -> Tensor:
+    """What the certificates of a task's ancestors say that they are, `(ancestors, 32)` uint8."""
+    found = [record_of(model, name).certificate["weights_sha256"] for name in record.ancestors]
+    return torch.tensor([list(bytes.fromhex(digest)) for digest in found], dtype=torch.uint8)
+
+
 def _slot(section: Section) -> str:
     """Where a certificate keeps the digests of a section."""
     return f"{section.part}_digests"
@@ -323,18 +340,45 @@ def _computed(model: Parts, record: TaskRecord) -> dict[str, str]:
     return {name: tensor_digest(name, tensor).hex() for name, tensor in sorted(own.items())}
 
 
-def certify(model: Parts, record: TaskRecord) -> None:
-    """Store digests of what the task owns, and the logits of the probe batch."""
-    key, probe, evidence = task_key(record.name), Slots(), Evidence(model)
-    inputs = probe_inputs(record.name, model.network.backbone.config.vocab_size)
+def renamed(name: str, keys: Mapping[str, str]) -> str:
+    """The name of a tensor whose owner is called otherwise."""
+    return ".".join(keys.get(part, part) for part in name.split("."))
+
+
+def _digests(model: Parts, record: TaskRecord) -> tuple[dict[str, Tensor], bytes]:
+    """What a certificate stores of the tensors that a task reads, and the digest over all of it."""
+    key, evidence = task_key(record.name), Evidence(model)
     sections = evidence.sections(record)
     if _is_cast(model):
         digests = {"digests": evidence.digests(evidence.closed_set(record))}
         weights = digest_of_digests(digests.values())
     else:
         found = {section: evidence.vouched(section) for section in sections}
-        digests = {_slot(section): found[section] for section in sections if section.owner in (key, TRUNK)}
+        digests = {_slot(section): found[section] for section in sections if section.owner in (key, *EVERYBODYS)}
         weights = digest_of_digests(digest_of_digests([found[section]]) for section in sections)
+        if record.ancestors and model.network.growth.copies:  # it may be handed on, and needs them
+            digests["parents"] = _parents(model, record)
+    return digests, weights
+
+
+def rename(model: Parts, record: TaskRecord) -> None:
+    """Write the digests anew of a task that has another name than at its commit; what it answered then stays."""
+    probe = cast(Slots, model.probes[task_key(record.name)])
+    for slot in [slot for slot in own_tensors(probe) if slot.endswith("digests") or slot == "parents"]:
+        probe.put(slot, None)
+    digests, weights = _digests(model, record)
+    for slot, value in digests.items():
+        probe.put(slot, value.to(model.device))
+    old = record.certificate
+    computed = {name: digest for name, digest in old.get("computed", {}).items() if owner_of(name) == TRUNK}
+    record.certificate = {**old, "weights_sha256": weights.hex(), "computed": computed}
+
+
+def certify(model: Parts, record: TaskRecord) -> None:
+    """Store digests of what the task owns, and the logits of the probe batch."""
+    key, probe = task_key(record.name), Slots()
+    inputs = probe_inputs(record.name, model.network.backbone.config.vocab_size)
+    digests, weights = _digests(model, record)
     logits = _probe_logits(model, inputs, record)
     kept = kind_of(record).probe_kept(logits)
     for slot, value in {**inputs, "logits": kept, **digests}.items():

@@ -24,6 +24,7 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
 from ..compat import (
+    HUB_ARGUMENTS,
     SAVE_ARGUMENTS,
     attention_of,
     check_and_set_device_map,
@@ -35,16 +36,16 @@ from ..compat import (
     static_cache_shape,
 )
 from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord, check_transfer
-from ..kinds import check_task, default_kind, kind_of, name_labels
+from ..kinds import default_kind, kind_of, name_labels
 from ..kinds.heads import LanguageModelHead
 from ..kinds.pretrained_head import LanguageHead, load_with_head, read_language_head
 from ..network.architecture import choose_trunk, layers_of
 from ..network.architectures import architecture_of, is_declared
 from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
-from ..network.storage import Originals, ParametersIfAny, Slots, fixed_buffers, freeze, restore_fixed
-from ..views import POOL, current_view, running_view, task_key, use_view
-from . import answering, certificate, generation, life, persistence
+from ..network.storage import Originals, ParametersIfAny, fixed_buffers, freeze, restore_fixed
+from ..views import POOL, current_view, running_view, use_view
+from . import answering, certificate, generation, joining, life, loading, persistence
 from .answering import RoutedOutput
 from .certificate import VerificationReport
 from .learner import Learner
@@ -138,6 +139,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         self.router = Router()
         self.learner = None
         self.added: dict[str, Added] = {}
+        self.removed: dict[str, str] = {}
         self.run_task: str | None = None
         self._originals: Originals | None = None
         self.casts_are_undone = False
@@ -146,7 +148,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             if group.name in config.expanded:
                 group.expand(config.expanded[group.name], 0.0)
         for task in config.tasks:
-            self._rebuild(task)
+            persistence.make_room(self, task)
         self.network.rebuild_pool()
         if not empty:
             self.network.pack()
@@ -155,7 +157,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         self.eval()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What `pickle` and `torch.save` write: all but transformers' hooks, which the next call that asks installs."""
+        """What `pickle` and `torch.save` write: all but transformers' hooks, which are installed when needed."""
         remove_capturing_hooks(self)
         return self.__dict__.copy()
 
@@ -244,6 +246,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
+        backbone: Any = None,
         **kwargs: Any,
     ) -> EideticModel:
         """Load a checkpoint folder, or one from the Hub.
@@ -258,6 +261,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             device_map: a device, such as `"cuda"`, or `"auto"` for the GPU, if there is one; by default the one that
                 `torch.device` has set.
             attn_implementation: as in transformers.
+            backbone: where the backbone of a checkpoint is that names it instead of holding it: a folder, a Hub id or
+                a loaded model, whose modules are taken over; by default as the checkpoint says.
             kwargs: where the repository's files are: `revision`, `cache_dir`, `token`, `subfolder`, ...; and of the
                 configuration `output_hidden_states`, `output_attentions`, `return_dict` and `forward_transfer`.
 
@@ -272,11 +277,12 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         dtype = older if dtype is None else dtype
         device_map = check_and_set_device_map(device_map)
         with torch.device("cpu"):  # whatever device the caller has set: everything moves there at once, below
-            model = persistence.load(cls, pretrained_model_name_or_path, config, tasks, attn_implementation, kwargs)
+            source = pretrained_model_name_or_path
+            model = loading.load(cls, source, config, tasks, attn_implementation, backbone, kwargs)
         if dtype is not None and dtype != "auto":
-            persistence.cast_floats(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+            loading.cast_floats(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if device_map is not None:
-            persistence.move(model, device_map)
+            loading.move(model, device_map)
         if kwargs.get("output_loading_info"):
             nothing: dict[str, Any] = {
                 "missing_keys": set(),
@@ -308,16 +314,6 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         """Bring the configuration's labels up to date with the tasks that this class answers for."""
         name_labels(self.config, self.answering)
         self.num_labels = self.config.num_labels
-
-    def _rebuild(self, task: TaskRecord) -> None:
-        """Make room for a committed task's tensors, which a checkpoint will fill."""
-        check_task(task)
-        key, ancestors = task_key(task.name), [task_key(name) for name in task.ancestors]
-        self.network.rebuild(key, ancestors, task.units)
-        self.network.rebuild_tokens(key, task.vocab_size, kind_of(task).reads_output_embeddings(task))
-        self.heads[key] = freeze(life.new_head(self, task))
-        self.probes[key] = Slots()
-        self.router.make_room(task.name)
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
@@ -483,6 +479,80 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             TaskError: if no task is being learned, or units are not copied.
         """
         life.choose_units(self, batches)
+
+    # -- tasks that come and go -----------------------------------------------------------------------------------
+
+    def remove_task(self, name: str, cascade: bool = False, backbone: Any = None) -> list[str]:
+        """Let a committed task go, with all that it owns: nothing of it is in this model or in what it saves.
+
+        Every other task stays as it is, to the last bit. With `growth="fixed"` its units return to the pool at their
+        pretrained values. `save_pretrained` to the folder that the task is in deletes its shard there. Not to be
+        called while another thread answers.
+
+        Args:
+            name: of the task.
+            cascade: whether to remove the tasks that read it, too.
+            backbone: where the backbone is, for its values: a folder, a Hub id or a loaded model; by default as the
+                configuration says. Not needed with `growth="copy"`, nor without a pool.
+
+        Returns:
+            Names of the tasks that are gone.
+
+        Raises:
+            TaskError: if there is no such task, or others read it, or the backbone can not be had or is another. The
+                model is then as it was.
+        """
+        gone = joining.remove_task(self, name, cascade, backbone)
+        self._set_labels()
+        return gone
+
+    def load_task(
+        self, source: str | os.PathLike | EideticModel, task: str, name: str | None = None, **hub: Any
+    ) -> list[str]:
+        """Bring a task along out of another checkpoint of the same backbone, with the tasks that it reads.
+
+        It answers as it did there, to the last bit. What this model has already, with the same weights, is shared.
+        With `growth="fixed"`, units that both have taken are there twice.
+
+        Args:
+            source: a folder, a Hub id, or another model.
+            task: its name there.
+            name: its name here; the same by default.
+            hub: where the repository's files are: `revision`, `token`, `cache_dir`, ...
+
+        Returns:
+            Names of the tasks that came, in commit order.
+
+        Raises:
+            CheckpointError: if the source is damaged.
+            TaskError: if it has no such task, or a name is taken here, or the backbone is another. The model is then
+                as it was.
+        """
+        return self._bring(source, [task], {} if name is None else {task: name}, hub)
+
+    def merge(self, other: str | os.PathLike | EideticModel, prefix: str | None = None, **hub: Any) -> list[str]:
+        """Bring all tasks of another model of the same backbone along, see `load_task`.
+
+        Args:
+            other: a folder, a Hub id, or another model.
+            prefix: put before the names of all tasks that come.
+            hub: as in `load_task`.
+
+        Returns:
+            Names of the tasks that came, in commit order.
+
+        Raises:
+            CheckpointError: if the source is damaged.
+            TaskError: if a name is taken here by another task, or the backbone is another. The model is then as it
+                was.
+        """
+        return self._bring(other, None, prefix or "", hub)
+
+    def _bring(self, source: Any, names: list[str] | None, call: Any, hub: dict[str, Any]) -> list[str]:
+        check_known("EideticModel.load_task or merge", hub, HUB_ARGUMENTS)
+        came = joining.bring(self, joining.shards_of(source, hub), names, call)
+        self._set_labels()
+        return came
 
     def expand(self, units: float | int, groups: list[str] | None = None) -> dict[str, int]:
         """Add free units. Their out-projections start at zero; no committed task reads them.
@@ -949,6 +1019,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         push_to_hub: bool = False,
         max_shard_size: int | str = "50GB",
         include_pool: bool = True,
+        include_base: bool = True,
         **kwargs: Any,
     ) -> None:
         """Write the checkpoint folder, or leave it as it was. Shards of tasks that it holds already are not touched.
@@ -962,6 +1033,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             push_to_hub: upload the folder afterwards (`repo_id`, `token`, ... as in transformers).
             max_shard_size: accepted for compatibility; there is one shard per task, whatever its size.
             include_pool: `False` leaves out what is still free: a smaller release that can only infer.
+            include_base: with `growth="copy"`, `False` leaves the backbone out and names it (id, revision, SHA-256):
+                a folder of megabytes, which `from_pretrained` loads on the backbone, and which can learn on.
             kwargs: for `push_to_hub`; ignored without it.
 
         Raises:
@@ -974,6 +1047,6 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             return
         folder = Path(save_directory)
         self.undo_cast()
-        persistence.save(self, folder, state_dict or self.state_dict(), include_pool)
+        persistence.save(self, folder, state_dict or self.state_dict(), include_pool, include_base)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)

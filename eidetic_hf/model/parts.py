@@ -39,6 +39,7 @@ class Parts(Protocol):
         learner: state of the task being learned.
         added: tasks that were added and not committed, by name.
         generation_config: how texts are written.
+        removed: digests of the tasks that were removed, by name: a save may let them go.
         run_task: the task of the last run of a Trainer that does not say which one it means: targets that come without
             a task are its.
         training: whether the model is in training mode.
@@ -52,6 +53,7 @@ class Parts(Protocol):
     router: Router
     learner: Learner | None
     added: dict[str, Added]
+    removed: dict[str, str]
     generation_config: GenerationConfig
     run_task: str | None
     training: bool

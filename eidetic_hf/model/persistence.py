@@ -1,185 +1,59 @@
-"""How a model is kept: loaded from a checkpoint folder, saved to one, restored in the middle of a run."""
+"""How a model is kept: filled from a checkpoint, saved to a folder, restored in the middle of a run."""
 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..compat import (
-    FACTORY_ARGUMENTS,
-    HUB_ARGUMENTS,
-    attention_of,
-    check_known,
-    hub_arguments,
-    kept_in_float32,
-    no_init_weights,
-    set_attention,
-)
-from ..configuration import EideticConfig, TaskError, check_transfer
-from ..kinds import default_kind, name_labels, owners_of_tokens
+from ..configuration import TaskRecord
+from ..kinds import check_task, default_kind, kind_of, name_labels
 from ..network.backbone import ENCODER, family_of
-from ..network.storage import Segment, set_tensor, stored_tensors
-from ..views import POOL, TRUNK, owner_of, task_key
+from ..network.network import Section
+from ..network.storage import Segment, Slots, freeze, set_tensor, stored_tensors
+from ..views import BASE, POOL, TRUNK, owner_of, task_key
 from . import certificate
 from .checkpoint.layout import CheckpointError
-from .checkpoint.read import read_config, read_generation_config, read_tensors
 from .checkpoint.write import write_checkpoint
+from .life import new_head
 from .parts import Parts
 
 # Modules whose tensors a checkpoint brings along, in shapes of their own.
 WITHOUT_ROOM = ("probes.", "router.")
 MODEL_CLASS = "EideticModel"  # in config.json, whichever class a model was loaded with
-# What may be set when a checkpoint is loaded; and what its weights have decided.
-SETTABLE = ("output_hidden_states", "output_attentions", "return_dict", "forward_transfer")
-DECIDED = (
-    "trunk_layers", "trunk_pretrained", "vocab_size", "hidden_size", "num_hidden_layers",
-    "num_attention_heads", "max_position_embeddings",
-)  # fmt: skip
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
-def load(
-    cls: type[Model],
-    source: str | os.PathLike,
-    config: EideticConfig | None,
-    tasks: list[str] | None,
-    attn_implementation: str | None,
-    kwargs: Mapping[str, Any],
-) -> Model:
-    """A model of a class as a checkpoint has it, see `EideticModel.from_pretrained`.
+def make_room(model: Parts, task: TaskRecord) -> None:
+    """Make room for a committed task's tensors, which `fill` will bring."""
+    check_task(task)
+    key, ancestors = task_key(task.name), [task_key(name) for name in task.ancestors]
+    model.network.rebuild(key, ancestors, task.units)
+    model.network.rebuild_tokens(key, task.vocab_size, kind_of(task).reads_output_embeddings(task))
+    model.heads[key] = freeze(new_head(model, task))
+    model.probes[key] = Slots()
+    model.router.make_room(task.name)
 
-    Raises:
-        CheckpointError: if the folder is no release, or a file is missing, damaged or not what was saved.
-        TaskError: if `tasks` names a task that the checkpoint does not have.
-        TypeError: if an argument is unknown.
+
+def fill(model: Parts, tensors: dict[str, Tensor], owner: str | None = None) -> None:
+    """Take over a checkpoint's tensors, each in fresh, aligned memory.
+
+    Args:
+        model: the model, with room for them.
+        tensors: by name; they are taken out of here, so that nobody holds them twice.
+        owner: whose they are, if they are one owner's; by default they are everybody's.
     """
-    named = ("config", "tasks", "dtype", "device_map", "attn_implementation", *SETTABLE)
-    check_known("EideticModel.from_pretrained", kwargs, (*named, *HUB_ARGUMENTS, *FACTORY_ARGUMENTS))
-    hub = hub_arguments(kwargs)
-    own_config = read_config(source, hub)
-    _check_decided(own_config, config)
-    if attn_implementation is None and config is not None:
-        attn_implementation = attention_of(config)
-    if tasks is None and config is not None and any(isinstance(task, str) for task in config.tasks):
-        tasks = cast(list[str], config.tasks)  # AutoModel.from_pretrained(..., tasks=[...]) puts them here
-    if tasks is not None:
-        restrict(own_config, tasks)
-    elif config is not None and config.served is not None:
-        restrict(own_config, config.served)
-    if attn_implementation is not None:
-        set_attention(own_config, attn_implementation)
-    settings = {name: getattr(config, name, None) for name in SETTABLE} if config is not None else {}
-    for name, value in {**settings, **kwargs}.items():
-        if name in SETTABLE and value != getattr(own_config, name):
-            setattr(own_config, name, value)
-    check_transfer(own_config.forward_transfer)
-    with ThreadPoolExecutor(1) as pool:  # the shards are read and hashed while the modules are made
-        tensors = pool.submit(read_tensors, source, own_config, hub)
-        try:
-            with no_init_weights():
-                model = cast(Any, cls)(own_config, empty=True)
-        except Exception:
-            tensors.result()  # Damage in the files is the better explanation.
-            raise
-    fill(cast(Any, model), tensors.result())
-    lost = [name for name, buffer in cast(nn.Module, model).named_buffers() if buffer.is_meta]
-    if lost:
-        raise RuntimeError(
-            f"{lost[0]} has no values: from_pretrained was called where new tensors get none, such as in "
-            "`with torch.device('meta')` or `with init_empty_weights(include_buffers=True)`. Call it outside, "
-            "where it takes no more memory than the model."
-        )
-    if family_of(own_config.base_config) != ENCODER:
-        stored = read_generation_config(source, hub)
-        model.generation_config = stored or model.generation_config
-    model.config.name_or_path = str(source)
-    return model
-
-
-def _check_decided(own: EideticConfig, given: EideticConfig | None) -> None:
-    """Refuse a configuration that wants what the weights of a checkpoint are not.
-
-    `AutoModel.from_pretrained(folder, trunk_layers=3)` puts such a wish there.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    if given is None or given.base_config is None:
-        return
-    different = [name for name in DECIDED if getattr(given, name, None) != getattr(own, name, None)]
-    for name in different:
-        raise ValueError(
-            f"{name}={getattr(given, name)!r} was asked for, and the weights of this checkpoint have "
-            f"{name}={getattr(own, name)!r}, which nobody can change. Leave it out."
-        )
-
-
-def cast_floats(model: Parts, dtype: torch.dtype) -> None:
-    """Cast a model that was loaded, but what its backbone keeps in float32, as transformers does at loading."""
-    module, patterns = cast(nn.Module, model), kept_in_float32(model.network.backbone, dtype)
-    kept = {
-        (owner, leaf): tensor.float()
-        for name, owner in model.network.backbone.named_modules()
-        if patterns & set(name.split("."))
-        for leaf, tensor in stored_tensors(owner).items()
-        if tensor.is_floating_point()
-    }
-    module.to(dtype)
-    for (owner, leaf), tensor in kept.items():
-        set_tensor(owner, leaf, tensor)
-    model.network.pack()
-
-
-def move(model: Parts, device_map: Any) -> None:
-    """Move a model that was loaded to the device that a `device_map` names.
-
-    Raises:
-        ValueError: if it spreads the model over several.
-    """
-    if isinstance(device_map, Mapping):
-        devices = set(device_map.values())
-        if len(devices) != 1:
-            raise ValueError(
-                f"device_map={device_map!r} spreads the model over {len(devices)} devices, and it lies on one: what a "
-                "task reads is one piece of memory. Name one device, such as 'cuda:0', or 'auto'."
-            )
-        device_map = devices.pop()
-    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-        device_map = "cuda" if torch.cuda.is_available() else "cpu"
-    cast(nn.Module, model).to(device_map)
-
-
-def restrict(config: EideticConfig, names: list[str]) -> None:
-    """Keep the named tasks, and the tasks whose units or tokens they read; and no pool, since the rest is unknown."""
-    known = {task.name: task for task in config.tasks}
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise TaskError(f"tasks={names!r}: the checkpoint has {list(known)}, not {unknown or 'nothing to choose'}.")
-    needed, todo = set(), list(names)
-    while todo:
-        name = todo.pop()
-        needed.add(name)
-        read = [*known[name].ancestors, *owners_of_tokens(config, known[name])]
-        todo.extend(other for other in read if other not in needed)
-    config.tasks = [task for task in config.tasks if task.name in needed]
-    config.served = [name for name in names if name in known]
-    config.pool = False
-    config.forget_free_tokens()
-
-
-def fill(model: Parts, tensors: dict[str, Tensor]) -> None:
-    """Take over a checkpoint's tensors, each in fresh, aligned memory."""
     module_of = dict(cast(nn.Module, model).named_modules())
     vocabulary = model.network.backbone.get_input_embeddings()
-    expected = {name for name in cast(nn.Module, model).state_dict() if model.config.pool or owner_of(name) != POOL}
+    left_out = {POOL} if owner is None and not model.config.pool else set()
+    expected = {
+        name
+        for name in cast(nn.Module, model).state_dict()
+        if (owner_of(name) not in left_out if owner is None else owner_of(name) == owner)
+    }
     for name in sorted(tensors):
         module_name, _, leaf = name.rpartition(".")
         module = module_of.get(module_name)
@@ -192,7 +66,7 @@ def fill(model: Parts, tensors: dict[str, Tensor]) -> None:
             )
         # The copy matters: a product over unaligned data may round differently. `pack` copies segments, and of the
         # embeddings only those that language models score tokens with are more than looked up.
-        tensor = tensors.pop(name)
+        tensor = tensors.pop(name).to(model.device)
         as_read = isinstance(module, Segment) or (isinstance(module, nn.Embedding) and module is not vocabulary)
         set_tensor(module, leaf, tensor if as_read else tensor.clone())
         expected.discard(name)
@@ -210,7 +84,7 @@ def to_restore(model: Parts, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """
     state_dict = dict(state_dict)
     own = cast(nn.Module, model).state_dict(keep_vars=True)
-    fixed = {task_key(task.name) for task in model.config.tasks}
+    fixed = {BASE, *(task_key(task.name) for task in model.config.tasks)}
     if model.learner is None or not model.learner.trunk:
         fixed.add(TRUNK)
     for name in list(state_dict):
@@ -229,7 +103,43 @@ def to_restore(model: Parts, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return state_dict
 
 
-def save(model: Parts, folder: Path, tensors: Mapping[str, Tensor], include_pool: bool) -> None:
+def base_digest(model: Parts) -> str:
+    """SHA-256 of what a backbone gives to every task where units are copied, as it came."""
+    evidence = certificate.Evidence(model)
+    sections = (Section(TRUNK, TRUNK), Section(BASE, BASE), Section(TRUNK, "output_embeddings"))
+    found = (section for section in sections[: 3 if model.config.output_embeddings is not None else 2])
+    return certificate.digest_of_digests(evidence.digests(evidence.tensors(section)) for section in found).hex()
+
+
+def _named_base(model: Parts) -> dict[str, Any]:
+    """What a checkpoint says of a backbone that it does not hold.
+
+    Raises:
+        CheckpointError: if there is no such thing.
+    """
+    base, name = model.config.base_config, model.config.base_config.name_or_path
+    if not model.network.growth.copies:
+        raise CheckpointError(
+            "include_base=False is for growth='copy': in a fixed pool tasks have taken what the backbone came with."
+        )
+    if not name or not model.config.tasks or model.learner is not None:
+        lacking = (
+            "a backbone with a name" if not name else "a task" if not model.config.tasks else "its task committed"
+        )
+        raise CheckpointError(f"include_base=False leaves the backbone out; it needs a model with {lacking}.")
+    # As in a configuration: where this machine keeps it is nobody's business.
+    name = Path(name).name if Path(name).is_dir() else name
+    return {"name": name, "revision": getattr(base, "_commit_hash", None), "sha256": base_digest(model)}
+
+
+def _belongs_to_base(name: str) -> bool:
+    """Whether a tensor is as the backbone came; what the router has measured on it is not."""
+    return owner_of(name) in (TRUNK, BASE, POOL) and not name.startswith("router.")
+
+
+def save(
+    model: Parts, folder: Path, tensors: Mapping[str, Tensor], include_pool: bool, include_base: bool = True
+) -> None:
     """Write the checkpoint folder, see `EideticModel.save_pretrained`."""
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file, expected a folder.")
@@ -241,11 +151,15 @@ def save(model: Parts, folder: Path, tensors: Mapping[str, Tensor], include_pool
     config.learning = None if model.learner is None else model.learner.name
     name_labels(config, default_kind(config))
     config.pool = model.config.pool and include_pool
-    if not config.pool:
+    if not include_base:
+        config.base = _named_base(model)
+        tensors = {name: tensor for name, tensor in tensors.items() if not _belongs_to_base(name)}
+    if not config.pool or not include_base:
         config.forget_free_tokens()
     resumable = model.learner is not None
     writes = family_of(config.base_config) != ENCODER
     generation_config = model.generation_config if writes else None
-    written = write_checkpoint(folder, tensors, config, config.pool, resumable, generation_config)
-    if not resumable and include_pool:
+    with_pool = config.pool and include_base
+    written = write_checkpoint(folder, tensors, config, with_pool, resumable, generation_config, model.removed)
+    if not resumable and include_pool and include_base:
         model.config.files = written.files

@@ -486,9 +486,14 @@ class Router(nn.Module):
             del self.sums[key]
         self._solved.clear()
 
+    def forget(self) -> None:
+        """Solve again from the sums that there are."""
+        self._solved.clear()
+
     def make_room(self, task: str) -> None:
         """Let a checkpoint put a task's sums."""
         self.sums[task_key(task)] = Slots()
+        self._solved.clear()
 
     def has(self, task: str) -> bool:
         """Whether a task left sums behind."""

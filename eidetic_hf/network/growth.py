@@ -6,7 +6,7 @@ differ. All else, who reads what and in which order, is the same: a view is a li
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +58,18 @@ class Books(Protocol):
         """What a task that begins trains, and what it reads."""
         ...
 
+    def drop(self, key: str) -> None:
+        """Let a committed task go."""
+        ...
+
+    def claim(self, key: str) -> None:
+        """Let the pool be without what a task brought along."""
+        ...
+
+    def give_back(self, units: Tensor, like: Any, std: float) -> None:
+        """Return units that nobody owns to the pool."""
+        ...
+
 
 class Growth(Protocol):
     """What differs between the ways.
@@ -96,6 +108,24 @@ class Growth(Protocol):
 
     def rest(self, pool: Segment, kept: Tensor, recycle_std: float | None) -> Segment:
         """What is left of a projection's pool without the rows that are kept."""
+        ...
+
+    def join(self, group: Books, key: str) -> int:
+        """Settle what a task owns that was learned elsewhere; returns how many units more there are than before."""
+        ...
+
+    def leave(self, group: Books, key: str, like: Books | None, std: float) -> int:
+        """Let a task go, and return to a pool what was taken out of it.
+
+        Args:
+            group: the books.
+            key: of the task.
+            like: the same books with every pretrained unit in the pool; `None` if there is no pool to return to.
+            std: standard deviation of units that no backbone came with.
+
+        Returns:
+            How many units less there are.
+        """
         ...
 
 
@@ -138,6 +168,23 @@ class FixedGrowth:
             weight = torch.randn_like(weight) * recycle_std
             bias = None if bias is None else torch.zeros_like(bias)
         return Segment(weight, bias)
+
+    def join(self, group: Books, key: str) -> int:
+        """It takes its units out of the pool; what somebody else has taken there is twice from here on."""
+        free = group.count(POOL)
+        group.claim(key)
+        return group.count(key) - (free - group.count(POOL))
+
+    def leave(self, group: Books, key: str, like: Books | None, std: float) -> int:
+        """What nobody else has goes back."""
+        units, count = group.units.need(key), group.count(key)
+        others = [group.units.need(owner) for owner in group.owners.order if owner != key]
+        units = units[~torch.isin(units, torch.cat([units[:0], *others]))]
+        group.drop(key)
+        if like is None:
+            return count
+        group.give_back(units, like, std)
+        return count - len(units)
 
 
 class CopyGrowth:
@@ -209,6 +256,15 @@ class CopyGrowth:
     def rest(self, pool: Segment, kept: Tensor, recycle_std: float | None) -> Segment:
         """Nothing was taken."""
         return pool
+
+    def join(self, group: Books, key: str) -> int:
+        """Nothing is taken."""
+        return 0
+
+    def leave(self, group: Books, key: str, like: Books | None, std: float) -> int:
+        """Nothing goes back."""
+        group.drop(key)
+        return 0
 
 
 _GROWTHS: dict[str, Growth] = {growth.name: growth for growth in (FixedGrowth(), CopyGrowth())}

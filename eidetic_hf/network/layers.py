@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..views import LEARNING, POOL, View, current_view
 from .importance import UnitProbe
 from .storage import Place, Segment, Slots, Undo, freeze, named_tensors, shell, thaw
-from .units import UnitGroup, UnitView, learning_key
+from .units import Projection, UnitGroup, UnitView, learning_key
 
 # Names of the tensors of a segment, whose rows lie in parallel.
 _LEAVES = ("weight", "bias")
@@ -192,6 +192,47 @@ class TaskLinear(nn.Module):
         self._rows.place(key, self._place(key))
         if private is not None:
             self.biases.put(key, torch.zeros_like(private))
+
+    def drop(self, key: str) -> None:
+        """Let a committed task go. What is left has to be packed next."""
+        self._mend()
+        self._rows.drop(key)
+        del self.segments[key]
+        self.biases.put(key, None)
+
+    def books(self) -> Any:
+        """What `put_books` needs, without any tensor's values."""
+        self._mend()
+        return self._rows.books()
+
+    def put_books(self, books: Any) -> None:
+        """Be as it was when `books` was called; what is registered comes back with its `Arrangement`."""
+        self._rows.put_books(books)
+
+    def keep_in_pool(self, kept: Tensor) -> None:
+        """Leave these units in the pool, `(units,)` boolean, and no other. It has to be packed next."""
+        pool, rows = self.segment(POOL), kept.repeat_interleave(self.width)
+        self._put_pool(Segment(pool.weight[rows], None if pool.bias is None else pool.bias[rows]))
+
+    def return_to_pool(self, like: Projection, units: Tensor, n_new: int, order: Tensor, std: float) -> None:
+        """Add units to the pool. It has to be packed next.
+
+        Args:
+            like: the same projection with every pretrained unit in its pool.
+            units: numbers of those to take over from there, `(units,)`.
+            n_new: how many to add after them that no backbone came with, as `expand` does.
+            order: places of all units of the pool in the new one, `(all units,)`.
+            std: as in `expand`.
+        """
+        pool, theirs, rows = self.segment(POOL), like.segment(POOL), self.rows(units)
+        new = pool.room(n_new * self.width)
+        new.weight.normal_(0, 0 if self.is_output else std)
+        weight = torch.cat([pool.weight, theirs.weight[rows].to(pool.weight), new.weight])
+        bias = None
+        if pool.bias is not None and theirs.bias is not None and new.bias is not None:
+            bias = torch.cat([pool.bias, theirs.bias[rows].to(pool.bias), new.bias.zero_()])
+        order = self.rows(order)
+        self._put_pool(Segment(weight[order], None if bias is None else bias[order]))
 
     def resize_pool(self, n_units: int) -> None:
         """Make room for a pool of `n_units`, which a checkpoint will fill."""

@@ -30,7 +30,7 @@ class Section(NamedTuple):
     """Some of the tensors of one owner: whoever reads one of them reads all of them.
 
     Attributes:
-        owner: key of the task that owns them, or the trunk.
+        owner: key of the task that owns them, or the trunk, or base.
         part: `trunk`, `base` and `output_embeddings`, which every task reads that knows them; `private`, which only
             the owner does; `units`, which those do whose ancestor it is; `input_rows` and `output_rows`, tokens that
             came later.
@@ -191,7 +191,7 @@ class Network:
             with_output: whether it reads the model's output embeddings.
         """
         sections = [Section(TRUNK, "trunk"), Section(key, "private")]
-        sections += [Section(TRUNK, BASE)] if self.growth.copies else []
+        sections += [Section(BASE, BASE)] if self.growth.copies else []
         sections += [Section(owner, "units") for owner in [*ancestors, key]]
         sections += [Section(owner, "input_rows") for owner in self.input_rows.owners(tokens)]
         if with_output:
@@ -217,8 +217,7 @@ class Network:
         found = {}
         for name, module in self._owned.items():
             if part != BASE or isinstance(module, TaskLinear):
-                key = BASE if part == BASE else owner
-                found.update(module.tensors_of(f"backbone.{name}", key, private=part == "private"))
+                found.update(module.tensors_of(f"backbone.{name}", owner, private=part == "private"))
         if part == "private":
             for name, group in self.groups.items():
                 gates = cast(UnitGroup, group).gates.get(owner)
@@ -377,6 +376,48 @@ class Network:
             if undo is not None:
                 undo.callback(set_tensor, entry.module, entry.leaf, trained)
             set_tensor(entry.module, entry.leaf, entry.before if restore else trained.detach().clone())
+
+    # -- tasks that come and go ----------------------------------------------------------------------------------
+
+    def keep_books(self, undo: ExitStack) -> None:
+        """Let `undo` bring back who owns what; what is registered comes back with its `Arrangement`."""
+        undo.callback(self.forget_views)
+        for group in self.unit_groups():
+            undo.callback(group.put_books, group.books())
+        for rows in self.tables():
+            undo.callback(rows.put_books, rows.books())
+
+    def forget_views(self) -> None:
+        """Look up again what every committed task sees."""
+        for group in self.unit_groups():
+            group.forget_views()
+        self.make_views()
+
+    def join(self, key: str) -> dict[str, int]:
+        """Settle what a task owns that was learned elsewhere; returns the units that there are more, by group."""
+        return {group.name: self.growth.join(group, key) for group in self.unit_groups()}
+
+    def leave(self, key: str, like: Network | None, std: float) -> dict[str, int]:
+        """Let a committed task go that no other reads.
+
+        Args:
+            key: of the task.
+            like: the same network before any task, whose values free units return to; `None` if there is no pool.
+            std: standard deviation of units that no backbone came with.
+
+        Returns:
+            The units that there are less, by group.
+        """
+        missing = {}
+        for name, group in self.groups.items():
+            theirs = None if like is None else cast(UnitGroup, like.groups[name])
+            group = cast(UnitGroup, group)
+            missing[group.name] = self.growth.leave(group, key, theirs, std)
+        for norm in self.norms:
+            norm.drop(key)
+        for rows in self.tables():
+            rows.drop(key, self.config.pool)
+        return missing
 
     # -- from and to a checkpoint ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar, cast
@@ -197,6 +198,29 @@ class Originals:
         self._root._apply(lambda tensor: tensor)  # rows with owners are laid out again
 
 
+class Arrangement:
+    """Which children and tensors are registered in a module and in all below it, to be brought back.
+
+    By reference: it undoes what puts others in their places, not what writes to them.
+
+    Args:
+        root: the module.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (table, dict(table))
+            for module in root.modules()
+            for table in (module._modules, module._buffers, module._parameters)
+        ]
+
+    def restore(self) -> None:
+        """Put them back."""
+        for table, before in self._tables:
+            table.clear()
+            table.update(before)
+
+
 def freeze(module: Module, copy: bool = True, recurse: bool = True) -> Module:
     """Turn every Parameter of `module` into a buffer with a copy of its value, out of every optimizer's reach.
 
@@ -316,7 +340,7 @@ class Segment(nn.Module):
 class Spans:
     """Which run of places each owner has: one after another, in the order in which they came, from place 0 on.
 
-    Invariant: a run never moves and never changes its length; only the last owner can be taken back.
+    Invariant: a run never changes its length, and moves only if an owner before it is dropped.
 
     Attributes:
         order: the owners.
@@ -344,6 +368,14 @@ class Spans:
         self.total = self._starts.pop()
         del self._runs[key]
         return key
+
+    def drop(self, key: str) -> None:
+        """Let an owner go: those after it move up (`KeyError` if it is not known)."""
+        del self._runs[key]
+        rest = [(name, self.count(name)) for name in self.order if name != key]
+        self.order, self._starts, self._runs, self.total = [], [], {}, 0
+        for name, count in rest:
+            self.add(name, count)
 
     def run(self, key: str) -> tuple[int, int]:
         """First place of an owner, and the one behind its last (`KeyError` if it has none)."""
@@ -481,6 +513,20 @@ class OwnedRows:
     def drop_pool(self) -> None:
         """Forget a pool whose rows have all been handed over."""
         del self._places[POOL]
+
+    def drop(self, key: str) -> None:
+        """Let an owner go with its rows; those after it move up when all are packed, which is next."""
+        self.owners.drop(key)
+        del self._places[key]
+        self._packed = None
+
+    def books(self) -> Any:
+        """What `put_books` needs, without any tensor's values."""
+        return deepcopy(self.owners), dict(self._places), self._packed, self._is_copy
+
+    def put_books(self, books: Any) -> None:
+        """Be as it was when `books` was called; what is registered comes back with its `Arrangement`."""
+        self.owners, self._places, self._packed, self._is_copy = books
 
     def _parts(self) -> list[Place]:
         pool = [self._places[POOL]] if POOL in self._places else []
@@ -628,6 +674,19 @@ class CopiedRows:
         """Lay each owner's rows into fresh, aligned memory."""
         for place in self._places.values():
             place.put([tensor if tensor is None else tensor.clone() for tensor in place.tensors()])
+
+    def drop(self, key: str) -> None:
+        """Let an owner go with its rows; those after it move up."""
+        self.owners.drop(key)
+        del self._places[key]
+
+    def books(self) -> Any:
+        """What `put_books` needs, without any tensor's values."""
+        return deepcopy(self.owners), dict(self._places)
+
+    def put_books(self, books: Any) -> None:
+        """Be as it was when `books` was called; what is registered comes back with its `Arrangement`."""
+        self.owners, self._places = books
 
     def is_packed(self) -> bool:
         """What is registered is all that there is, wherever it was moved."""

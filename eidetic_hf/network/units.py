@@ -7,6 +7,7 @@ are in its members, the projections of `layers.py`.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,6 +97,26 @@ class Projection(Protocol):
 
     def rebuild(self, key: str, n_units: int) -> None:
         """Make room for a committed task."""
+        ...
+
+    def drop(self, key: str) -> None:
+        """Let a committed task go."""
+        ...
+
+    def books(self) -> Any:
+        """What `put_books` needs."""
+        ...
+
+    def put_books(self, books: Any) -> None:
+        """Be as it was when `books` was called."""
+        ...
+
+    def keep_in_pool(self, kept: Tensor) -> None:
+        """Leave these units in the pool, and no other."""
+        ...
+
+    def return_to_pool(self, like: Projection, units: Tensor, n_new: int, order: Tensor, std: float) -> None:
+        """Add units to the pool, pretrained and new ones."""
         ...
 
     def resize_pool(self, n_units: int) -> None:
@@ -391,6 +412,50 @@ class UnitGroup(nn.Module):
         for member in self.members:
             member.rebuild(key, n_units)
 
+    def books(self) -> Any:
+        """What `put_books` needs, without any tensor's values."""
+        ancestors = {key: list(keys) for key, keys in self.ancestors.items()}
+        return deepcopy(self.owners), ancestors, [member.books() for member in self.members]
+
+    def put_books(self, books: Any) -> None:
+        """Be as it was when `books` was called; what is registered comes back with its `Arrangement`."""
+        self.owners, self.ancestors, members = books
+        for member, own in zip(self.members, members, strict=True):
+            member.put_books(own)
+
+    def drop(self, key: str) -> None:
+        """Let a committed task go, which no other reads. What is left has to be packed next."""
+        self.owners.drop(key)
+        del self.ancestors[key]
+        self.units.put(key, None)
+        self.gates.put(key, None)
+        for member in self.members:
+            member.drop(key)
+
+    def claim(self, key: str) -> None:
+        """Let the pool be without what a task brought along that was learned elsewhere. It has to be packed next."""
+        free = self.units.need(POOL)
+        kept = ~torch.isin(free, self.units.need(key))
+        if not bool(kept.all()):
+            self.units.put(POOL, free[kept])
+            for member in self.members:
+                member.keep_in_pool(kept)
+
+    def give_back(self, units: Tensor, like: UnitGroup, std: float) -> None:
+        """Return units that nobody owns to the pool, at their pretrained values. It has to be packed next.
+
+        Args:
+            units: their numbers.
+            like: the same group with every pretrained unit in its pool.
+            std: standard deviation of in-projections of units that no backbone came with, see `expand`.
+        """
+        is_own = units < like.count(POOL)
+        returned = torch.cat([units[is_own], units[~is_own]]).to(self.units.need(POOL))
+        ids, order = torch.cat([self.units.need(POOL), returned]).sort()
+        self.units.put(POOL, ids)
+        for member, theirs in zip(self.members, like.members, strict=True):
+            member.return_to_pool(theirs, units[is_own].long(), int((~is_own).sum()), order, std)
+
     def resize_pool(self, n_units: int) -> None:
         """Make room for a pool of `n_units`, which a checkpoint will fill."""
         self.units.put(POOL, torch.zeros(n_units, dtype=torch.int32))
@@ -400,7 +465,9 @@ class UnitGroup(nn.Module):
     def expand(self, n_units: int, std: float) -> None:
         """Add units to the pool: random in-projections; out-projections start at zero, so that nothing changes."""
         ids = self.units.need(POOL)
-        new_ids = torch.arange(self.total, self.total + n_units, dtype=ids.dtype, device=ids.device)
+        known = [self.units.need(key) for key in (POOL, *self.order)]
+        first = max((int(each.max()) + 1 for each in known if each.numel()), default=0)
+        new_ids = torch.arange(first, first + n_units, dtype=ids.dtype, device=ids.device)
         self.units.put(POOL, torch.cat([ids, new_ids]))
         for member in self.members:
             member.expand(n_units, std)

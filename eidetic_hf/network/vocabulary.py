@@ -244,6 +244,34 @@ class LateRows(Slots):
             self.put(key, None)
             self._rows.take_back(undo, Place(self, (POOL,)))
 
+    def drop(self, key: str, has_pool: bool) -> None:
+        """Let a committed task go; its rows are the last that somebody owns, and they start anew in the pool.
+
+        They have to be packed next.
+        """
+        self.sizes.pop(key, None)
+        count = self.count(key)
+        if self._rows is None or self.get(key) is None:
+            return
+        if self._rows.is_torn():
+            self.pack()
+        self._rows.drop(key)
+        self.put(key, None)
+        if has_pool:
+            new = self.own.float().mean(0).to(self.own).expand(count, -1)
+            pool = self.get(POOL)
+            self._place(POOL, torch.cat([new, *([] if pool is None else [pool])]))
+
+    def books(self) -> Any:
+        """What `put_books` needs, without any tensor's values."""
+        return dict(self.sizes), self._rows, None if self._rows is None else self._rows.books()
+
+    def put_books(self, books: Any) -> None:
+        """Be as it was when `books` was called; what is registered comes back with its `Arrangement`."""
+        self.sizes, self._rows, rows = books
+        if self._rows is not None:
+            self._rows.put_books(rows)
+
     def rebuild(self, key: str, size: int) -> None:
         """Make room for a committed task's rows, which a checkpoint will fill; `size` is what it knows."""
         self.sizes[key] = size

@@ -15,7 +15,7 @@ from transformers.trainer_utils import set_seed
 
 from ..model.model import EideticModel
 from ..network.backbone import ENCODER, ENCODER_DECODER, family_of
-from ..views import TRUNK, owner_of
+from ..views import BASE, TRUNK, owner_of
 from .recipe import SMALLEST_VOCABULARY, Recipe, RecipeError
 
 PACKAGE_PREFIX = "package:"
@@ -189,5 +189,8 @@ def have_one_backbone(fresh: EideticModel, model: EideticModel) -> bool:
     if not model.config.trunk_pretrained:
         ours, theirs = (m.config.base_config.to_dict() for m in (fresh, model))
         return {k: v for k, v in ours.items() if k[0] != "_"} == {k: v for k, v in theirs.items() if k[0] != "_"}
-    ours, theirs = ({n: t for n, t in m.backbone.state_dict().items() if owner_of(n) == TRUNK} for m in (fresh, model))
+    everybodys = (TRUNK, BASE)
+    ours, theirs = (
+        {n: t for n, t in m.backbone.state_dict().items() if owner_of(n) in everybodys} for m in (fresh, model)
+    )
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -3,6 +3,7 @@
 config.json                         what the model is made of, and the SHA-256 of every shard
 model.safetensors.index.json        standard index: tensor -> file
 eidetic-trunk.safetensors           written once
+eidetic-base.safetensors            the backbone's units above the trunk, where tasks copy them; written once
 eidetic-task-<name>.safetensors     written once, at the task's commit
 eidetic-pool.safetensors            what is still free; absent in an inference-only release
 generation_config.json              how texts are written, in a model that can
@@ -23,7 +24,8 @@ from typing import Any, TypeVar
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from ...configuration import FORMAT_VERSION, EideticConfig, TaskError
-from ...views import LEARNING, POOL, TRUNK, owner_of, task_key
+from ...network.growth import growth_of
+from ...views import BASE, LEARNING, POOL, TRUNK, owner_of, task_key
 from .folder import FolderLocked, Transaction, recover
 
 CONFIG_FILE = "config.json"
@@ -31,6 +33,7 @@ INDEX_FILE = SAFE_WEIGHTS_INDEX_NAME
 GENERATION_FILE = GENERATION_CONFIG_NAME
 CARD_FILE = "README.md"
 TRUNK_FILE = "eidetic-trunk.safetensors"
+BASE_FILE = "eidetic-base.safetensors"
 POOL_FILE = "eidetic-pool.safetensors"
 LEARNING_FILE = "eidetic-learning.safetensors"
 
@@ -39,7 +42,7 @@ PASSING_FILES = (POOL_FILE, LEARNING_FILE)
 # By these a reader finds all others, so they take their places when all others are there.
 LAST_FILES = (INDEX_FILE, CONFIG_FILE)
 
-_FILES = {TRUNK: TRUNK_FILE, POOL: POOL_FILE, LEARNING: LEARNING_FILE}
+_FILES = {TRUNK: TRUNK_FILE, BASE: BASE_FILE, POOL: POOL_FILE, LEARNING: LEARNING_FILE}
 _T = TypeVar("_T")
 
 
@@ -53,8 +56,15 @@ def shard_file(owner: str) -> str:
 
 
 def owners_in(config: EideticConfig) -> list[str]:
-    """The owners whose shards a released checkpoint holds: the trunk, the tasks in commit order, the pool if it is."""
-    return [TRUNK, *(task_key(task.name) for task in config.tasks), *([POOL] if config.pool else [])]
+    """The owners whose shards a released checkpoint holds: trunk, base, the tasks in commit order, the pool if it is.
+
+    One that names its backbone instead of holding it has the tasks', and of the trunk's what the router has measured.
+    """
+    tasks = [task_key(task.name) for task in config.tasks]
+    if config.base is not None:
+        return [*([TRUNK] if TRUNK_FILE in config.files else []), *tasks]
+    base = [BASE] if growth_of(config.growth).copies else []
+    return [TRUNK, *base, *tasks, *([POOL] if config.pool else [])]
 
 
 def by_owner(tensors: Mapping[str, _T]) -> dict[str, dict[str, _T]]:

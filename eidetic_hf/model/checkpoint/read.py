@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -54,7 +54,14 @@ def resolve_file(source: str | os.PathLike, name: str, hub: Mapping[str, Any]) -
 
 
 def read_tensors(source: str | os.PathLike, config: EideticConfig, hub: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors of the trunk, of the tasks in `config`, and of the pool if `config.pool`.
+    """All tensors of a checkpoint's owners, see `owners_in`; raises as `read_owners`."""
+    return read_owners(source, config, owners_in(config), hub)
+
+
+def read_owners(
+    source: str | os.PathLike, config: EideticConfig, owners: Iterable[str], hub: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """All tensors of some owners.
 
     Raises:
         CheckpointError: if a shard is missing, truncated, changed, swapped or no safetensors file, or if the index and
@@ -68,7 +75,7 @@ def read_tensors(source: str | os.PathLike, config: EideticConfig, hub: Mapping[
 
     tensors: dict[str, Tensor] = {}
     with ThreadPoolExecutor() as pool:  # hashing and reading release Python's lock
-        for content in pool.map(read, owners_in(config)):
+        for content in pool.map(read, owners):
             tensors.update(content)
     return tensors
 

@@ -22,15 +22,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
-from ...configuration import FORMAT_VERSION, EideticConfig
-from ...views import LEARNING, POOL
+from ...configuration import FORMAT_VERSION, EideticConfig, TaskRecord
+from ...views import LEARNING, POOL, task_key
 from .card import model_card
 from .layout import (
+    BASE_FILE,
     CARD_FILE,
     CONFIG_FILE,
     GENERATION_FILE,
     INDEX_FILE,
     PASSING_FILES,
+    POOL_FILE,
     TRUNK_FILE,
     CheckpointError,
     by_owner,
@@ -52,6 +54,7 @@ def write_checkpoint(
     with_pool: bool,
     resumable: bool = False,
     generation_config: GenerationConfig | None = None,
+    removed: Mapping[str, str] | None = None,
 ) -> EideticConfig:
     """Write a checkpoint folder, or leave it as it was.
 
@@ -64,6 +67,7 @@ def write_checkpoint(
         with_pool: whether to write what is still free.
         resumable: whether to write the state of the task being learned, for a Trainer checkpoint.
         generation_config: how texts are written, if the model can.
+        removed: digests of the tasks that were removed, by name: those of the folder's go with this save.
 
     Returns:
         The configuration as written.
@@ -81,9 +85,12 @@ def write_checkpoint(
     with changing(folder) as new:
         old = _existing_config(folder)
         if old is not None:
+            for task in _removed(old, config, removed or {}):
+                new.remove(shard_file(task_key(task.name)))
+                old.tasks.remove(task)
             _check_same_tasks(folder, old, config)
             _check_nothing_lost(folder, old, config, with_pool, resumable)
-        files = write_tensors(new.path, shards, _kept(folder, shards, old))
+        files = write_tensors(new.path, shards, _kept(folder, shards, old, config))
         write_index(new.path / INDEX_FILE, shards, files)
         config = write_config(new.path / CONFIG_FILE, config, files)
         if generation_config is not None:
@@ -186,6 +193,16 @@ def _existing_config(folder: Path) -> EideticConfig | None:
     return config_from(folder, values)
 
 
+def _removed(old: EideticConfig, new: EideticConfig, removed: Mapping[str, str]) -> list[TaskRecord]:
+    """The tasks of a folder that were removed from the model that is saved to it."""
+    staying = {task.name for task in new.tasks}
+    return [
+        task
+        for task in old.tasks
+        if task.name not in staying and removed.get(task.name) == task.certificate.get("weights_sha256")
+    ]
+
+
 def _check_same_tasks(folder: Path, old: EideticConfig, new: EideticConfig) -> None:
     """Refuse to write over a checkpoint that this model is not a continuation of."""
     tasks = {task.name: task for task in new.tasks}
@@ -223,20 +240,25 @@ def _check_nothing_lost(
             f"{folder} holds a finished model, and the task '{new.learning}' is being learned. Save to "
             "another folder, or commit the task first."
         )
-    if old.pool and not with_pool:
+    for name, what in ((TRUNK_FILE, "the backbone"), (BASE_FILE, "the backbone's units")):
+        if old.base is None and new.base is not None and name in old.files:
+            raise CheckpointError(
+                f"{folder} holds {what}, which a save with include_base=False would delete. Save to another folder."
+            )
+    if POOL_FILE in old.files and not with_pool:
         raise CheckpointError(
             f"{folder} holds the pool of free units, which a save without it would delete. Save the "
             "inference-only release to another folder."
         )
 
 
-def _kept(folder: Path, shards: Mapping[str, Any], old: EideticConfig | None) -> Files:
+def _kept(folder: Path, shards: Mapping[str, Any], old: EideticConfig | None, new: EideticConfig) -> Files:
     """Size and SHA-256 of the shards that are in the folder for good, and undamaged."""
     if old is None:
         return {}
     passing = set(PASSING_FILES)
-    if not old.tasks:  # no certificate vouches for the trunk yet
-        passing.add(TRUNK_FILE)
+    if not old.tasks or old.base != new.base:  # no certificate vouches for them yet, or they were left out
+        passing |= {TRUNK_FILE, BASE_FILE}
     candidates = [name for name in shards if name in old.files and name not in passing]
     return {name: old.files[name] for name in candidates if _is_intact(folder / name, old.files[name])}
 
