@@ -1,4 +1,6 @@
-"""The command line: `eidetic-hf train | evaluate | predict | verify | report`. `__main__.py` starts it.
+"""The command line: `eidetic-hf train | evaluate | predict | verify | remove | merge | add | report`.
+
+`__main__.py` starts it.
 
 What takes seconds to import is imported by the commands that need it, so that `--help` is there at once.
 """
@@ -133,10 +135,28 @@ def _load(model: str) -> EideticModel:
         ) from error
 
 
+def _save(model: EideticModel, folder: str | Path) -> None:
+    """Save a model, and say what has become of it."""
+    model.save_pretrained(folder)
+    out.print(f"model: {folder} with the tasks {', '.join(model.tasks) or '(none)'}", markup=False, soft_wrap=True)
+
+
+def _folder(model: str) -> Path:
+    """The folder of a checkpoint that is to be changed."""
+    if not Path(model).is_dir():
+        raise ValueError(f"{model} is no folder here. Only a checkpoint in a folder can be changed.")
+    return Path(model)
+
+
+def _has_tokenizer(model: str) -> bool:
+    """Whether a checkpoint brings a tokenizer, as far as one sees: what the Hub has, loading it will say."""
+    return not Path(model).is_dir() or (Path(model) / "tokenizer_config.json").exists()
+
+
 def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    if Path(model).is_dir() and not (Path(model) / "tokenizer_config.json").exists():
+    if not _has_tokenizer(model):
         raise ValueError(f"{model} has no tokenizer (tokenizer_config.json). Save the backbone's into it.")
     return AutoTokenizer.from_pretrained(model)
 
@@ -335,6 +355,65 @@ def verify(model: ModelFolder, task: TaskNames = None) -> None:
     _print_verdict(str(report), report.ok)
     if not report.ok:
         raise typer.Exit(1)
+
+
+# -- tasks that come and go -------------------------------------------------------------------------------------------
+
+
+@app.command()
+def remove(
+    model: ModelFolder,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task to let go.")],
+    cascade: Annotated[bool, typer.Option("--cascade", help="And all tasks that read it.")] = False,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or Hub id of the backbone, for its values, if the model does not say (fixed growth)."
+        ),
+    ] = None,
+) -> None:
+    """Remove a task from a folder for good: nothing of it stays, and every other task answers as before."""
+    _quiet()
+    folder = _folder(model)
+    loaded = _load(model)
+    gone = loaded.remove_task(task, cascade, backbone)
+    _save(loaded, folder)
+    out.print(f"removed: {', '.join(gone)}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def merge(
+    model: ModelFolder,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Another checkpoint of the same backbone.")],
+    output: Annotated[Path, typer.Option(help="Folder of the model with the tasks of both; a new one.")],
+    prefix: Annotated[str | None, typer.Option(help="Put before the names of the tasks of OTHER.")] = None,
+) -> None:
+    """Write a model with all tasks of two: each answers as it did, bit for bit."""
+    _quiet()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output} is there already. Name a new folder.")
+    loaded = _load(model)
+    came = loaded.merge(other, prefix)
+    _save(loaded, output)
+    if _has_tokenizer(model):
+        _load_tokenizer(model).save_pretrained(output)
+    out.print(f"came: {', '.join(came) or '(nothing that was not there)'}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def add(
+    model: ModelFolder,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A checkpoint of the same backbone that has TASK.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task to bring along.")],
+    name: Annotated[str | None, typer.Option(help="Its name in MODEL, if not the same.")] = None,
+) -> None:
+    """Add a task out of another checkpoint to a folder, with the tasks that it reads."""
+    _quiet()
+    folder = _folder(model)
+    loaded = _load(model)
+    came = loaded.load_task(source, task, name)
+    _save(loaded, folder)
+    out.print(f"came: {', '.join(came) or '(nothing that was not there)'}", markup=False, soft_wrap=True)
 
 
 @app.command()

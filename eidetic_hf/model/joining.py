@@ -36,11 +36,6 @@ Source = str | os.PathLike
 @contextmanager
 def _or_as_before(model: Parts) -> Any:
     """Change which tasks a model has; an error inside leaves it as it was, by reference."""
-    if model.learner is not None:
-        raise TaskError(
-            f"'{model.learner.name}' is being learned. Commit it, or drop it with model.abandon_task(), before other "
-            "tasks come or go."
-        )
     config, router = model.config, model.router
     before = {name: config.__dict__.get(name) for name in ("tasks", "expanded", "served", "vocab_size")}
     rest = dict(model.added), model.run_task, dict(model.removed)
@@ -61,9 +56,20 @@ def _or_as_before(model: Parts) -> Any:
         config.tasks, config.expanded = list(config.tasks), dict(config.expanded)
         yield
         model.network.pack()
-        if model.network.input_rows.has_grown:
-            read_by_view(model.network.input_rows, model.network.backbone)
+        rows = model.network.input_rows
+        if rows.has_grown:
+            config.vocab_size = rows.total
+            read_by_view(rows, model.network.backbone)
         undo.pop_all()
+
+
+def check_at_rest(model: Parts) -> None:
+    """Raise a `TaskError` while a task is being learned: tasks neither come nor go then."""
+    if model.learner is not None:
+        raise TaskError(
+            f"'{model.learner.name}' is being learned. Commit it, or drop it with model.abandon_task(), before other "
+            "tasks come or go."
+        )
 
 
 def _count(config: EideticConfig, more: Mapping[str, int], sign: int) -> None:
@@ -91,6 +97,7 @@ def readers_of(model: Parts, name: str) -> list[str]:
 
 def remove_task(model: Parts, name: str, cascade: bool, backbone: Any) -> list[str]:
     """Let a committed task go, see `EideticModel.remove_task`."""
+    check_at_rest(model)
     if model.config.task(name) is None:
         raise TaskError(f"There is no committed task '{name}' to remove; committed are {committed(model)}.")
     readers = readers_of(model, name)
@@ -148,6 +155,8 @@ def _pretrained(model: Parts, backbone: Any) -> Network:
     source = backbone or config.base_config.name_or_path
     what = "its units return to the pool at their pretrained values, which are in the backbone"
     try:
+        if not source:
+            raise OSError("the model does not say where it is")
         options["dtype"] = model.dtype
         fresh = cast(Any, type(model)).from_backbone(deepcopy(source), **(options if _is_place(source) else {}))
     except OSError as error:
@@ -159,7 +168,7 @@ def _pretrained(model: Parts, backbone: Any) -> Network:
     differs = sorted(ours.keys() ^ theirs.keys()) or [n for n in ours if not torch.equal(ours[n], theirs[n])]
     if differs:
         raise TaskError(
-            f"{source!r} is not the backbone that this model was made from: they differ in {differs[0]}. A task can "
+            f"{_called(source)} is not the backbone that this model was made from: they differ in {differs[0]}. A task can "
             f"not be removed without that one: {what}. Say where it is with backbone=... (--backbone)."
         )
     return fresh.network
@@ -167,6 +176,11 @@ def _pretrained(model: Parts, backbone: Any) -> Network:
 
 def _is_place(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike))
+
+
+def _called(source: Any) -> str:
+    """What an error calls a backbone."""
+    return repr(str(source)) if _is_place(source) else f"the given {type(source).__name__}"
 
 
 def _unlearned(model: Parts) -> dict[str, Tensor]:
@@ -250,6 +264,7 @@ def bring(
     Raises:
         TaskError: if a name is taken, or the models are not of one backbone.
     """
+    check_at_rest(model)
     _check_fits(model, shards)
     came: dict[str, TaskRecord] = {}
     called: dict[str, str] = {}  # here, by the name there

@@ -134,7 +134,7 @@ def _load_on_base(
         ) from error
     if base_digest(model) != base["sha256"]:
         raise CheckpointError(
-            f"The tasks of {source} were learned on {base['name']} with SHA-256 {base['sha256']}; {where} has "
+            f"The tasks of {source} were learned on {base['name']} with SHA-256 {base['sha256']}; what was found has "
             f"{base_digest(model)}. Load them on the backbone that they were learned on: "
             "EideticModel.from_pretrained(..., backbone=...)."
         )
