@@ -21,12 +21,14 @@ from transformers.integrations.accelerate import check_and_set_device_map
 from transformers.utils import TransformersKwargs
 
 __all__ = [
+    "CAPTURING",
     "FACTORY_ARGUMENTS",
     "HUB_ARGUMENTS",
     "SAVE_ARGUMENTS",
     "attention_of",
     "check_and_set_device_map",
     "check_known",
+    "forget_capturing",
     "forward_arguments",
     "has_class_for",
     "hinting_at",
@@ -37,7 +39,7 @@ __all__ = [
     "nearest",
     "need",
     "no_init_weights",
-    "remove_capturing_hooks",
+    "revision_of",
     "see_pipelines",
     "set_attention",
     "set_name",
@@ -56,6 +58,9 @@ FACTORY_ARGUMENTS = (
     "use_safetensors", "weights_only", "code_revision", "tqdm_class", "_adapter_model_path",
 )  # fmt: skip
 
+# Where the hooks come from that transformers installs at the first request for hidden states or attentions.
+CAPTURING = "transformers.utils.output_capturing"
+
 # What `save_pretrained` of transformers and its upload take beside what ours names.
 SAVE_ARGUMENTS = (
     "save_directory", "is_main_process", "state_dict", "push_to_hub", "max_shard_size", "include_pool", "include_base",
@@ -64,17 +69,15 @@ SAVE_ARGUMENTS = (
 )  # fmt: skip
 
 
-def remove_capturing_hooks(model: nn.Module) -> None:
-    """Remove the hooks that transformers installs at the first request for hidden states or attentions.
-
-    They are local functions, which pickle refuses; the next such request installs them again. A request that another
-    thread has under way loses what they would have captured.
-    """
+def forget_capturing(model: nn.Module) -> None:
+    """Let the next request for hidden states or attentions install its hooks again: they were removed."""
     for module in model.modules():
-        for key, hook in list(module._forward_hooks.items()):
-            if getattr(hook, "__module__", None) == "transformers.utils.output_capturing":
-                del module._forward_hooks[key]
         module.__dict__.pop("_output_capturing_hooks_installed", None)
+
+
+def revision_of(config: PreTrainedConfig) -> str | None:
+    """The commit of the repository that a configuration was loaded from; `None` if it was none."""
+    return getattr(config, "_commit_hash", None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from support.backbones import tiny_backbone
 from support.command_line import call
+from support.data import logits_of
+from support.kind_cases import word_tokenizer
+from support.quick import learn_quickly
 from support.recipe_files import (  # noqa: F401
     COLORS,
     color_rows,
@@ -26,7 +31,7 @@ from support.recipe_files import (  # noqa: F401
 )
 from typer.testing import Result
 
-from eidetic_hf import __version__, cli
+from eidetic_hf import EideticModel, __version__, cli
 
 
 def error_of(result: Result) -> str:
@@ -298,6 +303,61 @@ def test_verify_refuses_what_is_no_model(tmp_path: Path) -> None:
     assert "is empty" in error_of(call("verify", tmp_path))
     assert "no config.json" in error_of(call("verify", write_recipe(tmp_path).parent))
     assert "model of type 'bert'" in error_of(call("verify", tmp_path / "backbone"))
+
+
+# -- tasks that come and go -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A folder with two models of one backbone, `ours` with the tasks a and b, `theirs` with a and c, and it."""
+    backbone = tiny_backbone("bert")
+    backbone.save_pretrained(tmp_path / "backbone")
+    for folder, names in (("ours", "ab"), ("theirs", "ac")):
+        model = EideticModel.from_backbone(str(tmp_path / "backbone"), trunk_layers=1)
+        for name in names:
+            transfer = "none" if name == "a" else ["a"]
+            learn_quickly(model, name, len(folder) + ord(name), forward_transfer=transfer)
+        model.save_pretrained(tmp_path / folder)
+    word_tokenizer().save_pretrained(tmp_path / "ours")
+    return tmp_path
+
+
+def test_remove_lets_a_task_go_and_says_what_it_needs(two: Path) -> None:
+    then = logits_of(EideticModel.from_pretrained(two / "ours"), "a")
+    assert "'a' can not be removed: ['b'] read it" in error_of(call("remove", two / "ours", "a"))
+    assert "Say where it is with backbone=... (--backbone)" in error_of(call("remove", two / "ours", "b"))
+    result = call("remove", two / "ours", "b", "--backbone", two / "backbone")
+    assert result.exit_code == 0 and "removed: b" in result.stdout and "with the tasks a" in result.stdout
+    assert not (two / "ours" / "eidetic-task-b.safetensors").exists()
+    assert torch.equal(logits_of(EideticModel.from_pretrained(two / "ours"), "a"), then)
+    result = call("remove", two / "theirs", "a", "--cascade", "--backbone", two / "backbone")
+    assert "removed: a, c" in result.stdout and "with the tasks (none)" in result.stdout
+    assert "is no folder here" in error_of(call("remove", two / "nowhere", "a"))
+
+
+def test_merge_writes_a_model_with_all_tasks_of_both(two: Path) -> None:
+    ours, theirs, output = two / "ours", two / "theirs", two / "both"
+    assert "another task 'a' here" in error_of(call("merge", ours, theirs, "--output", output))
+    assert not output.exists()
+    result = call("merge", ours, theirs, "--output", output, "--prefix", "their-")
+    assert result.exit_code == 0 and "came: their-a, their-c" in result.stdout, result.output
+    both = EideticModel.from_pretrained(output)
+    assert both.tasks == ["a", "b", "their-a", "their-c"] and (output / "tokenizer_config.json").exists()
+    for name, folder, there in (("b", ours, "b"), ("their-c", theirs, "c")):
+        assert torch.equal(logits_of(both, name), logits_of(EideticModel.from_pretrained(folder), there))
+    assert call("verify", output).exit_code == 0
+    assert "is there already" in error_of(call("merge", ours, theirs, "--output", output))
+
+
+def test_add_brings_one_task_into_a_folder(two: Path) -> None:
+    assert "no task 'z' there" in error_of(call("add", two / "theirs", two / "ours", "z"))
+    assert "another task 'a' here" in error_of(call("add", two / "theirs", two / "ours", "b"))
+    result = call("add", two / "theirs", two / "ours", "a", "--name", "other-a")
+    assert result.exit_code == 0 and "came: other-a" in result.stdout, result.output
+    model = EideticModel.from_pretrained(two / "theirs")
+    assert model.tasks == ["a", "c", "other-a"] and model.verify().ok
+    assert torch.equal(logits_of(model, "other-a"), logits_of(EideticModel.from_pretrained(two / "ours"), "a"))
 
 
 def test_report_is_written_again_from_the_results(copied: Path) -> None:

@@ -168,8 +168,8 @@ def _pretrained(model: Parts, backbone: Any) -> Network:
     differs = sorted(ours.keys() ^ theirs.keys()) or [n for n in ours if not torch.equal(ours[n], theirs[n])]
     if differs:
         raise TaskError(
-            f"{_called(source)} is not the backbone that this model was made from: they differ in {differs[0]}. A task can "
-            f"not be removed without that one: {what}. Say where it is with backbone=... (--backbone)."
+            f"{_called(source)} is not the backbone that this model was made from: they differ in {differs[0]}. A "
+            f"task can not be removed without that one: {what}. Say where it is with backbone=... (--backbone)."
         )
     return fresh.network
 

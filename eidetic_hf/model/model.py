@@ -24,14 +24,15 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
 
 from ..compat import (
+    CAPTURING,
     HUB_ARGUMENTS,
     SAVE_ARGUMENTS,
     attention_of,
     check_and_set_device_map,
     check_known,
+    forget_capturing,
     hinting_at,
     hub_arguments,
-    remove_capturing_hooks,
     set_attention,
     static_cache_shape,
 )
@@ -43,7 +44,7 @@ from ..network.architecture import choose_trunk, layers_of
 from ..network.architectures import architecture_of, is_declared
 from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
-from ..network.storage import Originals, ParametersIfAny, fixed_buffers, freeze, restore_fixed
+from ..network.storage import Originals, ParametersIfAny, fixed_buffers, freeze, remove_hooks, restore_fixed
 from ..views import POOL, current_view, running_view, use_view
 from . import answering, certificate, generation, joining, life, loading, persistence
 from .answering import RoutedOutput
@@ -157,8 +158,13 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         self.eval()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What `pickle` and `torch.save` write: all but transformers' hooks, which are installed when needed."""
-        remove_capturing_hooks(self)
+        """What `pickle` and `torch.save` write: all but transformers' hooks, which are installed when needed.
+
+        They are local functions, which pickle refuses. A request for hidden states that another thread has under way
+        loses what they would have captured.
+        """
+        remove_hooks(self, CAPTURING)
+        forget_capturing(self)
         return self.__dict__.copy()
 
     def init_weights(self) -> None:

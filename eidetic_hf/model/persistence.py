@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..compat import revision_of
 from ..configuration import TaskRecord
 from ..kinds import check_task, default_kind, kind_of, name_labels
 from ..network.backbone import ENCODER, family_of
@@ -129,7 +130,7 @@ def _named_base(model: Parts) -> dict[str, Any]:
         raise CheckpointError(f"include_base=False leaves the backbone out; it needs a model with {lacking}.")
     # As in a configuration: where this machine keeps it is nobody's business.
     name = Path(name).name if Path(name).is_dir() else name
-    return {"name": name, "revision": getattr(base, "_commit_hash", None), "sha256": base_digest(model)}
+    return {"name": name, "revision": revision_of(base), "sha256": base_digest(model)}
 
 
 def _belongs_to_base(name: str) -> bool:

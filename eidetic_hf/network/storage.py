@@ -198,6 +198,14 @@ class Originals:
         self._root._apply(lambda tensor: tensor)  # rows with owners are laid out again
 
 
+def remove_hooks(root: nn.Module, source: str) -> None:
+    """Remove the forward hooks below a module whose functions come from one Python module, by its name."""
+    for module in root.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__module__", None) == source:
+                del module._forward_hooks[key]
+
+
 class Arrangement:
     """Which children and tensors are registered in a module and in all below it, to be brought back.
 
