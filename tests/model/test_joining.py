@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from golden import make_golden
+from golden.make_golden import BERT, answer_of
 from support.backbones import BERT_LIKE, tiny_backbone
 from support.data import logits_of, make_batch
 from support.exactness import poison
@@ -22,6 +24,7 @@ from eidetic_hf.model import certificate, joining
 from eidetic_hf.model.certificate import Evidence
 
 GROWTHS = ["fixed", "copy"]
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def start(growth: str, seed: int = 0, **kwargs: Any) -> EideticModel:
@@ -235,6 +238,22 @@ def test_a_failure_on_the_way_leaves_the_model_as_it_was(
     assert is_as(model, before) and model.config.expanded == {} and model.tasks == ["a", "b"]
     assert same(answers(model), {name: pair.answers[name] for name in "ab"}) and model.verify().ok
     assert model.merge(pair.theirs) == ["c", "d"] and same(answers(model), pair.answers)
+
+
+@pytest.mark.parametrize("form", ["format_1", "format_2"])
+def test_tasks_come_out_of_a_folder_of_any_format(form: str, tmp_path: Path) -> None:
+    folder = GOLDEN / form / "bert"
+    model = EideticModel.from_backbone(make_golden.backbone(BertConfig(**BERT)), trunk_layers=1)
+    assert model.load_task(folder, "answers", name="mine") == ["mine"]
+    assert model.load_task(folder, "names", name="tags") == ["topics", "answers", "tags"]
+    golden = EideticModel.from_pretrained(folder, tasks=["names"])
+    assert torch.equal(answer_of(model, "tags"), answer_of(golden, "names"))
+    assert model.verify().ok
+    model.save_pretrained(tmp_path)
+    assert EideticModel.from_pretrained(tmp_path).verify().ok
+    again = EideticModel.from_pretrained(tmp_path)
+    again.remove_task("mine", backbone=make_golden.backbone(BertConfig(**BERT)))
+    assert torch.equal(answer_of(again, "tags"), answer_of(golden, "names")) and again.verify().ok
 
 
 # -- removed ----------------------------------------------------------------------------------------------------------

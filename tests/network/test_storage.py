@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from eidetic_hf.network.storage import (
+    Arrangement,
     OwnedRows,
     Place,
     Segment,
@@ -160,6 +161,34 @@ def test_only_the_last_owner_is_taken_back() -> None:
     assert (found.order, found.total, found.count("d")) == (["a", "b", "c"], 5, 0)
     found.add("e", 1)
     assert found.run("e") == (5, 6)
+
+
+def test_an_owner_that_goes_lets_those_after_it_move_up() -> None:
+    found = spans()
+    order, counts = list(found.order), {key: found.count(key) for key in found.order}
+    gone = order[1]
+    found.drop(gone)
+    assert found.order == [key for key in order if key != gone] and found.count(gone) == 0
+    place = 0
+    for key in found.order:
+        assert found.run(key) == (place, place + counts[key])
+        place += counts[key]
+    assert found.total == place and found.before(place + 1) == found.order
+    with pytest.raises(KeyError):
+        found.drop(gone)
+
+
+def test_an_arrangement_brings_back_what_was_registered() -> None:
+    root = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    state, first = dict(root.state_dict(keep_vars=True)), root[0]
+    before = Arrangement(root)
+    root[0] = nn.Linear(3, 3)
+    root.append(nn.Linear(2, 2))
+    del first.bias
+    root[1].running_mean = torch.ones(2)
+    before.restore()
+    now = root.state_dict(keep_vars=True)
+    assert root[0] is first and list(now) == list(state) and all(now[name] is state[name] for name in state)
 
 
 def test_owners_before_a_place_begin_before_it() -> None:
