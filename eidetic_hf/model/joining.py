@@ -315,7 +315,8 @@ def _join(model: Parts, shards: Shards, there: TaskRecord, called: Mapping[str, 
     record.name, record.ancestors = called[there.name], [called[name] for name in there.ancestors]
     _check_tokens(model, shards, there)
     owner, key = task_key(there.name), task_key(record.name)
-    tensors = {renamed(name, {owner: key}): tensor for name, tensor in shards.read(owner).items()}
+    read = shards.read(owner)
+    tensors = {renamed(name, {owner: key}): tensor.to(model.device) for name, tensor in read.items()}
     dtype, wanted = record.certificate["environment"]["dtype"], str(model.dtype).removeprefix("torch.")
     if dtype != wanted:
         raise TaskError(

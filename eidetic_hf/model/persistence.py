@@ -67,7 +67,7 @@ def fill(model: Parts, tensors: dict[str, Tensor], owner: str | None = None) -> 
             )
         # The copy matters: a product over unaligned data may round differently. `pack` copies segments, and of the
         # embeddings only those that language models score tokens with are more than looked up.
-        tensor = tensors.pop(name).to(model.device)
+        tensor = tensors.pop(name)
         as_read = isinstance(module, Segment) or (isinstance(module, nn.Embedding) and module is not vocabulary)
         set_tensor(module, leaf, tensor if as_read else tensor.clone())
         expected.discard(name)
