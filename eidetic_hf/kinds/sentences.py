@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
 from ..configuration import EideticConfig, TaskRecord
+from ..network.plain import PlainModel
 from ..network.vocabulary import TokenTable
 from .base import Answer, Kind
 from .checks import expect_bool, expect_finite, expect_one_of, expect_positive, expect_shape, find_label_column
@@ -76,6 +77,7 @@ class FeatureExtraction(Kind):
     name = "feature-extraction"
     outputs = ("pooler_output",)
     measured = ("pooler_output", "similarity")
+    plain_outputs = ("last_hidden_state",)
     output_class = EmbeddingOutput
     embeds = True
     optional_targets = True
@@ -93,6 +95,11 @@ class FeatureExtraction(Kind):
     def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`last_hidden_state`, `(batch, sequence, hidden)`, and `pooler_output`, the embeddings `(batch, hidden)`."""
         return {"last_hidden_state": hidden, "pooler_output": head(hidden, inputs.get("attention_mask"))}
+
+    def write_plain_head(
+        self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable
+    ) -> None:
+        """Nothing: the hidden states are to be pooled outside."""
 
     def pair_targets(self, task: TaskRecord, pair: Callable[[], Answer]) -> dict[str, Tensor]:
         """The embeddings of the other texts."""

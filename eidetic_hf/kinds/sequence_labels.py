@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..network.backbone import hidden_size, initializer_range
+from ..network.plain import PlainModel
 from ..network.vocabulary import TokenTable
 from .base import Answer, Kind, divergence
 from .checks import (
@@ -26,6 +27,7 @@ from .checks import (
 )
 from .heads import POOLINGS, SequenceClassificationHead, choose_pooling
 from .metrics import label_scores, multi_label_scores, regression_scores
+from .plain_heads import pooling_settings, write_classifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -84,6 +86,17 @@ class SequenceClassification(Kind):
     def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`logits`, `(batch, labels)`."""
         return {"logits": head(hidden, inputs.get("attention_mask"))}
+
+    def plain_settings(self, task: TaskRecord, config: EideticConfig, plain: PreTrainedConfig) -> dict[str, Any]:
+        """With the type of problem, and how a sequence is read, where this can be set."""
+        settings = {**super().plain_settings(task, config, plain), "problem_type": task.problem_type}
+        return {**settings, **pooling_settings(plain, task.pooling)}
+
+    def write_plain_head(
+        self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable
+    ) -> None:
+        """The linear layer."""
+        write_classifier(plain, cast(SequenceClassificationHead, head).classifier, task.pooling)
 
     def loss(self, task: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy, binary cross-entropy per label, or squared error."""
