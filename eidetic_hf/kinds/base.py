@@ -324,9 +324,7 @@ class Kind(ABC):
         names = dict(enumerate(task.labels))
         return {"id2label": names, "label2id": {name: number for number, name in names.items()}} if names else {}
 
-    def write_plain_head(
-        self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable
-    ) -> None:
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
         """Write a task's head into a plain model of the `auto_class`, whose base model is filled.
 
         Args:

@@ -92,9 +92,7 @@ class MultipleChoice(Kind):
         """How a sequence is read, where this can be set."""
         return pooling_settings(plain, task.pooling)
 
-    def write_plain_head(
-        self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable
-    ) -> None:
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
         """The linear layer."""
         write_classifier(plain, cast(SequenceClassificationHead, head).classifier, task.pooling)
 

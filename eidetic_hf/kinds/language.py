@@ -157,13 +157,14 @@ class LanguageModel(Kind):
         return {"logits": head(hidden, vocabulary)}
 
     def plain_settings(self, task: TaskRecord, config: EideticConfig, plain: PreTrainedConfig) -> dict[str, Any]:
-        """Whether tokens are scored by the input embeddings."""
+        """Whether tokens are scored by the input embeddings; and ModernBERT's dense layer may have a bias."""
         own = task.head.get("own_embeddings") or config.output_embeddings is not None
-        return {"tie_word_embeddings": not own}
+        settings = {"tie_word_embeddings": not own}
+        if hasattr(plain, "classifier_bias") and task.head.get("transform"):
+            settings["classifier_bias"] = task.head["transform"]["bias"]
+        return settings
 
-    def write_plain_head(
-        self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable
-    ) -> None:
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
         """What stands before the embeddings, and those that score tokens."""
         own = cast(LanguageModelHead, head)
         table = vocabulary if own.embeddings is None else TokenTable((own.embeddings,))

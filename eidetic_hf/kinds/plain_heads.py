@@ -7,6 +7,7 @@ and an activation can pass a linear layer's product on exactly, see `write_class
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -16,13 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from ..network.architecture import is_norm
-from ..network.backbone import DECODER, family_of, flat_sequences
+from ..network.architecture import in_projections, is_norm, weight_and_bias
+from ..network.architectures import architecture_of
+from ..network.backbone import DECODER, ENCODER, ENCODER_DECODER, family_of, flat_sequences
 from ..network.plain import NoCounterpart, PlainModel
 from .heads import POOLINGS, LanguageModelHead, pool_sequence
 
 # So small that a smooth function of a hidden state times this is the tangent at 0, to the last bit of a float32.
 _SMALL = 2.0**-30
+# How loud a mean is written beside what a token has, and what is louder still, see `_write_mean`.
+_LOUD, _ENDS = 2.0**24, 2.0**48
 # Where an activation is looked at: from small hidden states to the largest.
 _POINTS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -30,16 +34,22 @@ _POINTS = (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 def pooling_settings(config: PreTrainedConfig, pooling: str) -> dict[str, Any]:
     """What a plain configuration has to say for its head to read a sequence in some way, where it can say it.
 
+    Where a head reads one token only, and each layer ends with a norm, one more layer computes the mean.
+
     Raises:
-        NoCounterpart: if it has to find the last token by padding, and knows no padding token.
+        NoCounterpart: if it finds the last token by the padding token, and there is none.
     """
-    if pooling == "last" and family_of(config) == DECODER and config.pad_token_id is None:
+    if family_of(config) == DECODER and config.pad_token_id is None:
         raise NoCounterpart(
-            "transformers' classifiers find the last token by the padding token, and this backbone's configuration has "
-            "none. Pass tokenizer=, with a padding token"
+            "transformers' classifiers find the last token by the padding token, and this backbone's configuration "
+            "has none. Pass tokenizer=, with a padding token"
         )
-    settings = {"first": {"classifier_pooling": "cls"}, "mean": {"classifier_pooling": "mean"}}.get(pooling, {})
-    return {name: value for name, value in settings.items() if hasattr(config, name)}
+    if hasattr(config, "classifier_pooling") and pooling in ("first", "mean"):  # ModernBERT
+        return {"classifier_pooling": "cls" if pooling == "first" else "mean"}
+    counts = {ENCODER: "num_hidden_layers", ENCODER_DECODER: "decoder_layers"}.get(family_of(config), "")
+    if pooling == "mean" and hasattr(config, counts) and not architecture_of(config).repeats_layers:
+        return {counts: getattr(config, counts) + 1}  # see `_write_mean`
+    return {}
 
 
 def write_classifier(plain: PlainModel, classifier: nn.Linear, pooling: str | None = None) -> None:
@@ -47,8 +57,8 @@ def write_classifier(plain: PlainModel, classifier: nn.Linear, pooling: str | No
 
     Where the head has a dense layer and an activation `f` before its own linear layer, the dense layer computes the
     product W h and its negative, and the linear layer takes f(W h) - f(-W h): that is W h itself for ReLU, GELU and
-    SiLU, and for any smooth `f`, such as tanh, if W is made so small that nothing but the slope at 0 is left. So small,
-    a norm behind the activation divides by the constant in its square root alone.
+    SiLU, and for any smooth `f`, such as tanh, if W is made so small that nothing but the slope at 0 is left. Then a
+    norm behind the activation divides by the constant in its square root alone.
 
     Args:
         plain: the model, whose base model is filled.
@@ -58,19 +68,61 @@ def write_classifier(plain: PlainModel, classifier: nn.Linear, pooling: str | No
     Raises:
         NoCounterpart: if the model's head can not compute this.
     """
+    weight, bias = classifier.weight.detach(), cast(Tensor | None, classifier.bias)
+    if plain.extra is not None:
+        weight = _write_mean(plain, plain.extra, weight)
+        pooling = "first" if family_of(plain.model.config) == ENCODER else "last"
     with torch.no_grad():
         hidden = plain.base(**flat_sequences(plain.inputs), return_dict=True).last_hidden_state
     dense, norm, output = _parts(plain)
-    weight, bias = classifier.weight.detach(), classifier.bias.detach()
-    if dense is not None:
-        weight = _write_dense(plain, dense, norm, output, weight)
-    plain.put(output.weight, weight)
+    written = weight if dense is None else _write_dense(plain, dense, norm, output, weight)
+    plain.put(output.weight, written)
     if cast(Any, output).bias is not None:
-        plain.put(output.bias, bias)
-    elif bool(bias.any()):
-        _fold_bias(plain, bias)
+        plain.put(output.bias, 0.0)
     if pooling is not None:
-        _check_pooling(plain, hidden, classifier, pooling)
+        _check_pooling(plain, hidden, weight, pooling)
+    if bias is None or not bool(bias.any()):
+        return
+    if cast(Any, output).bias is not None:
+        plain.put(output.bias, bias.detach())
+    else:
+        _fold_bias(plain, bias.detach())
+
+
+def _write_mean(plain: PlainModel, layer: nn.Module, weight: Tensor) -> Tensor:
+    """Let one more layer write the mean over a sequence to the token that a head reads, times a linear layer.
+
+    Its queries and keys are 0, so that token, the first of an encoder or the last of a decoder, attends to all alike,
+    and its values are the hidden states: attention is the mean m. The out-projection adds c W m, its negative, and two
+    numbers U and -U, with U >> c >> 1: beside c W m, what the token itself had is nothing, and beside U both are, so
+    that a norm divides by a constant. What it subtracts is gone from the difference of c W m and its negative.
+
+    Args:
+        plain: the model.
+        layer: the layer.
+        weight: of the linear layer, `(labels, hidden)`.
+
+    Returns:
+        The weight that reads W m from what the layer writes to the first token, `(labels, hidden)`.
+    """
+    labels, width = weight.shape
+    if 2 * labels + 2 > width:
+        raise NoCounterpart(
+            f"{type(plain.model).__name__} reads one token of a sequence, and in its {width} features there is no "
+            f"room for the mean of {labels} labels. Learn the task with another pooling"
+        )
+    paths = list(architecture_of(plain.model.config).stacks.values())[-1].heads
+    values = [part for _, parts in in_projections(layer, paths, plain.model.config) for part in parts][2]
+    output = layer.get_submodule(paths.output)
+    ends = torch.zeros(width).to(weight)
+    ends[-2], ends[-1] = _ENDS, -_ENDS
+    plain.put(values[0], torch.eye(width).to(weight))
+    plain.put(weight_and_bias(output)[0], torch.cat([weight, -weight]) * _LOUD)
+    plain.put(cast(Tensor, output.bias), ends)
+    first, *others = [cast(float, module.eps) for module in layer.modules() if is_norm(module)]
+    divisor = ((2 * _ENDS**2 / width + first) * math.prod(1 + eps for eps in others)) ** 0.5
+    unit = torch.eye(labels).to(weight) * (divisor / (2 * _LOUD))
+    return F.pad(torch.cat([unit, -unit], 1), (0, width - 2 * labels))
 
 
 def _parts(plain: PlainModel) -> tuple[nn.Linear | None, nn.Module | None, nn.Linear]:
@@ -177,17 +229,17 @@ def _fold_bias(plain: PlainModel, bias: Tensor) -> None:
             f"its {len(bias)} rows of weights depend on each other. Learn the task with head_bias=False"
         )
     with torch.no_grad():
-        leaf += added.to(leaf)
+        leaf.add_(added.to(leaf))
 
 
-def _check_pooling(plain: PlainModel, hidden: Tensor, classifier: nn.Linear, pooling: str) -> None:
+def _check_pooling(plain: PlainModel, hidden: Tensor, weight: Tensor, pooling: str) -> None:
     """Raise `NoCounterpart` if the head reads a sequence in another way than the task's does."""
     mask = flat_sequences(plain.inputs)["attention_mask"]
     with torch.no_grad():
         logits = _run(plain).logits
-        answers = {name: classifier(pool_sequence(hidden, mask, name)).view_as(logits) for name in POOLINGS}
+        answers = {name: F.linear(pool_sequence(hidden, mask, name), weight).view_as(logits) for name in POOLINGS}
     errors = {name: float((answer - logits).abs().max()) for name, answer in answers.items()}
-    nearest = min(errors, key=lambda name: (errors[name], name != pooling))
+    nearest = min(errors, key=lambda name: errors[name])
     scale = max(float(logits.abs().max()), 1.0)
     if errors[pooling] > 10 * errors[nearest] and errors[pooling] > 1e-5 * scale:
         raise NoCounterpart(
@@ -201,6 +253,8 @@ _READS = {"first": "first token", "last": "last token", "mean": "mean over its t
 
 def write_language_head(plain: PlainModel, head: LanguageModelHead, embeddings: Tensor) -> None:
     """Write a language-model head into a plain model, as `read_language_head` reads one.
+
+    The bias of a norm that has no room for one goes into the bias over the vocabulary.
 
     Args:
         plain: the model, whose base model is filled.
@@ -217,14 +271,17 @@ def write_language_head(plain: PlainModel, head: LanguageModelHead, embeddings: 
     if (len(dense), len(norms)) != (0, 0) if head.transform is None else (len(dense), len(norms)) != (1, 1):
         has = "a transform" if head.transform is not None else "no transform"
         raise NoCounterpart(f"the task's head has {has} before the vocabulary, and that of {name} is made otherwise")
+    bias = embeddings.new_zeros(tokens) if head.bias is None else cast(Tensor, head.bias.detach())
     if head.transform is not None:
         for target, source in ((dense[0], head.transform.dense), (norms[0], head.transform.norm)):
             for leaf, tensor in target.named_parameters():
                 plain.put(tensor, getattr(source, leaf) if getattr(source, leaf) is not None else 0.0)
+        if norms[0].bias is None and head.transform.norm.bias is not None:
+            bias = bias + embeddings @ head.transform.norm.bias.detach()
     for _, tensors in list(plain.rest()):
         for tensor in tensors.values():
             if tensor.numel() == tokens == tensor.shape[-1]:
-                plain.put(tensor, 0.0 if head.bias is None else head.bias.view_as(tensor))
+                plain.put(tensor, bias.view_as(tensor))
             elif tensor.shape == embeddings.shape:
                 plain.put(tensor, embeddings)
     scored = cast(Tensor, cast(nn.Module, plain.model.get_output_embeddings()).weight)

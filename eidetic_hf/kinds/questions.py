@@ -64,9 +64,7 @@ class QuestionAnswering(Kind):
         """One logit for each end; many classes of transformers ask the configuration how many there are."""
         return {"num_labels": 2}
 
-    def write_plain_head(
-        self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable
-    ) -> None:
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
         """The linear layer."""
         write_classifier(plain, cast(TokenClassificationHead, head).classifier)
 

@@ -96,9 +96,7 @@ class FeatureExtraction(Kind):
         """`last_hidden_state`, `(batch, sequence, hidden)`, and `pooler_output`, the embeddings `(batch, hidden)`."""
         return {"last_hidden_state": hidden, "pooler_output": head(hidden, inputs.get("attention_mask"))}
 
-    def write_plain_head(
-        self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable
-    ) -> None:
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
         """Nothing: the hidden states are to be pooled outside."""
 
     def pair_targets(self, task: TaskRecord, pair: Callable[[], Answer]) -> dict[str, Tensor]:

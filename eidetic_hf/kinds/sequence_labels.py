@@ -17,6 +17,7 @@ from ..network.plain import PlainModel
 from ..network.vocabulary import TokenTable
 from .base import Answer, Kind, divergence
 from .checks import (
+    expect_bool,
     expect_finite,
     expect_label_numbers,
     expect_one_of,
@@ -46,16 +47,19 @@ class SequenceClassification(Kind):
             problem_type: one of `PROBLEM_TYPES`, with the meaning it has in transformers.
             pooling: how the head reads a sequence, one of `POOLINGS`; `None` for what suits the backbone.
             head_dropout: dropout probability before the classifier, while the task is being learned.
+            head_bias: whether the classifier has a bias; most decoders of transformers have none.
         """
 
         problem_type: str = PROBLEM_TYPES[0]
         pooling: str | None = None
         head_dropout: float = 0.1
+        head_bias: bool = True
 
         def __post_init__(self) -> None:
             expect_one_of("problem_type", self.problem_type, PROBLEM_TYPES)
             expect_one_of("pooling", self.pooling, (None, *POOLINGS))
             expect_probability("head_dropout", self.head_dropout)
+            expect_bool("head_bias", self.head_bias)
 
     name = "sequence-classification"
     output_class = SequenceClassifierOutput
@@ -79,8 +83,9 @@ class SequenceClassification(Kind):
 
     def make_head(self, config: PreTrainedConfig, task: TaskRecord) -> nn.Module:
         """Pooling and a linear layer."""
+        width, std = hidden_size(config), initializer_range(config)
         return SequenceClassificationHead(
-            hidden_size(config), len(task.labels), task.pooling, task.head_dropout, initializer_range(config)
+            width, len(task.labels), task.pooling, task.head_dropout, std, bias=task.head_bias
         )
 
     def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
@@ -92,9 +97,7 @@ class SequenceClassification(Kind):
         settings = {**super().plain_settings(task, config, plain), "problem_type": task.problem_type}
         return {**settings, **pooling_settings(plain, task.pooling)}
 
-    def write_plain_head(
-        self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable
-    ) -> None:
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
         """The linear layer."""
         write_classifier(plain, cast(SequenceClassificationHead, head).classifier, task.pooling)
 

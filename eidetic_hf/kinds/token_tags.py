@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import DataCollatorForTokenClassification, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from ..configuration import EideticConfig, TaskRecord
+from ..configuration import TaskRecord
 from ..network.backbone import hidden_size, initializer_range
 from ..network.plain import PlainModel
 from ..network.vocabulary import TokenTable
@@ -74,9 +74,7 @@ class TokenClassification(Kind):
         """`logits`, `(batch, sequence, labels)`."""
         return {"logits": head(hidden)}
 
-    def write_plain_head(
-        self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable
-    ) -> None:
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
         """The linear layer."""
         write_classifier(plain, cast(TokenClassificationHead, head).classifier)
 

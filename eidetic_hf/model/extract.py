@@ -16,6 +16,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..compat import attention_of, has_class_for, set_name
 from ..configuration import TaskError, TaskRecord
@@ -27,6 +28,8 @@ from .answering import answer
 from .certificate import probe_inputs
 from .parts import Parts, committed, record_of
 from .request import Request
+
+logger = logging.get_logger(__name__)
 
 # How far answers may lie apart, as a share of the largest: in float32, and in 16 bits.
 _TOLERANCE, _TOLERANCE_16 = 1e-5, 5e-2
@@ -60,22 +63,26 @@ def extract(
 def _refuse(record: TaskRecord, why: str) -> NoReturn:
     raise TaskError(
         f"The task '{record.name}' ({record.task_type}) has no counterpart in transformers: {why}; or take its "
-        f"backbone alone, with extract_task({record.name!r}, head=False) or --no-head."
+        f"backbone alone, with extract_task({record.name!r}, head=False), or --no-head on the command line."
     )
 
 
-def _build(
-    model: Parts, record: TaskRecord, tokenizer: PreTrainedTokenizerBase | None, head: bool
-) -> PreTrainedModel:
+def _build(model: Parts, record: TaskRecord, tokenizer: PreTrainedTokenizerBase | None, head: bool) -> PreTrainedModel:
     """A plain model that answers as a task does, on the model's device."""
     network, key, kind = model.network, task_key(record.name), kind_of(record)
     config = plain_config(network, key)
     set_name(config, "")
-    if config.pad_token_id is None and tokenizer is not None:
-        config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer is not None:
+        config.pad_token_id = tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
+        if len(tokenizer) > config.vocab_size:
+            logger.warning(
+                f"The tokenizer has {len(tokenizer)} tokens, and the task '{record.name}' knows the first "
+                f"{config.vocab_size}: the plain model has no embeddings of the later ones. Give the tokenizer that "
+                "the task was learned with."
+            )
     auto_class = getattr(transformers, kind.auto_class) if head else AutoModel
     if not has_class_for(auto_class, config):
-        raise NoCounterpart(f"there is no {kind.auto_class} for '{config.model_type}'. Answer with eidetic_hf")
+        raise NoCounterpart(f"there is no {kind.auto_class} for '{config.model_type}'. Let eidetic_hf answer")
     for setting, value in kind.plain_settings(record, model.config, config).items() if head else ():
         setattr(config, setting, value)
     with random_numbers_for(torch.device("cpu"), record.name):
@@ -104,11 +111,11 @@ def _base_of(made: PreTrainedModel) -> PreTrainedModel:
     Raises:
         NoCounterpart: if it is another one than a task's backbone.
     """
-    base, expected = base_model(made), transformers.MODEL_MAPPING[type(made.config)]
+    base, expected = base_model(made), cast(type, transformers.MODEL_MAPPING[type(made.config)])
     if not isinstance(base, expected):
         raise NoCounterpart(
             f"{type(made).__name__} reads the states of a {type(base).__name__}, and the task those of a "
-            f"{expected.__name__}. Answer with eidetic_hf"
+            f"{expected.__name__}. Let eidetic_hf answer"
         )
     return base
 
@@ -138,13 +145,13 @@ def _compare_backbones(model: Parts, record: TaskRecord, plain: PlainModel) -> N
     flat = flat_sequences(plain.inputs)
     with evaluation_mode(cast(nn.Module, model)):
         wanted = model.network.run(View(task_key(record.name)), flat).last_hidden_state
-    found = plain.base(**flat, return_dict=True).last_hidden_state
-    error, allowed = _distance(found, wanted)
+    error, allowed = _distance(plain.hidden_states(), wanted)
     if not error <= _HIDDEN_STATES * allowed:
-        raise NoCounterpart(
-            f"the hidden states of a plain {type(plain.base).__name__} with the task's weights are off by {error:.2g}, "
-            f"and rounding explains {_HIDDEN_STATES * allowed:.2g}: its code does something with a layer that the "
-            "declaration of the architecture does not say (docs/architectures.md). Answer with eidetic_hf"
+        raise TaskError(
+            f"The task '{record.name}' can not be taken out: the hidden states of a plain {type(plain.base).__name__} "
+            f"with its weights are off by {error:.2g}, and rounding explains {_HIDDEN_STATES * allowed:.2g}. Its code "
+            "does something with a layer that the declaration of the architecture does not say; see "
+            "docs/architectures.md."
         )
 
 
@@ -159,8 +166,8 @@ def _compare_answers(model: Parts, record: TaskRecord, plain: PlainModel) -> Non
         error, allowed = _distance(found[output], wanted[output])
         if not error <= allowed:
             raise NoCounterpart(
-                f"{output} of {type(plain.model).__name__} with the task's weights is off by {error:.2g}, and rounding "
-                f"explains {allowed:.2g}. Answer with eidetic_hf"
+                f"{output} of {type(plain.model).__name__} with the task's weights is off by {error:.2g}, and "
+                f"rounding explains {allowed:.2g}. Let eidetic_hf answer"
             )
 
 
@@ -175,7 +182,7 @@ def _distance(found: Tensor, wanted: Tensor) -> tuple[float, float]:
 
 def _settle_rest(plain: PlainModel) -> None:
     """What no task reads, a pooler, becomes the identity, so that no checkpoint holds random numbers."""
-    for module, tensors in list(plain.rest()):
+    for _, tensors in list(plain.rest()):
         for leaf, tensor in tensors.items():
             is_square = leaf == "weight" and tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1]
             plain.put(tensor, torch.eye(len(tensor)).to(tensor) if is_square else 0.0)

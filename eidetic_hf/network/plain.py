@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import TaskError
 from ..views import TRUNK, View, task_name
-from .architecture import LAYERS, ArchitectureError, Stack, UnitPaths, find, in_projections, weight_and_bias
+from .architecture import ArchitectureError, Stack, UnitPaths, find, in_projections, is_norm, weight_and_bias
 from .architectures import architecture_of
+from .backbone import flat_sequences
 from .layers import TaskLinear, TaskNorm
 from .network import Network, Section, module_name
 from .storage import named_tensors, own_tensors, stored_tensors
@@ -41,12 +42,31 @@ class PlainModel:
         model: the model, with a head or without one.
         base: its base model, see `base_model`.
         inputs: a batch that the model answers.
+        extra: a layer behind those of the backbone, if the configuration has one more; it passes on what it gets, but
+            normalized, until a head makes something of it.
     """
 
     model: PreTrainedModel
     base: PreTrainedModel
     inputs: dict[str, Tensor]
+    extra: nn.Module | None = None
     _filled: set[int] = field(default_factory=set)
+
+    @torch.no_grad()
+    def hidden_states(self) -> Tensor:
+        """What the backbone's own layers put out for the batch, `(sequences, tokens, hidden)`."""
+        entered: list[Tensor] = []
+
+        def see(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered.append(args[0] if args else kwargs["hidden_states"])
+
+        handle = None if self.extra is None else self.extra.register_forward_pre_hook(see, with_kwargs=True)
+        try:
+            output = self.base(**flat_sequences(self.inputs), return_dict=True).last_hidden_state
+        finally:
+            if handle is not None:
+                handle.remove()
+        return entered[0] if entered else output
 
     def put(self, target: Tensor, values: Tensor | float) -> None:
         """Write the first rows of a tensor of the model, and zeros behind them.
@@ -138,6 +158,9 @@ def fill_backbone(network: Network, key: str, plain: PlainModel) -> None:
     for prefix, stack in architecture.stacks.items():
         own = _layers(backbone, stack)
         for index, layer in enumerate(_layers(base, stack)):
+            if index >= len(own):
+                _pass_on(plain, layer)
+                continue
             for kind, paths in stack.kinds.items():
                 group, slots = _group(network, prefix, index, kind), _slots(layer, paths, base.config)
                 if group is not None:
@@ -146,8 +169,8 @@ def fill_backbone(network: Network, key: str, plain: PlainModel) -> None:
                     if bias is not None:
                         plain.put(bias, cast(TaskLinear, group.members[-1]).biases.need(key))
                 elif kind == "neurons":  # the trunk's, perhaps in a wider layer
-                    for target, source in zip(slots, _slots(own[index], paths, base.config), strict=True):
-                        _put_all(plain, target, source)
+                    for slot, source in zip(slots, _slots(own[index], paths, base.config), strict=True):
+                        _put_all(plain, slot, source)
                 elif paths.table is not None:  # the trunk's layers share the first one's
                     table = cast(nn.Embedding, own[0].get_submodule(paths.table.path))
                     plain.put(cast(nn.Embedding, layer.get_submodule(paths.table.path)).weight, table.weight)
@@ -161,6 +184,16 @@ def fill_backbone(network: Network, key: str, plain: PlainModel) -> None:
             f"declaration of '{architecture.model_type}' leaves them out, or says with plain_type that another class "
             "has room for a task."
         )
+
+
+def _pass_on(plain: PlainModel, layer: nn.Module) -> None:
+    """Let a layer add nothing to what it gets."""
+    plain.extra = layer
+    for parameter in layer.parameters():
+        plain.put(parameter, 0.0)
+    for module in layer.modules():
+        if is_norm(module):
+            plain.put(cast(Tensor, module.weight), 1.0)
 
 
 def _layers(backbone: nn.Module, stack: Stack) -> nn.ModuleList:
@@ -186,9 +219,7 @@ def _slots(layer: nn.Module, paths: UnitPaths, config: PreTrainedConfig) -> list
     return [*slots, (weight_and_bias(layer.get_submodule(paths.output))[0].t(), None)]
 
 
-def _put_all(
-    plain: PlainModel, target: tuple[Tensor, Tensor | None], source: tuple[Tensor, Tensor | None]
-) -> None:
+def _put_all(plain: PlainModel, target: tuple[Tensor, Tensor | None], source: tuple[Tensor, Tensor | None]) -> None:
     for there, here in zip(target, source, strict=True):
         if there is not None and here is not None:
             plain.put(there, here)
