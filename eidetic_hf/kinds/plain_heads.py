@@ -271,11 +271,13 @@ def write_language_head(plain: PlainModel, head: LanguageModelHead, embeddings: 
     if (len(dense), len(norms)) != (0, 0) if head.transform is None else (len(dense), len(norms)) != (1, 1):
         has = "a transform" if head.transform is not None else "no transform"
         raise NoCounterpart(f"the task's head has {has} before the vocabulary, and that of {name} is made otherwise")
-    bias = embeddings.new_zeros(tokens) if head.bias is None else cast(Tensor, head.bias.detach())
+    bias = embeddings.new_zeros(tokens)
+    if head.bias is not None:
+        bias = bias + head.bias.detach()
     if head.transform is not None:
         for target, source in ((dense[0], head.transform.dense), (norms[0], head.transform.norm)):
-            for leaf, tensor in target.named_parameters():
-                plain.put(tensor, getattr(source, leaf) if getattr(source, leaf) is not None else 0.0)
+            for leaf, parameter in target.named_parameters():
+                plain.put(parameter, getattr(source, leaf) if getattr(source, leaf) is not None else 0.0)
         if norms[0].bias is None and head.transform.norm.bias is not None:
             bias = bias + embeddings @ head.transform.norm.bias.detach()
     for _, tensors in list(plain.rest()):

@@ -85,6 +85,7 @@ def _build(model: Parts, record: TaskRecord, tokenizer: PreTrainedTokenizerBase 
         raise NoCounterpart(f"there is no {kind.auto_class} for '{config.model_type}'. Let eidetic_hf answer")
     for setting, value in kind.plain_settings(record, model.config, config).items() if head else ():
         setattr(config, setting, value)
+    config = type(config).from_dict(config.to_dict())  # as it will be read: T5's, for one, decides some of it itself
     with random_numbers_for(torch.device("cpu"), record.name):
         made = auto_class.from_config(config, attn_implementation=attention_of(network.backbone.config))
     made = made.to(model.device, model.dtype).eval()

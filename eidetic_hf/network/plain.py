@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from ..compat import tied_weights
 from ..configuration import TaskError
-from ..views import TRUNK, View, task_name
+from ..views import BASE, TRUNK, View, task_name
 from .architecture import ArchitectureError, Stack, UnitPaths, find, in_projections, is_norm, weight_and_bias
 from .architectures import architecture_of
 from .backbone import flat_sequences
@@ -119,7 +120,7 @@ def plain_config(network: Network, key: str) -> PreTrainedConfig:
                 group = _group(network, prefix, index, kind)
                 seen = _neurons(_layers(network.backbone, stack)[index], paths) if group is None else 0
                 if group is not None:
-                    seen, own = group.view(key).count, group.total - network.config.expanded.get(group.name, 0)
+                    seen, own = group.view(key).count, _own_units(network, group)
                     if seen > own and (kind != "neurons" or not hasattr(config, stack.n_neurons)):
                         raise TaskError(
                             f"The task '{task_name(key)}' sees {seen} {kind} in {group.name}, since units were added "
@@ -176,6 +177,9 @@ def fill_backbone(network: Network, key: str, plain: PlainModel) -> None:
                     plain.put(cast(nn.Embedding, layer.get_submodule(paths.table.path)).weight, table.weight)
     embeddings = cast(nn.Embedding, base.get_input_embeddings())
     plain.put(embeddings.weight, network.input_rows.table(View(key)).joined())
+    for tied, owner in tied_weights(backbone).items():  # they may be two in the plain model
+        if not plain.is_filled(base.get_parameter(tied)):
+            plain.put(base.get_parameter(tied), base.get_parameter(owner))
     lost = [name for name, parameter in base.named_parameters() if not plain.is_filled(parameter)]
     lost = [name for name in lost if not name.startswith(architecture.unused)]
     if lost:
@@ -204,6 +208,13 @@ def _group(network: Network, prefix: str, index: int, kind: str) -> UnitGroup | 
     """The books of one kind of unit in a layer; `None` in the trunk."""
     name = module_name(f"{prefix}.{index}.{kind}")
     return cast(UnitGroup, network.groups[name]) if name in network.groups else None
+
+
+def _own_units(network: Network, group: UnitGroup) -> int:
+    """Number of units that the backbone came with."""
+    if network.growth.copies:
+        return group.count(BASE)
+    return group.total - network.config.expanded.get(group.name, 0)
 
 
 def _neurons(layer: nn.Module, paths: UnitPaths) -> int:
