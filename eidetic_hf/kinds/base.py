@@ -339,6 +339,10 @@ class Kind(ABC):
         """
         raise NoCounterpart(f"the kind {self.name} does not say how (Kind.write_plain_head)")
 
+    def plain_files(self, task: TaskRecord, config: PreTrainedConfig) -> dict[str, str]:
+        """What else a plain model's folder shall hold, by the names of files; `config` is the backbone's."""
+        return {}
+
     # -- learning and measuring -----------------------------------------------------------------------------------
 
     def collator(self, tokenizer: PreTrainedTokenizerBase | None) -> Callable | None:

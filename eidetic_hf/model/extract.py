@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from transformers.utils import logging
 from ..compat import attention_of, has_class_for, set_name
 from ..configuration import TaskError, TaskRecord
 from ..kinds import kind_of
-from ..network.backbone import base_model, evaluation_mode, flat_sequences, random_numbers_for
+from ..network.backbone import DECODER, base_model, evaluation_mode, family_of, flat_sequences, random_numbers_for
 from ..network.plain import NoCounterpart, PlainModel, fill_backbone, plain_config
 from ..views import View, task_key
 from .answering import answer
@@ -46,7 +47,7 @@ def extract(
 ) -> PreTrainedModel:
     """Take a task out as a plain model, see `EideticModel.extract_task`."""
     record = record_of(model, name)
-    if name not in committed(model):
+    if name in model.added:
         raise TaskError(f"The task '{name}' is not committed yet. Learn it first; committed are {committed(model)}.")
     folder = None if save_directory is None else Path(save_directory)
     if folder is not None:
@@ -56,7 +57,8 @@ def extract(
     except NoCounterpart as error:
         _refuse(record, str(error))
     if folder is not None:
-        _write(folder, plain, tokenizer)
+        files = kind_of(record).plain_files(record, model.network.backbone.config) if head else {}
+        _write(folder, plain, tokenizer, files)
     return plain
 
 
@@ -73,20 +75,22 @@ def _build(model: Parts, record: TaskRecord, tokenizer: PreTrainedTokenizerBase 
     config = plain_config(network, key)
     set_name(config, "")
     if tokenizer is not None:
-        config.pad_token_id = tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
-        if len(tokenizer) > config.vocab_size:
-            logger.warning(
-                f"The tokenizer has {len(tokenizer)} tokens, and the task '{record.name}' knows the first "
-                f"{config.vocab_size}: the plain model has no embeddings of the later ones. Give the tokenizer that "
-                "the task was learned with."
+        _fit_tokenizer(record, config, tokenizer)
+    pad = config.pad_token_id
+    if pad is not None and pad >= config.vocab_size:  # a task may not know it: what is masked out is not read
+        if (head and kind.reads_vocabulary) or pad >= network.input_rows.total:
+            raise NoCounterpart(
+                f"the padding token is {pad}, and the task knows {config.vocab_size} tokens. Pass a tokenizer whose "
+                "padding token is one of them, such as its end of text"
             )
+        config.vocab_size = pad + 1
     auto_class = getattr(transformers, kind.auto_class) if head else AutoModel
     if not has_class_for(auto_class, config):
         raise NoCounterpart(f"there is no {kind.auto_class} for '{config.model_type}'. Let eidetic_hf answer")
     for setting, value in kind.plain_settings(record, model.config, config).items() if head else ():
         setattr(config, setting, value)
     config = type(config).from_dict(config.to_dict())  # as it will be read: T5's, for one, decides some of it itself
-    with random_numbers_for(torch.device("cpu"), record.name):
+    with random_numbers_for(model.device, record.name):
         made = auto_class.from_config(config, attn_implementation=attention_of(network.backbone.config))
     made = made.to(model.device, model.dtype).eval()
     plain = PlainModel(made, _base_of(made), _batch(model, record, config))
@@ -104,6 +108,18 @@ def _build(model: Parts, record: TaskRecord, tokenizer: PreTrainedTokenizerBase 
         for token, value in record.special_tokens.items():
             setattr(made.generation_config, token, value)
     return made.requires_grad_(True)
+
+
+def _fit_tokenizer(record: TaskRecord, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a decoder's configuration say what a tokenizer pads with, and point out tokens that a task does not know."""
+    if tokenizer.pad_token_id is not None and (config.pad_token_id is None or family_of(config) == DECODER):
+        config.pad_token_id = tokenizer.pad_token_id
+    if any(token != config.pad_token_id for token in range(config.vocab_size, len(tokenizer))):
+        logger.warning(
+            f"The tokenizer has {len(tokenizer)} tokens, and the task '{record.name}' knows the first "
+            f"{config.vocab_size}: the plain model has no embeddings of the later ones. Give the tokenizer that the "
+            "task was learned with."
+        )
 
 
 def _base_of(made: PreTrainedModel) -> PreTrainedModel:
@@ -198,7 +214,9 @@ def _check_free(folder: Path) -> None:
         raise TaskError(f"{folder} is {what}. Give a folder that does not exist, or an empty one.")
 
 
-def _write(folder: Path, plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def _write(
+    folder: Path, plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, files: Mapping[str, str]
+) -> None:
     """Write the checkpoint beside its place, and move it there when all of it is written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as staged:
@@ -206,6 +224,11 @@ def _write(folder: Path, plain: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         plain.save_pretrained(made)
         if tokenizer is not None:
             tokenizer.save_pretrained(made)
+        for name, text in files.items():
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_text(text, encoding="utf-8")
         for path in made.glob("*.safetensors"):  # safetensors makes files that only their owner may read
             shutil.copymode(made / "config.json", path)
+        if folder.exists():  # and empty
+            folder.rmdir()
         os.replace(made, folder)

@@ -176,7 +176,9 @@ def fill_backbone(network: Network, key: str, plain: PlainModel) -> None:
                     table = cast(nn.Embedding, own[0].get_submodule(paths.table.path))
                     plain.put(cast(nn.Embedding, layer.get_submodule(paths.table.path)).weight, table.weight)
     embeddings = cast(nn.Embedding, base.get_input_embeddings())
-    plain.put(embeddings.weight, network.input_rows.table(View(key)).joined())
+    known = network.input_rows.table(View(key)).joined()
+    unknown = known[:1].expand(len(embeddings.weight) - len(known), -1)  # where masked out, they are read as token 0
+    plain.put(embeddings.weight, torch.cat([known, unknown]))
     for tied, owner in tied_weights(backbone).items():  # they may be two in the plain model
         if not plain.is_filled(base.get_parameter(tied)):
             plain.put(base.get_parameter(tied), base.get_parameter(owner))

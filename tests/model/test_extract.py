@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from eidetic_hf import EideticModel, PruningConfig, TaskError
 from eidetic_hf.kinds import TASK_KINDS
+from eidetic_hf.kinds.base import Kind
+from eidetic_hf.kinds.sequence_labels import SequenceClassification
 from eidetic_hf.model.checkpoint.layout import sha256_of
 from eidetic_hf.network.backbone import DECODER, ENCODER, ENCODER_DECODER, family_of
 from eidetic_hf.views import View, task_key
@@ -125,6 +127,7 @@ def reload(model: EideticModel, name: str, folder: Path, **kwargs: Any) -> PreTr
 # -- every architecture and kind --------------------------------------------------------------------------------------
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "architecture", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ALL_CONFIGS]
 )
@@ -198,6 +201,33 @@ def test_copies_and_branches_are_taken_out_alike(architecture: str, tmp_path: Pa
     assert torch.equal(torch.get_rng_state(), random) and model.verify().ok
 
 
+@pytest.mark.parametrize("trunk_layers", [0, 1])
+def test_an_architecture_that_is_derived_needs_nothing_more(trunk_layers: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = AutoModelForCausalLM.from_config(
+        transformers.PhiConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=VOCABULARY,
+            max_position_embeddings=66, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        )
+    )  # fmt: skip
+    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers)
+    for kind in ("sequence-classification", "token-classification", "causal-lm"):
+        commit(model, kind, kind)
+        assert_same_answers(model, kind, reload(model, kind, tmp_path / kind))
+
+
+def test_an_ancestor_of_a_task_that_was_loaded_alone_can_be_taken_out_too(tmp_path: Path) -> None:
+    model = model_of("bert")
+    for name in ("first", "second", "third"):
+        commit(model, name)
+    model.save_pretrained(tmp_path)
+    loaded = EideticModel.from_pretrained(tmp_path, tasks=["second"])
+    for name in ("first", "second"):
+        assert_same_answers(model, name, loaded.extract_task(name))
+    with pytest.raises(TaskError, match="There is no task 'third'"):
+        loaded.extract_task("third")
+
+
 def test_a_model_in_bfloat16_gives_one() -> None:
     model = EideticModel.from_backbone(tiny_backbone("bert").to(torch.bfloat16), trunk_layers=1)
     commit(model, "task", pooling="first")
@@ -267,6 +297,26 @@ def test_a_task_keeps_the_vocabulary_of_its_time(architecture: str, tmp_path: Pa
     ids = torch.tensor([[4, 124, 123, 9]])
     with torch.no_grad():
         torch.testing.assert_close(plain(input_ids=ids).logits, model(input_ids=ids, task="late").logits)
+
+
+def test_a_padding_token_that_a_task_has_never_read_comes_along(tmp_path: Path) -> None:
+    model, tokenizer = model_of("gpt2"), word_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    commit(model, "early", "causal-lm")
+    model.resize_token_embeddings(len(tokenizer))
+    model.add_task("labels", labels=["x", "y"])
+    model.begin_task("labels")
+    model.commit_task()
+    assert model.network.input_rows.size(View("@labels")) == VOCABULARY
+    plain = model.extract_task("labels", tmp_path / "plain", tokenizer).eval()
+    assert (plain.config.pad_token_id, plain.config.vocab_size) == (120, 121)
+    batch = tokenizer(["w004 w010 w013", "w004 w020 w021 w022"], padding=True, return_tensors="pt")
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    assert (batch["input_ids"] == 120).any()
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch).logits, model(**batch, task="labels").logits, atol=1e-5, rtol=1e-5)
+    with pytest.raises(TaskError, match="the padding token is 120, and the task knows 120 tokens"):
+        model.extract_task("early", tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "gpt2", "llama", "bart", "t5"])
@@ -419,6 +469,14 @@ def test_many_labels_go_through_a_dense_layer_of_few_features(architecture: str,
     pooling = "last" if architecture == "gpt2" else "first"
     commit(model, "task", labels=[str(n) for n in range(labels)], pooling=pooling)
     assert_same_answers(model, "task", model.extract_task("task"))
+
+
+def test_a_kind_that_does_not_say_how_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("bert")
+    commit(model, "task")
+    monkeypatch.setattr(SequenceClassification, "write_plain_head", Kind.write_plain_head)
+    with pytest.raises(TaskError, match=r"sequence-classification does not say how \(Kind.write_plain_head\)"):
+        model.extract_task("task")
 
 
 def test_only_a_committed_task_can_be_taken_out(tmp_path: Path) -> None:
