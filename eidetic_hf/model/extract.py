@@ -16,7 +16,7 @@ from typing import Any, NoReturn, cast
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..compat import attention_of, has_class_for, set_name
@@ -72,33 +72,18 @@ def _refuse(record: TaskRecord, why: str) -> NoReturn:
 def _build(model: Parts, record: TaskRecord, tokenizer: PreTrainedTokenizerBase | None, head: bool) -> PreTrainedModel:
     """A plain model that answers as a task does, on the model's device."""
     network, key, kind = model.network, task_key(record.name), kind_of(record)
-    config = plain_config(network, key)
-    set_name(config, "")
-    if tokenizer is not None:
-        _fit_tokenizer(record, config, tokenizer)
-    pad = config.pad_token_id
-    if pad is not None and pad >= config.vocab_size:  # a task may not know it: what is masked out is not read
-        if (head and kind.reads_vocabulary) or pad >= network.input_rows.total:
-            raise NoCounterpart(
-                f"the padding token is {pad}, and the task knows {config.vocab_size} tokens. Pass a tokenizer whose "
-                "padding token is one of them, such as its end of text"
-            )
-        config.vocab_size = pad + 1
-    auto_class = getattr(transformers, kind.auto_class) if head else AutoModel
-    if not has_class_for(auto_class, config):
-        raise NoCounterpart(f"there is no {kind.auto_class} for '{config.model_type}'. Let eidetic_hf answer")
-    for setting, value in kind.plain_settings(record, model.config, config).items() if head else ():
-        setattr(config, setting, value)
-    config = type(config).from_dict(config.to_dict())  # as it will be read: T5's, for one, decides some of it itself
+    config = _config_of(model, record, tokenizer, head)
     with random_numbers_for(model.device, record.name):
-        made = auto_class.from_config(config, attn_implementation=attention_of(network.backbone.config))
+        made = _class_for(record, config, head).from_config(
+            config, attn_implementation=attention_of(network.backbone.config)
+        )
     made = made.to(model.device, model.dtype).eval()
     plain = PlainModel(made, _base_of(made), _batch(model, record, config))
     made.requires_grad_(False)
     fill_backbone(network, key, plain)
     _compare_backbones(model, record, plain)
+    made.requires_grad_(True)
     if head:
-        made.requires_grad_(True)
         kind.write_plain_head(record, model.heads[key], plain, network.vocabulary(View(key)))
     _settle_rest(plain)
     if head:
@@ -107,7 +92,46 @@ def _build(model: Parts, record: TaskRecord, tokenizer: PreTrainedTokenizerBase 
         made.generation_config = deepcopy(model.generation_config)
         for token, value in record.special_tokens.items():
             setattr(made.generation_config, token, value)
-    return made.requires_grad_(True)
+    return made
+
+
+def _class_for(record: TaskRecord, config: PreTrainedConfig, head: bool) -> Any:
+    """The Auto class that makes a plain model of a configuration.
+
+    Raises:
+        NoCounterpart: if transformers has no class for it.
+    """
+    name = kind_of(record).auto_class if head else "AutoModel"
+    auto_class = getattr(transformers, name)
+    if not has_class_for(auto_class, config):
+        raise NoCounterpart(f"there is no {name} for '{config.model_type}'. Let eidetic_hf answer")
+    return auto_class
+
+
+def _config_of(
+    model: Parts, record: TaskRecord, tokenizer: PreTrainedTokenizerBase | None, head: bool
+) -> PreTrainedConfig:
+    """Configuration of a plain model for a task.
+
+    Raises:
+        NoCounterpart: if there is no such model, or it would not know its own padding token.
+    """
+    kind, config = kind_of(record), plain_config(model.network, task_key(record.name))
+    set_name(config, "")
+    if tokenizer is not None:
+        _fit_tokenizer(record, config, tokenizer)
+    pad = config.pad_token_id
+    if pad is not None and pad >= config.vocab_size:  # a task may not know it: what is masked out is not read
+        if (head and kind.reads_vocabulary) or pad >= model.network.input_rows.total:
+            raise NoCounterpart(
+                f"the padding token is {pad}, and the task knows {config.vocab_size} tokens. Pass a tokenizer whose "
+                "padding token is one of them, such as its end of text"
+            )
+        config.vocab_size = pad + 1
+    _class_for(record, config, head)
+    for setting, value in kind.plain_settings(record, model.config, config).items() if head else ():
+        setattr(config, setting, value)
+    return type(config).from_dict(config.to_dict())  # as it will be read: T5's, for one, decides some of it itself
 
 
 def _fit_tokenizer(record: TaskRecord, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:

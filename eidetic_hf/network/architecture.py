@@ -118,12 +118,12 @@ class Architecture:
         embeddings: path of the module, in the base model, whose output is the embeddings that the router reads; what
             enters the first layer if not given.
         n_heads: name of the configuration's attribute that counts heads (see `Stack`).
-        n_neurons: name of the configuration's attribute that counts neurons (see `Stack`).
         final_norms: paths, in the base model, of norms after the last layer; a model may set one to `None`.
         unused: modules of the base model that no task reads, and that are left out.
         decoder: the decoder's layers in an encoder-decoder.
         shared: paths in a layer of parameters that stay at their pretrained values, for every task.
         repeats_layers: whether the model runs the same layer several times (ALBERT).
+        n_neurons: name of the configuration's attribute that counts neurons (see `Stack`).
         plain_type: `config.model_type` of the same architecture with a table of position biases in every layer, which
             a task that was taken out needs; `None` where the backbone's own class has room for all of it.
     """
@@ -134,12 +134,12 @@ class Architecture:
     neurons: UnitPaths
     embeddings: str | None = None
     n_heads: str = "num_attention_heads"
-    n_neurons: str = "intermediate_size"
     final_norms: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     decoder: Stack | None = None
     shared: tuple[str, ...] = ()
     repeats_layers: bool = False
+    n_neurons: str = "intermediate_size"
     plain_type: str | None = None
 
     @property
