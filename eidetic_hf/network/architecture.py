@@ -124,6 +124,8 @@ class Architecture:
         shared: paths in a layer of parameters that stay at their pretrained values, for every task.
         repeats_layers: whether the model runs the same layer several times (ALBERT).
         n_neurons: name of the configuration's attribute that counts neurons (see `Stack`).
+        head_dim: name of the configuration's attribute that says how wide a head is, where that does not follow from
+            the number of heads; `None` where it does.
         plain_type: `config.model_type` of the same architecture with a table of position biases in every layer, which
             a task that was taken out needs; `None` where the backbone's own class has room for all of it.
     """
@@ -140,6 +142,7 @@ class Architecture:
     shared: tuple[str, ...] = ()
     repeats_layers: bool = False
     n_neurons: str = "intermediate_size"
+    head_dim: str | None = None
     plain_type: str | None = None
 
     @property

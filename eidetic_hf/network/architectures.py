@@ -21,6 +21,7 @@ def _llama_like(model_type: str, **kwargs: object) -> Architecture:
         UnitPaths(inputs=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), output="self_attn.o_proj"),
         UnitPaths(inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"),
         n_heads="num_key_value_heads",
+        head_dim="head_dim",
         final_norms=("norm",),
     )
     return replace(architecture, **kwargs)  # type: ignore[arg-type]
@@ -163,6 +164,7 @@ for _declaration in (
         _t5_neurons("layer.1.DenseReluDense"),
         n_heads="num_heads",
         n_neurons="d_ff",
+        head_dim="d_kv",
         plain_type="umt5",
         final_norms=("encoder.final_layer_norm", "decoder.final_layer_norm"),
         decoder=Stack(

@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from ..compat import tied_weights
 from ..configuration import TaskError
 from ..views import BASE, TRUNK, View, task_name
-from .architecture import ArchitectureError, Stack, UnitPaths, find, in_projections, is_norm, weight_and_bias
+from .architecture import ArchitectureError, Stack, UnitPaths, in_projections, is_norm, n_units, weight_and_bias
 from .architectures import architecture_of
 from .backbone import flat_sequences
 from .layers import TaskLinear, TaskNorm
@@ -115,24 +115,36 @@ def plain_config(network: Network, key: str) -> PreTrainedConfig:
     config.vocab_size = network.input_rows.size(View(key))
     needed: dict[str, list[int]] = {}
     for prefix, stack in architecture.stacks.items():
-        for index in range(len(_layers(network.backbone, stack))):
-            for kind, paths in stack.kinds.items():
-                group = _group(network, prefix, index, kind)
-                seen = _neurons(_layers(network.backbone, stack)[index], paths) if group is None else 0
-                if group is not None:
-                    seen, own = group.view(key).count, _own_units(network, group)
-                    if seen > own and (kind != "neurons" or not hasattr(config, stack.n_neurons)):
-                        raise TaskError(
-                            f"The task '{task_name(key)}' sees {seen} {kind} in {group.name}, since units were added "
-                            f"there, and a plain '{config.model_type}' has {own} in every layer. It can not be taken "
-                            "out of this model; a task that reads fewer earlier ones (forward_transfer) can."
-                        )
+        for index, layer in enumerate(_layers(network.backbone, stack)):
+            for kind in stack.kinds:
+                group, name = _group(network, prefix, index, kind), stack.n_heads
                 if kind == "neurons":
-                    needed.setdefault(stack.n_neurons, []).append(seen)
+                    name = stack.n_neurons if hasattr(config, stack.n_neurons) else ""
+                elif architecture.head_dim is None:
+                    name = ""
+                seen = n_units(stack, kind, layer, network.backbone.config) if group is None else group.view(key).count
+                if name:
+                    needed.setdefault(name, []).append(seen)
+                elif group is not None and seen > _own_units(network, group):
+                    raise TaskError(
+                        f"The task '{task_name(key)}' sees {seen} {kind} in {group.name}, since units were added "
+                        f"there, and a plain '{config.model_type}' has {_own_units(network, group)} in every layer. "
+                        "It can not be taken out of this model; a task that reads fewer earlier ones "
+                        "(forward_transfer) can."
+                    )
     for name, seen_by_layers in needed.items():
-        if hasattr(config, name):
-            setattr(config, name, max(*seen_by_layers, 1))
+        _set_count(config, name, max(*seen_by_layers, 1), architecture.head_dim)
     return config
+
+
+def _set_count(config: PreTrainedConfig, name: str, count: int, head_dim: str | None) -> None:
+    """Let every layer of a configuration have so many neurons or heads; a head stays as wide as it is."""
+    heads, grouped = getattr(config, "num_attention_heads", None), "num_key_value_heads"
+    if head_dim is not None and heads is not None and getattr(config, head_dim, None) is None:
+        setattr(config, head_dim, config.hidden_size // heads)
+    if name == grouped and heads is not None:
+        config.num_attention_heads = heads // getattr(config, grouped) * count
+    setattr(config, name, count)
 
 
 @torch.no_grad()
@@ -163,18 +175,16 @@ def fill_backbone(network: Network, key: str, plain: PlainModel) -> None:
                 _pass_on(plain, layer)
                 continue
             for kind, paths in stack.kinds.items():
-                group, slots = _group(network, prefix, index, kind), _slots(layer, paths, base.config)
+                group, slots = _group(network, prefix, index, kind), _slots(layer, paths, base.config, layer)
                 if group is not None:
                     _fill_units(plain, group, key, slots)
                     bias = weight_and_bias(layer.get_submodule(paths.output))[1]
                     if bias is not None:
                         plain.put(bias, cast(TaskLinear, group.members[-1]).biases.need(key))
-                elif kind == "neurons":  # the trunk's, perhaps in a wider layer
-                    for slot, source in zip(slots, _slots(own[index], paths, base.config), strict=True):
-                        _put_all(plain, slot, source)
-                elif paths.table is not None:  # the trunk's layers share the first one's
-                    table = cast(nn.Embedding, own[0].get_submodule(paths.table.path))
-                    plain.put(cast(nn.Embedding, layer.get_submodule(paths.table.path)).weight, table.weight)
+                    continue
+                # The trunk's, perhaps in a wider layer; and its layers share the first one's table.
+                for slot, source in zip(slots, _slots(own[index], paths, backbone.config, own[0]), strict=True):
+                    _put_all(plain, slot, source)
     embeddings = cast(nn.Embedding, base.get_input_embeddings())
     known = network.input_rows.table(View(key)).joined()
     unknown = known[:1].expand(len(embeddings.weight) - len(known), -1)  # where masked out, they are read as token 0
@@ -219,16 +229,20 @@ def _own_units(network: Network, group: UnitGroup) -> int:
     return group.total - network.config.expanded.get(group.name, 0)
 
 
-def _neurons(layer: nn.Module, paths: UnitPaths) -> int:
-    return weight_and_bias(layer.get_submodule(paths.output))[0].shape[1]
+def _slots(
+    layer: nn.Module, paths: UnitPaths, config: PreTrainedConfig, tabled: nn.Module
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Views of a plain layer's weights, whose rows belong to units, and biases, in the order of a group's members.
 
-
-def _slots(layer: nn.Module, paths: UnitPaths, config: PreTrainedConfig) -> list[tuple[Tensor, Tensor | None]]:
-    """Views of a plain layer's weights, whose rows belong to units, and biases, in the order of a group's members."""
+    Args:
+        layer: the layer.
+        paths: of the units.
+        config: of the layer's backbone.
+        tabled: the layer that holds the table of position biases, if there is one.
+    """
     slots = [part for _, parts in in_projections(layer, paths, config) for part in parts]
-    table = None if paths.table is None else find(layer, paths.table.path)
-    if table is not None:
-        slots.append((cast(nn.Embedding, table).weight.t(), None))
+    if paths.table is not None:
+        slots.append((cast(nn.Embedding, tabled.get_submodule(paths.table.path)).weight.t(), None))
     return [*slots, (weight_and_bias(layer.get_submodule(paths.output))[0].t(), None)]
 
 

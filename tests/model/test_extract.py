@@ -244,21 +244,41 @@ def test_a_model_in_bfloat16_gives_one() -> None:
     ("architecture", "attributes"),
     [
         ("bert", ["intermediate_size"]), ("distilbert", ["hidden_dim"]), ("gpt2", ["n_inner"]),
-        ("llama", ["intermediate_size"]), ("t5", ["d_ff"]), ("bart", ["encoder_ffn_dim", "decoder_ffn_dim"]),
+        ("phi3", ["intermediate_size"]), ("t5", ["d_ff"]), ("bart", ["encoder_ffn_dim", "decoder_ffn_dim"]),
     ],
 )  # fmt: skip
-def test_where_every_layer_is_the_tasks_what_none_sees_is_left_out(architecture: str, attributes: list[str]) -> None:
+def test_where_every_layer_is_the_tasks_what_none_sees_is_left_out(
+    architecture: str, attributes: list[str], tmp_path: Path
+) -> None:
     narrow, whole = model_of(architecture, trunk_layers=0), model_of(architecture)
     for model in (narrow, whole):
         commit(model, "task", "feature-extraction")
-    groups = narrow.network.unit_groups()
-    counts = [group.view("@task").count for group in groups if group.unit_type == "neurons"]
-    plain = {"narrow": narrow.extract_task("task"), "whole": whole.extract_task("task")}
-    found = [getattr(plain["narrow"].config, name) for name in attributes]
-    assert max(found) == max(counts) < 64
+    counts: dict[bool, list[int]] = {True: [], False: []}
+    for group in narrow.network.unit_groups():
+        counts[group.unit_type == "neurons"].append(group.view("@task").count)
+    plain = {name: reload(each, "task", tmp_path / name) for name, each in (("narrow", narrow), ("whole", whole))}
+    assert max(getattr(plain["narrow"].config, name) for name in attributes) == max(counts[True]) < 64
     assert getattr(plain["whole"].config, attributes[0]) == 64
+    heads = {name: each.config.num_attention_heads for name, each in plain.items()}
+    # A key/value head comes with its two query heads; where the width of a head follows from their number, it stays.
+    assert heads["narrow"] == {"phi3": 2 * max(counts[False]), "t5": max(counts[False])}.get(architecture, 4)
+    assert heads["whole"] == 4
     assert plain["narrow"].num_parameters() < plain["whole"].num_parameters()
     assert_same_answers(narrow, "task", plain["narrow"])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "t5"])
+def test_heads_that_were_added_make_all_layers_wider_where_they_are_as_wide_as_the_configuration_says(
+    architecture: str,
+) -> None:
+    model = model_of(architecture)
+    model.expand(2)
+    model.add_task("wide", task_type="feature-extraction")
+    model.begin_task("wide", PruningConfig(keep=1.0))
+    model.commit_task()
+    plain = model.extract_task("wide")
+    assert plain.config.num_attention_heads == {"t5": 6}.get(architecture, 8)
+    assert_same_answers(model, "wide", plain)
 
 
 def test_neurons_that_were_added_make_all_layers_wider_and_heads_can_not_be_more() -> None:
@@ -479,9 +499,14 @@ def test_a_kind_that_does_not_say_how_is_refused(monkeypatch: pytest.MonkeyPatch
         model.extract_task("task")
 
 
-def test_only_a_committed_task_can_be_taken_out(tmp_path: Path) -> None:
+def test_only_a_committed_task_can_be_taken_out_also_while_another_is_learned(tmp_path: Path) -> None:
     model = model_of("bert")
+    commit(model, "task")
     model.add_task("added", labels=["x", "y"])
+    model.begin_task("added")
+    plain = model.train().extract_task("task")
+    assert model.training and not plain.training
+    assert_same_answers(model.eval(), "task", plain)
     with pytest.raises(TaskError, match="'added' is not committed yet"):
         model.extract_task("added")
     with pytest.raises(TaskError, match="There is no task 'other'"):
