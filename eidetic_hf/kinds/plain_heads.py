@@ -44,8 +44,9 @@ def pooling_settings(config: PreTrainedConfig, pooling: str) -> dict[str, Any]:
             "transformers' classifiers find the last token by the padding token, and this backbone's configuration "
             "has none. Pass tokenizer=, with a padding token"
         )
-    if hasattr(config, "classifier_pooling") and pooling in ("first", "mean"):  # ModernBERT
-        return {"classifier_pooling": "cls" if pooling == "first" else "mean"}
+    if hasattr(config, "classifier_pooling") and pooling in ("first", "mean"):  # ModernBERT, EuroBERT
+        first = "bos" if config.model_type == "eurobert" else "cls"
+        return {"classifier_pooling": first if pooling == "first" else "mean"}
     counts = {ENCODER: "num_hidden_layers", ENCODER_DECODER: "decoder_layers"}.get(family_of(config), "")
     if pooling == "mean" and hasattr(config, counts) and not architecture_of(config).repeats_layers:
         return {counts: getattr(config, counts) + 1}  # see `_write_mean`
@@ -106,19 +107,19 @@ def _write_mean(plain: PlainModel, layer: nn.Module, weight: Tensor) -> Tensor:
         The weight that reads W m from what the layer writes to the first token, `(labels, hidden)`.
     """
     labels, width = weight.shape
-    if 2 * labels + 2 > width:
+    paths = list(architecture_of(plain.model.config).stacks.values())[-1].heads
+    output, bias = weight_and_bias(layer.get_submodule(paths.output))
+    if 2 * labels + 2 > width or bias is None:
         raise NoCounterpart(
             f"{type(plain.model).__name__} reads one token of a sequence, and in its {width} features there is no "
             f"room for the mean of {labels} labels. Learn the task with another pooling"
         )
-    paths = list(architecture_of(plain.model.config).stacks.values())[-1].heads
     values = [part for _, parts in in_projections(layer, paths, plain.model.config) for part in parts][2]
-    output = layer.get_submodule(paths.output)
     ends = torch.zeros(width).to(weight)
     ends[-2], ends[-1] = _ENDS, -_ENDS
     plain.put(values[0], torch.eye(width).to(weight))
-    plain.put(weight_and_bias(output)[0], torch.cat([weight, -weight]) * _LOUD)
-    plain.put(cast(Tensor, output.bias), ends)
+    plain.put(output, torch.cat([weight, -weight]) * _LOUD)
+    plain.put(bias, ends)
     first, *others = [cast(float, module.eps) for module in layer.modules() if is_norm(module)]
     divisor = ((2 * _ENDS**2 / width + first) * math.prod(1 + eps for eps in others)) ** 0.5
     unit = torch.eye(labels).to(weight) * (divisor / (2 * _LOUD))

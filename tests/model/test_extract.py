@@ -216,6 +216,20 @@ def test_an_architecture_that_is_derived_needs_nothing_more(trunk_layers: int, t
         assert_same_answers(model, kind, reload(model, kind, tmp_path / kind))
 
 
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_a_derived_encoder_is_told_how_to_read_a_sequence(pooling: str) -> None:
+    torch.manual_seed(0)
+    backbone = AutoModelForMaskedLM.from_config(
+        transformers.EuroBertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+            vocab_size=VOCABULARY, max_position_embeddings=66, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        )
+    )  # fmt: skip
+    model = EideticModel.from_backbone(backbone, trunk_layers=1)
+    commit(model, "task", pooling=pooling)
+    assert_same_answers(model, "task", model.extract_task("task"))
+
+
 def test_an_ancestor_of_a_task_that_was_loaded_alone_can_be_taken_out_too(tmp_path: Path) -> None:
     model = model_of("bert")
     for name in ("first", "second", "third"):
