@@ -1,4 +1,4 @@
-"""The command line: `eidetic-hf train | evaluate | predict | verify | remove | merge | add | report`.
+"""The command line: `eidetic-hf train | evaluate | predict | extract | verify | remove | merge | add | report`.
 
 `__main__.py` starts it.
 
@@ -338,6 +338,27 @@ def _device() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# -- extract ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def extract(
+    model: ModelFolder,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Name of the task.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where to: a folder that is new or empty.")],
+    no_head: Annotated[
+        bool, typer.Option("--no-head", help="The backbone alone, for tasks whose head transformers has no class for.")
+    ] = False,
+) -> None:
+    """Take a task out as a plain transformers checkpoint, with labels and tokenizer, that loads without eidetic_hf."""
+    _quiet()
+    loaded, place = _load(model), Path(model)
+    has_tokenizer = not place.is_dir() or (place / "tokenizer_config.json").exists()
+    plain = loaded.extract_task(task, output, _load_tokenizer(model) if has_tokenizer else None, head=not no_head)
+    beside = "" if has_tokenizer else f" ({model} has no tokenizer; save it beside)"
+    out.print(f"{type(plain).__name__}: {output}{beside}", markup=False, soft_wrap=True)
 
 
 # -- verify, report ---------------------------------------------------------------------------------------------------

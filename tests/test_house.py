@@ -48,15 +48,16 @@ version views compat configuration
 
 network network.backbone network.architecture network.architectures network.storage network.importance network.growth
 network.units network.capacity network.layers network.wiring network.trunk network.vocabulary network.network
+network.plain
 
-kinds.base kinds.checks kinds.heads kinds.pretrained_head kinds.collators kinds.metrics
+kinds.base kinds.checks kinds.heads kinds.pretrained_head kinds.plain_heads kinds.collators kinds.metrics
 kinds
 
 model model.pruning model.learner model.router model.parts model.request
 model.checkpoint.folder model.checkpoint.layout model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
-model.answering model.certificate model.life model.persistence model.joining model.loading model.generation model.model
-model.auto model.pipelines
+model.answering model.certificate model.life model.persistence model.joining model.loading model.generation model.extract
+model.model model.auto model.pipelines
 
 callback trainer
 
@@ -103,6 +104,7 @@ TESTED_ELSEWHERE = {
     "network.wiring": ("network/test_architectures.py", "tested on all architectures"),
     "network.trunk": ("model/test_router.py", "what the router reads, and what a batch of several tasks shares"),
     "network.network": ("model/test_exactness.py", "what a task reads, and nothing else"),
+    "network.plain": ("model/test_extract.py", "a task as a plain backbone, which its head is then put on"),
     "kinds.*": ("kinds/test_kinds.py", "every test of it runs on every kind"),
     "model.learner": ("model/test_pruning.py", "the state of pruning"),
     "model.parts": ("model/test_bad_input.py", "what the model hands to its functions"),

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..network.backbone import DECODER, DECODER_TEXTS, ENCODER, ENCODER_DECODER, family_of
+from ..network.plain import NoCounterpart, PlainModel
 from ..network.vocabulary import TokenTable
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Kind(ABC):
         targets: the inputs of `forward` that the loss is computed from, of `TARGETS`.
         outputs: the outputs of `forward` that are the task's answer.
         measured: the outputs that an evaluation collects; `outputs`, if not given.
+        plain_outputs: the outputs that the `auto_class` has, too; `outputs`, if not given.
         optional_targets: whether there is a loss without them.
         makes_labels: whether the collator makes labels where rows have none.
         shifts_labels: whether a label is what follows its token, so that the first of a row does not count.
@@ -76,6 +78,7 @@ class Kind(ABC):
     targets: tuple[str, ...] = ("labels",)
     outputs: tuple[str, ...] = ("logits",)
     measured: tuple[str, ...] = ()
+    plain_outputs: tuple[str, ...] = ()
     optional_targets = False
     makes_labels = False
     shifts_labels = False
@@ -304,6 +307,41 @@ class Kind(ABC):
     def probe_kept(self, probed: Tensor) -> Tensor:
         """What the certificate keeps of it, to compare numbers in another environment."""
         return probed
+
+    # -- as a model of transformers ---------------------------------------------------------------------------------
+
+    def plain_settings(self, task: TaskRecord, config: EideticConfig, plain: PreTrainedConfig) -> dict[str, Any]:
+        """What the configuration of a plain model of the `auto_class` has to say for a task: by default its labels.
+
+        Args:
+            task: the task.
+            config: of the model that learned it.
+            plain: of the plain model, before these settings.
+
+        Raises:
+            NoCounterpart: if there is no such model.
+        """
+        names = dict(enumerate(task.labels))
+        return {"id2label": names, "label2id": {name: number for number, name in names.items()}} if names else {}
+
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
+        """Write a task's head into a plain model of the `auto_class`, whose base model is filled.
+
+        Args:
+            task: the task.
+            head: what `make_head` returned.
+            plain: the model.
+            vocabulary: as `answer` takes it.
+
+        Raises:
+            NoCounterpart: if the plain model's head can not answer the same; a kind that does not write this method
+                has none.
+        """
+        raise NoCounterpart(f"the kind {self.name} does not say how (Kind.write_plain_head)")
+
+    def plain_files(self, task: TaskRecord, config: PreTrainedConfig) -> dict[str, str]:
+        """What else a plain model's folder shall hold, by the names of files; `config` is the backbone's."""
+        return {}
 
     # -- learning and measuring -----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from transformers.modeling_outputs import MultipleChoiceModelOutput
 
 from ..configuration import EideticConfig, TaskRecord
 from ..network.backbone import hidden_size, initializer_range
+from ..network.plain import PlainModel
 from ..network.vocabulary import TokenTable
 from .base import IGNORED, Answer, Kind
 from .checks import (
@@ -28,6 +29,7 @@ from .checks import (
     list_lengths,
 )
 from .heads import POOLINGS, SequenceClassificationHead, choose_pooling
+from .plain_heads import pooling_settings, write_classifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,6 +87,14 @@ class MultipleChoice(Kind):
         mask = inputs.get("attention_mask")
         scores = head(hidden, None if mask is None else mask.flatten(0, 1))
         return {"logits": scores.reshape(-1, self._choices(inputs))}
+
+    def plain_settings(self, task: TaskRecord, config: EideticConfig, plain: PreTrainedConfig) -> dict[str, Any]:
+        """How a sequence is read, where this can be set."""
+        return pooling_settings(plain, task.pooling)
+
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
+        """The linear layer."""
+        write_classifier(plain, cast(SequenceClassificationHead, head).classifier, task.pooling)
 
     def loss(self, task: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy over the choices."""

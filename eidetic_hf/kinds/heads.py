@@ -49,10 +49,11 @@ def pool_sequence(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -
     return ((hidden * mask).sum(1, dtype=torch.float32) / count).to(hidden.dtype)
 
 
-def _classifier(hidden_size: int, n_outputs: int, std: float) -> nn.Linear:
-    linear = nn.Linear(hidden_size, n_outputs)
+def _classifier(hidden_size: int, n_outputs: int, std: float, bias: bool = True) -> nn.Linear:
+    linear = nn.Linear(hidden_size, n_outputs, bias=bias)
     nn.init.normal_(linear.weight, std=std)
-    nn.init.zeros_(linear.bias)
+    if bias:
+        nn.init.zeros_(linear.bias)
     return linear
 
 
@@ -65,13 +66,16 @@ class SequenceClassificationHead(nn.Module):
         pooling: as `pool_sequence` takes it.
         dropout: probability, in training.
         std: standard deviation of the initial weights.
+        bias: whether the projection has one.
     """
 
-    def __init__(self, hidden_size: int, n_labels: int, pooling: str, dropout: float, std: float) -> None:
+    def __init__(
+        self, hidden_size: int, n_labels: int, pooling: str, dropout: float, std: float, bias: bool = True
+    ) -> None:
         super().__init__()
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
-        self.classifier = _classifier(hidden_size, n_labels, std)
+        self.classifier = _classifier(hidden_size, n_labels, std, bias)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Hidden states `(batch, sequence, hidden)` and mask `(batch, sequence)` to logits `(batch, labels)`."""

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 
 from ..configuration import EideticConfig, TaskRecord
 from ..network.backbone import DECODER, DECODER_TEXTS, ENCODER, ENCODER_DECODER, hidden_size, initializer_range
+from ..network.plain import PlainModel
 from ..network.vocabulary import TokenTable
 from .base import IGNORED, Answer, Kind, divergence, shift_right
 from .checks import (
@@ -31,6 +32,7 @@ from .checks import (
 from .collators import LABELS, MaskingCollator, TextCollator
 from .heads import LanguageModelHead
 from .metrics import language_scores
+from .plain_heads import write_language_head
 from .pretrained_head import head_parts
 
 if TYPE_CHECKING:
@@ -153,6 +155,20 @@ class LanguageModel(Kind):
     def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`logits`, `(batch, sequence, vocabulary)`."""
         return {"logits": head(hidden, vocabulary)}
+
+    def plain_settings(self, task: TaskRecord, config: EideticConfig, plain: PreTrainedConfig) -> dict[str, Any]:
+        """Whether tokens are scored by the input embeddings; and ModernBERT's dense layer may have a bias."""
+        own = task.head.get("own_embeddings") or config.output_embeddings is not None
+        settings = {"tie_word_embeddings": not own}
+        if hasattr(plain, "classifier_bias") and task.head.get("transform"):
+            settings["classifier_bias"] = task.head["transform"]["bias"]
+        return settings
+
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
+        """What stands before the embeddings, and those that score tokens."""
+        own = cast(LanguageModelHead, head)
+        table = vocabulary if own.embeddings is None else TokenTable((own.embeddings,))
+        write_language_head(plain, own, table.first(own.vocab_size).joined().detach())
 
     def _aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the tokens that they are to write."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
-from ..configuration import TaskRecord
+from ..configuration import EideticConfig, TaskRecord
 from ..network.backbone import hidden_size, initializer_range
+from ..network.plain import PlainModel
 from ..network.vocabulary import TokenTable
 from .base import IGNORED, Answer, Kind, divergence
 from .checks import expect_probability, expect_shape, expect_some, expect_whole_numbers, list_lengths
 from .heads import TokenClassificationHead
 from .metrics import span_scores
+from .plain_heads import write_classifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,6 +59,14 @@ class QuestionAnswering(Kind):
         """`start_logits` and `end_logits`, each `(batch, sequence)`."""
         start, end = head(hidden).unbind(-1)
         return {"start_logits": start.contiguous(), "end_logits": end.contiguous()}
+
+    def plain_settings(self, task: TaskRecord, config: EideticConfig, plain: PreTrainedConfig) -> dict[str, Any]:
+        """One logit for each end; many classes of transformers ask the configuration how many there are."""
+        return {"num_labels": 2}
+
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
+        """The linear layer."""
+        write_classifier(plain, cast(TokenClassificationHead, head).classifier)
 
     def loss(self, task: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
         """Mean of the cross-entropies of both ends. Rows at -100 do not count."""

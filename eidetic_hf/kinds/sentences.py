@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import ModelOutput
 
 from ..configuration import EideticConfig, TaskRecord
+from ..network.backbone import hidden_size
+from ..network.plain import PlainModel
 from ..network.vocabulary import TokenTable
 from .base import Answer, Kind
 from .checks import expect_bool, expect_finite, expect_one_of, expect_positive, expect_shape, find_label_column
@@ -76,6 +79,7 @@ class FeatureExtraction(Kind):
     name = "feature-extraction"
     outputs = ("pooler_output",)
     measured = ("pooler_output", "similarity")
+    plain_outputs = ("last_hidden_state",)
     output_class = EmbeddingOutput
     embeds = True
     optional_targets = True
@@ -93,6 +97,26 @@ class FeatureExtraction(Kind):
     def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`last_hidden_state`, `(batch, sequence, hidden)`, and `pooler_output`, the embeddings `(batch, hidden)`."""
         return {"last_hidden_state": hidden, "pooler_output": head(hidden, inputs.get("attention_mask"))}
+
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
+        """Nothing: the hidden states are to be pooled outside."""
+
+    def plain_files(self, task: TaskRecord, config: PreTrainedConfig) -> dict[str, str]:
+        """How sentence-transformers pools and scales; of an encoder-decoder it reads the encoder, so nothing there."""
+        if config.is_encoder_decoder:
+            return {}
+        modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+        listed = [
+            {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
+            for number, (name, path) in enumerate(modules[: 3 if task.normalize else 2])
+        ]
+        pooling = {"word_embedding_dimension": hidden_size(config)}
+        for name, mode in (("first", "cls_token"), ("mean", "mean_tokens"), ("last", "lasttoken")):
+            pooling[f"pooling_mode_{mode}"] = task.pooling == name
+        return {
+            "modules.json": json.dumps(listed, indent=2),
+            "1_Pooling/config.json": json.dumps(pooling, indent=2),
+        }
 
     def pair_targets(self, task: TaskRecord, pair: Callable[[], Answer]) -> dict[str, Tensor]:
         """The embeddings of the other texts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,9 +13,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..network.backbone import hidden_size, initializer_range
+from ..network.plain import PlainModel
 from ..network.vocabulary import TokenTable
 from .base import Answer, Kind, divergence
 from .checks import (
+    expect_bool,
     expect_finite,
     expect_label_numbers,
     expect_one_of,
@@ -26,6 +28,7 @@ from .checks import (
 )
 from .heads import POOLINGS, SequenceClassificationHead, choose_pooling
 from .metrics import label_scores, multi_label_scores, regression_scores
+from .plain_heads import pooling_settings, write_classifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,16 +47,19 @@ class SequenceClassification(Kind):
             problem_type: one of `PROBLEM_TYPES`, with the meaning it has in transformers.
             pooling: how the head reads a sequence, one of `POOLINGS`; `None` for what suits the backbone.
             head_dropout: dropout probability before the classifier, while the task is being learned.
+            head_bias: whether the classifier has a bias; most decoders of transformers have none.
         """
 
         problem_type: str = PROBLEM_TYPES[0]
         pooling: str | None = None
         head_dropout: float = 0.1
+        head_bias: bool = True
 
         def __post_init__(self) -> None:
             expect_one_of("problem_type", self.problem_type, PROBLEM_TYPES)
             expect_one_of("pooling", self.pooling, (None, *POOLINGS))
             expect_probability("head_dropout", self.head_dropout)
+            expect_bool("head_bias", self.head_bias)
 
     name = "sequence-classification"
     output_class = SequenceClassifierOutput
@@ -77,13 +83,23 @@ class SequenceClassification(Kind):
 
     def make_head(self, config: PreTrainedConfig, task: TaskRecord) -> nn.Module:
         """Pooling and a linear layer."""
+        width, std = hidden_size(config), initializer_range(config)
         return SequenceClassificationHead(
-            hidden_size(config), len(task.labels), task.pooling, task.head_dropout, initializer_range(config)
+            width, len(task.labels), task.pooling, task.head_dropout, std, bias=task.head_bias
         )
 
     def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`logits`, `(batch, labels)`."""
         return {"logits": head(hidden, inputs.get("attention_mask"))}
+
+    def plain_settings(self, task: TaskRecord, config: EideticConfig, plain: PreTrainedConfig) -> dict[str, Any]:
+        """With the type of problem, and how a sequence is read, where this can be set."""
+        settings = {**super().plain_settings(task, config, plain), "problem_type": task.problem_type}
+        return {**settings, **pooling_settings(plain, task.pooling)}
+
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
+        """The linear layer."""
+        write_classifier(plain, cast(SequenceClassificationHead, head).classifier, task.pooling)
 
     def loss(self, task: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy, binary cross-entropy per label, or squared error."""

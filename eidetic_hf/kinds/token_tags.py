@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 
 from ..configuration import TaskRecord
 from ..network.backbone import hidden_size, initializer_range
+from ..network.plain import PlainModel
 from ..network.vocabulary import TokenTable
 from .base import IGNORED, Answer, Kind, divergence
 from .checks import (
@@ -28,6 +29,7 @@ from .checks import (
 )
 from .heads import TokenClassificationHead
 from .metrics import token_scores
+from .plain_heads import write_classifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,6 +73,10 @@ class TokenClassification(Kind):
     def answer(self, head: nn.Module, hidden: Tensor, inputs: Mapping[str, Any], vocabulary: TokenTable) -> Answer:
         """`logits`, `(batch, sequence, labels)`."""
         return {"logits": head(hidden)}
+
+    def write_plain_head(self, task: TaskRecord, head: nn.Module, plain: PlainModel, vocabulary: TokenTable) -> None:
+        """The linear layer."""
+        write_classifier(plain, cast(TokenClassificationHead, head).classifier)
 
     def loss(self, task: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy over the tokens that have a label."""

@@ -19,6 +19,7 @@ from transformers import (
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_outputs import ModelOutput, SequenceClassifierOutput
@@ -46,7 +47,7 @@ from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
 from ..network.storage import Originals, ParametersIfAny, fixed_buffers, freeze, remove_hooks, restore_fixed
 from ..views import POOL, current_view, running_view, use_view
-from . import answering, certificate, generation, joining, life, loading, persistence
+from . import answering, certificate, extract, generation, joining, life, loading, persistence
 from .answering import RoutedOutput
 from .certificate import VerificationReport
 from .learner import Learner
@@ -386,6 +387,33 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             A report that is true in a condition if nothing has, and names the first tensor that differs otherwise.
         """
         return certificate.verify(self, tasks)
+
+    def extract_task(
+        self,
+        name: str,
+        save_directory: str | os.PathLike | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        head: bool = True,
+    ) -> PreTrainedModel:
+        """Take a committed task out as a plain model of transformers, which answers without this package.
+
+        Its class is that of the task's kind for the backbone, such as `BertForSequenceClassification`, its answers are
+        the task's up to rounding, and the model that it comes from stays as it is. See docs/extract.md for which kinds
+        of task have such a class on which architecture.
+
+        Args:
+            name: of the task.
+            save_directory: a folder to write it to, which must be new or empty.
+            tokenizer: is saved with it, and says which token is padding where the backbone does not.
+            head: without it, the backbone alone, whose `last_hidden_state` is the task's.
+
+        Raises:
+            TaskError: if the task is unknown or not committed, or no class of transformers answers what it does, or
+                the folder is not empty.
+            OSError: if writing failed; nothing is left then.
+        """
+        self.undo_cast()
+        return extract.extract(self, name, save_directory, tokenizer, head)
 
     def add_task(
         self,

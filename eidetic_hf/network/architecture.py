@@ -89,6 +89,7 @@ class Stack:
         neurons: projections of the MLP. Its unit is a neuron.
         cross_heads: projections of the attention to an encoder.
         n_heads: name of the configuration's attribute that counts heads (key/value heads with grouped queries).
+        n_neurons: name of the configuration's attribute that counts the neurons of a layer.
     """
 
     layers: str
@@ -96,6 +97,7 @@ class Stack:
     neurons: UnitPaths
     cross_heads: UnitPaths | None = None
     n_heads: str = "num_attention_heads"
+    n_neurons: str = "intermediate_size"
 
     @property
     def kinds(self) -> dict[str, UnitPaths]:
@@ -121,6 +123,11 @@ class Architecture:
         decoder: the decoder's layers in an encoder-decoder.
         shared: paths in a layer of parameters that stay at their pretrained values, for every task.
         repeats_layers: whether the model runs the same layer several times (ALBERT).
+        n_neurons: name of the configuration's attribute that counts neurons (see `Stack`).
+        head_dim: name of the configuration's attribute that says how wide a head is, where that does not follow from
+            the number of heads; `None` where it does.
+        plain_type: `config.model_type` of the same architecture with a table of position biases in every layer, which
+            a task that was taken out needs; `None` where the backbone's own class has room for all of it.
     """
 
     model_type: str
@@ -134,11 +141,14 @@ class Architecture:
     decoder: Stack | None = None
     shared: tuple[str, ...] = ()
     repeats_layers: bool = False
+    n_neurons: str = "intermediate_size"
+    head_dim: str | None = None
+    plain_type: str | None = None
 
     @property
     def stacks(self) -> dict[str, Stack]:
         """The lists of layers by the name that their unit groups begin with; the trunk lies in the first."""
-        stacks = {LAYERS: Stack(self.layers, self.heads, self.neurons, None, self.n_heads)}
+        stacks = {LAYERS: Stack(self.layers, self.heads, self.neurons, None, self.n_heads, self.n_neurons)}
         if self.decoder is not None:
             stacks[DECODER_LAYERS] = self.decoder
         return stacks
@@ -185,6 +195,30 @@ def weight_and_bias(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight, `(out_features, in_features)`, and bias of a projection; `Conv1D` stores its weight transposed."""
     weight, bias = projection.weight, projection.bias
     return (weight.t() if isinstance(projection, Conv1D) else weight), bias  # type: ignore[return-value, operator]
+
+
+def in_projections(
+    layer: nn.Module, paths: UnitPaths, config: PreTrainedConfig
+) -> Iterator[tuple[str | Fused, list[tuple[Tensor, Tensor | None]]]]:
+    """The in-projections of one kind of unit that a layer has.
+
+    Args:
+        layer: with a backbone's own modules.
+        paths: where they are.
+        config: of the backbone.
+
+    Returns:
+        Each with its weight, `(out_features, in_features)`, and bias; several of a module that computes several. They
+        are views of the layer's own tensors.
+    """
+    for entry in (*paths.inputs, *paths.optional):
+        projection = find(layer, entry.path if isinstance(entry, Fused) else entry)
+        if projection is None:
+            continue
+        weight, bias = weight_and_bias(projection)
+        sizes = entry.sizes(config, len(weight)) if isinstance(entry, Fused) else [len(weight)]
+        biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+        yield entry, list(zip(weight.split(sizes), biases, strict=True))
 
 
 def find(root: nn.Module, path: str) -> nn.Module | None:

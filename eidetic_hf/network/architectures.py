@@ -21,6 +21,7 @@ def _llama_like(model_type: str, **kwargs: object) -> Architecture:
         UnitPaths(inputs=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), output="self_attn.o_proj"),
         UnitPaths(inputs=("mlp.gate_proj", "mlp.up_proj"), output="mlp.down_proj"),
         n_heads="num_key_value_heads",
+        head_dim="head_dim",
         final_norms=("norm",),
     )
     return replace(architecture, **kwargs)  # type: ignore[arg-type]
@@ -70,12 +71,14 @@ for _declaration in (
         UnitPaths(inputs=("ffn.lin1",), output="ffn.lin2"),
         embeddings="embeddings",
         n_heads="n_heads",
+        n_neurons="hidden_dim",
     ),
     Architecture(
         "gpt2",
         "h",
         UnitPaths(inputs=(Fused("attn.c_attn", (1, 1, 1)),), output="attn.c_proj", counts=("attn.split_size",)),
         UnitPaths(inputs=("mlp.c_fc",), output="mlp.c_proj"),
+        n_neurons="n_inner",
         final_norms=("ln_f",),
     ),
     Architecture(
@@ -87,6 +90,7 @@ for _declaration in (
             counts=("self_attn.num_heads",),
         ),
         UnitPaths(inputs=("fc1",), output="fc2"),
+        n_neurons="ffn_dim",
         final_norms=("decoder.final_layer_norm",),
     ),
     Architecture(
@@ -143,12 +147,14 @@ for _declaration in (
         _bart_attention("self_attn"),
         _BART_NEURONS,
         n_heads="encoder_attention_heads",
+        n_neurons="encoder_ffn_dim",
         decoder=Stack(
             "decoder.layers",
             _bart_attention("self_attn"),
             _BART_NEURONS,
             cross_heads=_bart_attention("encoder_attn"),
             n_heads="decoder_attention_heads",
+            n_neurons="decoder_ffn_dim",
         ),
     ),
     Architecture(
@@ -157,6 +163,9 @@ for _declaration in (
         _t5_attention("layer.0.SelfAttention", table=True),
         _t5_neurons("layer.1.DenseReluDense"),
         n_heads="num_heads",
+        n_neurons="d_ff",
+        head_dim="d_kv",
+        plain_type="umt5",
         final_norms=("encoder.final_layer_norm", "decoder.final_layer_norm"),
         decoder=Stack(
             "decoder.block",
@@ -164,6 +173,7 @@ for _declaration in (
             _t5_neurons("layer.2.DenseReluDense"),
             cross_heads=_t5_attention("layer.1.EncDecAttention", table=False),
             n_heads="num_heads",
+            n_neurons="d_ff",
         ),
     ),
 ):

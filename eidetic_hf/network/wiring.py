@@ -18,7 +18,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..compat import initialize, tied_weights
 from ..views import LEARNING
-from .architecture import ArchitectureError, Fused, Stack, UnitPaths, find, is_norm, n_units, weight_and_bias
+from .architecture import (
+    ArchitectureError,
+    Fused,
+    Stack,
+    UnitPaths,
+    find,
+    in_projections,
+    is_norm,
+    n_units,
+    weight_and_bias,
+)
 from .growth import Growth
 from .layers import JoinedLinear, TaskLinear, TaskNorm, TaskTable
 from .storage import ParametersIfAny, WeightCache, device_of, dtype_of, fixed_buffers, set_tensor, shell
@@ -249,19 +259,12 @@ def _wire_units(
 ) -> None:
     """Put task layers in place of the projections of one kind of unit."""
     _adapt(layer, paths, group)
-    for entry in (*paths.inputs, *paths.optional):
-        path = entry.path if isinstance(entry, Fused) else entry
-        projection = find(layer, path)
-        if projection is None:
-            continue
-        weight, bias = weight_and_bias(projection)
+    for entry, parts in in_projections(layer, paths, config):
+        made = [TaskLinear(weight, bias, group, False) for weight, bias in parts]
         if isinstance(entry, Fused):
-            sizes = entry.sizes(config, len(weight))
-            biases = [None] * len(sizes) if bias is None else bias.split(sizes)
-            parts = [TaskLinear(w, b, group, False) for w, b in zip(weight.split(sizes), biases, strict=True)]
-            replace_module(layer, path, JoinedLinear(parts))
+            replace_module(layer, entry.path, JoinedLinear(made))
         else:
-            replace_module(layer, path, TaskLinear(weight, bias, group, False))
+            replace_module(layer, entry, made[0])
     if table is not None and paths.table is not None:
         owner = layer.get_submodule(paths.table.path.rpartition(".")[0])
         setattr(owner, paths.table.flag, True)

@@ -74,6 +74,7 @@ def test_none_stands_for_the_default() -> None:
         "problem_type": "single_label_classification",
         "pooling": "mean",
         "head_dropout": 0.1,
+        "head_bias": True,
     }
 
 

@@ -100,3 +100,15 @@ def test_cross_encoder_scores_pairs(model: EideticModel, folder: Path) -> None:
         expected = model(**pair, task="score").logits.sigmoid()[0, 0]
     assert loaded.num_labels == 1
     assert float(loaded.predict([(TEXTS[0], TEXTS[1])])[0]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_a_task_that_was_taken_out_embeds_texts_alike(model: EideticModel, tmp_path: Path) -> None:
+    batch = word_tokenizer()(TEXTS, padding=True, return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    for task in ("one", "two"):
+        model.extract_task(task, tmp_path / task, word_tokenizer())
+        loaded = sentence_transformers.SentenceTransformer(str(tmp_path / task), device="cpu")
+        with torch.no_grad():
+            wanted = model(**batch, task=task).pooler_output
+        found = loaded.encode(TEXTS, convert_to_tensor=True)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
