@@ -56,8 +56,8 @@ kinds
 model model.pruning model.learner model.router model.parts model.request
 model.checkpoint.folder model.checkpoint.layout model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
-model.answering model.certificate model.life model.persistence model.joining model.loading model.generation model.extract
-model.model model.auto model.pipelines
+model.answering model.certificate model.life model.persistence model.joining model.loading model.generation
+model.extract model.model model.auto model.pipelines
 
 callback trainer
 
