@@ -2,8 +2,8 @@
 
 Where units are copied, what a task becomes depends on its data, its seed, its name and the branch that it stands on,
 and on nothing that a process did before. So each task is learned in a process of its own, which starts from the same
-backbone, and leaves a checkpoint folder behind, `jobs/<task>`, with a note beside it, `jobs/<task>.json`, that says it
-is whole. `run.py` joins them, in the recipe's order.
+backbone, and leaves a checkpoint folder behind, `jobs/<task>/model`, with a note beside it, `learned.json`, that
+says that it is whole. `run.py` joins them, in the recipe's order.
 """
 
 from __future__ import annotations
@@ -91,16 +91,16 @@ def check_jobs(recipe: Recipe, jobs: int) -> None:
 
 def folder_of(recipe: Recipe, task: str) -> Path:
     """The checkpoint folder of a job."""
-    return recipe.output / JOBS_FOLDER / task
+    return recipe.output / JOBS_FOLDER / task / "model"
 
 
 def log_of(recipe: Recipe, task: str) -> Path:
     """What a job and the libraries under it have printed."""
-    return recipe.output / JOBS_FOLDER / f"{task}.log"
+    return recipe.output / JOBS_FOLDER / task / "log.txt"
 
 
 def _note_of(recipe: Recipe, task: str) -> Path:
-    return recipe.output / JOBS_FOLDER / f"{task}.json"
+    return recipe.output / JOBS_FOLDER / task / "learned.json"
 
 
 def write_note(recipe: Recipe, task: str, found: dict[str, Any]) -> None:
@@ -117,11 +117,9 @@ def read_note(recipe: Recipe, task: str) -> dict[str, Any] | None:
 
 
 def forget_job(recipe: Recipe, task: str) -> None:
-    """Drop what a job has left behind, after its task was joined; and the folder of all jobs after the last one."""
-    _note_of(recipe, task).unlink(missing_ok=True)
-    log_of(recipe, task).unlink(missing_ok=True)
-    shutil.rmtree(folder_of(recipe, task), ignore_errors=True)
-    with suppress(OSError):  # others are in it
+    """Drop what a job has left behind, after its task was joined or learned otherwise."""
+    shutil.rmtree(recipe.output / JOBS_FOLDER / task, ignore_errors=True)
+    with suppress(OSError):  # there is none, or there are others in it
         (recipe.output / JOBS_FOLDER).rmdir()
 
 

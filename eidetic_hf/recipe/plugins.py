@@ -49,7 +49,7 @@ def load_plugin(plugin: str, folder: Path) -> ModuleType:
 
 def loaded_plugins() -> list[str]:
     """Names of the modules that `load_plugin` has imported, in order; not those of installed packages."""
-    return list(_LOADED)
+    return [name for name in _LOADED if name in sys.modules]
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -272,6 +272,7 @@ class _Run:
         seconds = self.train(task)
         self._save()
         self.forget_checkpoints(task)
+        forget_job(self.recipe, task.name)  # the log of one that failed
         self._note(task.name, seconds, self._measure_all())
 
     def train(self, task: TaskRecipe) -> float:
@@ -329,7 +330,7 @@ class _Run:
             else:
                 self._take(EideticModel.from_pretrained(folder))
             check_record(self.model.record(task.name), task, self.data[task.name])
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise RecipeError(
                 f"What was learned of '{task.name}' in {folder} does not fit this recipe ({error}). Delete "
                 f"{folder.parent} to learn it again."

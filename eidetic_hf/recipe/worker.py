@@ -37,7 +37,8 @@ def main() -> None:
         order: Order = pickle.load(sys.stdin.buffer)
         threading.Thread(target=_end_with_parent, daemon=True).start()
         _compute_as(order)
-        learn_alone(order.recipe, order.task, order.start, lambda line: send(SAID, line.strip()))
+        name = f"{order.task}: "  # stands before every line already
+        learn_alone(order.recipe, order.task, order.start, lambda line: send(SAID, line.strip().removeprefix(name)))
     except BaseException as error:
         traceback.print_exc()
         message = str(error).strip().partition("\n")[0]
