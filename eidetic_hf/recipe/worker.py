@@ -6,6 +6,7 @@ libraries print goes to stderr, which is the job's log.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -37,6 +38,7 @@ def main() -> None:
         order: Order = pickle.load(sys.stdin.buffer)
         threading.Thread(target=_end_with_parent, daemon=True).start()
         _compute_as(order)
+        gc.freeze()  # a training collects garbage several times, and would walk all that was imported
         name = f"{order.task}: "  # stands before every line already
         learn_alone(order.recipe, order.task, order.start, lambda line: send(SAID, line.strip().removeprefix(name)))
     except BaseException as error:
