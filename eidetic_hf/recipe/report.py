@@ -354,11 +354,13 @@ def _draw_tree(ax: Any, parents: Mapping[str, str | None], depths: Mapping[str, 
     step, deepest = 1.0, max(depths.values(), default=0)
     ax.set_xlim(0, max(8.0, deepest * step + 6))
     ax.text(0, 0, "the backbone", va="center", fontsize=8, color=_INK, style="italic")
+    above: dict[str | None, float] = {}  # where the line of the last task on the same one has ended
     for task, depth in depths.items():
-        x, y = (depth + 0.3) * step, rows[task]
-        above = rows[parents[task]]
-        (line,) = ax.plot([x, x, x + 0.45 * step], [above + 0.4, y, y], color=_INK, linewidth=0.7)
-        line.set_gid(f"branch:{parents[task] or ''}:{task}")
+        x, y, parent = (depth + 0.3) * step, rows[task], parents[task]
+        start = above.get(parent, rows[parent] + 0.4)
+        above[parent] = y
+        (line,) = ax.plot([x, x, x + 0.45 * step], [start, y, y], color=_INK, linewidth=0.7)
+        line.set_gid(f"branch:{parent or ''}:{task}")
         ax.text(x + 0.6 * step, y, task, va="center", fontsize=8, color=_INK)
 
 
