@@ -56,7 +56,7 @@ class Order:
     Attributes:
         recipe: the whole recipe.
         task: the name of the task to learn.
-        start: checkpoint folder with the task that it is based on; `None` for the backbone as it came.
+        start: the tasks that its model has to have when it begins, and the checkpoint folder of each.
         threads: that PyTorch uses for a product: another number may round in another way.
         precision: of float32 products, as `torch.get_float32_matmul_precision` has it.
         deterministic: whether only deterministic algorithms are used.
@@ -64,7 +64,7 @@ class Order:
 
     recipe: Recipe
     task: str
-    start: Path | None
+    start: dict[str, Path]
     threads: int
     precision: str
     deterministic: bool
@@ -84,6 +84,13 @@ def check_jobs(recipe: Recipe, jobs: int) -> None:
             "its units out of the pool that the tasks before it have left, so they are learned one after another. "
             "Leave out --jobs, or write `growth: copy` into the recipe."
         )
+
+
+def needs(recipe: Recipe, task: TaskRecipe) -> list[str]:
+    """The tasks that a model has to have before a task begins: those on its branch, from the backbone on."""
+    if task.based_on is None:
+        return []
+    return [*needs(recipe, recipe.task(task.based_on)), task.based_on]
 
 
 # -- what a job leaves behind -----------------------------------------------------------------------------------------
@@ -140,7 +147,8 @@ def load_task(model: EideticModel, source: Path, task: str) -> None:
     restrict(config, [task])
     record, key = config.tasks[-1], task_key(task)
     theirs, ours = read_tensors(source, config, {}), cast(Mapping[str, torch.Tensor], model.state_dict())
-    other = [name for name in theirs if owner_of(name) == TRUNK and not torch.equal(theirs[name], ours[name].cpu())]
+    shared = [name for name in theirs if owner_of(name) == TRUNK and name in ours]  # a fresh router knows nothing yet
+    other = [name for name in shared if not torch.equal(theirs[name], ours[name].cpu())]
     if other:
         raise TaskError(f"{source} was made from another backbone: its {other[0]} differs.")
     model.network.rebuild(key, [task_key(name) for name in record.ancestors], record.units)
@@ -181,14 +189,16 @@ def learn_side_by_side(
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while waiting or running:
-                for task in [task for task in waiting if task.based_on in failures]:
-                    failures[task.name] = f"it is based on '{task.based_on}', which was not learned"
-                    waiting.remove(task)
-                for task in [task for task in waiting if task.based_on is None or task.based_on in done]:
-                    start = None
-                    if task.based_on is not None:
-                        start = model_folder if task.based_on in known else folder_of(recipe, task.based_on)
-                    running[pool.submit(workers.run, task.name, start)] = task.name
+                for task in list(waiting):
+                    needed = needs(recipe, task)
+                    lost = [name for name in needed if name in failures]
+                    if lost:
+                        failures[task.name] = f"it is based on '{lost[-1]}', which was not learned"
+                    elif done.issuperset(needed):
+                        start = {name: model_folder if name in known else folder_of(recipe, name) for name in needed}
+                        running[pool.submit(workers.run, task.name, start)] = task.name
+                    else:
+                        continue
                     waiting.remove(task)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     name, failure = running.pop(future), future.result()
@@ -213,7 +223,7 @@ class _Workers:
         self._running: set[subprocess.Popen] = set()
         self._stopped = False
 
-    def run(self, task: str, start: Path | None) -> str | None:
+    def run(self, task: str, start: dict[str, Path]) -> str | None:
         """Learn a task in a process, and hand on what it says; returns what went wrong, if anything did."""
         log = log_of(self.recipe, task)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +251,7 @@ class _Workers:
         self.say(f"{task:<{self.width}}  failed: {failure}")
         return failure
 
-    def _begin(self, task: str, start: Path | None, log: Any) -> subprocess.Popen | None:
+    def _begin(self, task: str, start: dict[str, Path], log: Any) -> subprocess.Popen | None:
         """Start a process and tell it what to do; `None` after `stop`."""
         threads = torch.get_num_threads()
         precision, deterministic = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()

@@ -106,17 +106,19 @@ def _failed(recipe: Recipe, failures: Mapping[str, str]) -> RecipeError:
     )
 
 
-def learn_alone(recipe: Recipe, name: str, start: Path | None, say: Say = print) -> None:
+def learn_alone(recipe: Recipe, name: str, start: Mapping[str, Path], say: Say = print) -> None:
     """Learn one task of a recipe, and leave it in the folder of its job (see `jobs.py`).
 
     Args:
         recipe: the whole of it, whose output folder may hold what others have learned.
         name: of the task.
-        start: checkpoint folder of a model that has the task that it is based on; `None` for a fresh one.
+        start: the tasks on its branch, from the backbone on, and the checkpoint folder of each.
         say: takes one line of progress at a time.
     """
     run, task = _Run(recipe, say), recipe.task(name)
-    run.prepare(name, start)
+    run.prepare(name)
+    for other, source in start.items():
+        load_task(run.model, source, other)
     seconds = run.train(task)
     folder = folder_of(recipe, name)
     shutil.rmtree(folder, ignore_errors=True)  # half of one, of a run that was cut off
@@ -159,12 +161,11 @@ class _Run:
         self.metric_modules: dict[str, evaluate.EvaluationModule | None] = {}
         self.steps: list[dict[str, Any]] = []
 
-    def prepare(self, only: str | None = None, start: Path | None = None) -> None:
+    def prepare(self, only: str | None = None) -> None:
         """Load and check everything that the run needs, so that no mistake shows only after hours of training.
 
         Args:
-            only: a task, if no other is learned or measured in this run.
-            start: checkpoint folder to go on from, by default the one in the output folder, if all tasks are.
+            only: a task, if no other is learned or measured in this run; it begins with a fresh model.
         """
         recipe = self.recipe
         if recipe.output.exists() and not recipe.output.is_dir():
@@ -181,9 +182,7 @@ class _Run:
         self._check_lengths()
         self._check_kinds({task.name: raw[task.name].preparation.labels for task in asked})
         self.data = {task.name: raw[task.name].encode(self.tokenizer) for task in asked}
-        if start is not None:
-            self._take(EideticModel.from_pretrained(start))
-        elif only is None and ((self.model_folder / CONFIG_FILE).exists() or (self.model_folder / COMMITTED).is_dir()):
+        if only is None and ((self.model_folder / CONFIG_FILE).exists() or (self.model_folder / COMMITTED).is_dir()):
             self._continue()
 
     def _check_lengths(self) -> None:
