@@ -245,6 +245,8 @@ class _Workers:
                 self._end(process)
         if code == 0 and read_note(self.recipe, task) is not None:
             return None
+        if self._stopped:
+            return "it was stopped"
         if code < 0:
             failure = f"its process was ended by {signal.Signals(-code).name}"
         failure = f"{failure} (log: {log})"
