@@ -213,23 +213,7 @@ class _Run:
 
     def _continue(self) -> None:
         """Go on with the model in the output folder, if it is this recipe's."""
-        fresh, model = self.model, EideticModel.from_pretrained(self.model_folder)
-        way_out = f"Use another output folder, or delete {self.model_folder} to start anew."
-        if model.config.trunk_layers != fresh.config.trunk_layers:
-            raise RecipeError(
-                f"The model in {self.model_folder} has a trunk of {model.config.trunk_layers} layers, the recipe asks "
-                f"for {fresh.config.trunk_layers}. {way_out}"
-            )
-        if model.config.growth != fresh.config.growth:
-            raise RecipeError(
-                f"The model in {self.model_folder} has growth={model.config.growth!r}, the recipe asks for "
-                f"{fresh.config.growth!r}. {way_out}"
-            )
-        if not have_one_backbone(fresh, model):
-            raise RecipeError(
-                f"The model in {self.model_folder} was made from another backbone than the recipe's "
-                f"{self.recipe.backbone_name}. {way_out}"
-            )
+        model, way_out = self._load(self.model_folder)
         if isinstance(self.recipe.tokenizer, dict):
             saved = AutoTokenizer.from_pretrained(self.model_folder)
             if saved.get_vocab() != self.tokenizer.get_vocab():
@@ -248,6 +232,27 @@ class _Run:
         if model.tasks and (not self.steps or self.steps[-1]["task"] != model.tasks[-1]):
             # The last run was cut off between saving the model and writing its results.
             self._note(model.tasks[-1], None, self._measure_all())
+
+    def _load(self, folder: Path) -> tuple[EideticModel, str]:
+        """The model of a checkpoint folder, if it began as this recipe's does; and what to do if it does not fit."""
+        fresh, model = self.model, EideticModel.from_pretrained(folder)
+        way_out = f"Use another output folder, or delete {folder} to start anew."
+        if model.config.trunk_layers != fresh.config.trunk_layers:
+            raise RecipeError(
+                f"The model in {folder} has a trunk of {model.config.trunk_layers} layers, the recipe asks for "
+                f"{fresh.config.trunk_layers}. {way_out}"
+            )
+        if model.config.growth != fresh.config.growth:
+            raise RecipeError(
+                f"The model in {folder} has growth={model.config.growth!r}, the recipe asks for "
+                f"{fresh.config.growth!r}. {way_out}"
+            )
+        if not have_one_backbone(fresh, model):
+            raise RecipeError(
+                f"The model in {folder} was made from another backbone than the recipe's "
+                f"{self.recipe.backbone_name}. {way_out}"
+            )
+        return model, way_out
 
     def _take(self, model: EideticModel) -> None:
         """Go on with a model that was loaded."""
@@ -327,7 +332,7 @@ class _Run:
             if self.model.tasks:
                 load_task(self.model, folder, task.name)
             else:
-                self._take(EideticModel.from_pretrained(folder))
+                self._take(self._load(folder)[0])
             check_record(self.model.record(task.name), task, self.data[task.name])
         except (ValueError, OSError) as error:
             raise RecipeError(

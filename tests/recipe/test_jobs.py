@@ -12,14 +12,16 @@ import datasets
 import pytest
 import torch
 import yaml
+from support.backbones import tiny_backbone
 from support.command_line import call
+from support.data import logits_of
 from support.folders import hashes
 from support.recipe_files import changed, private_dataset_cache, run, write_recipe, write_task  # noqa: F401
 
-from eidetic_hf import EideticModel
+from eidetic_hf import CheckpointError, EideticModel, TaskError
 from eidetic_hf.network import importance
 from eidetic_hf.recipe import jobs
-from eidetic_hf.recipe.jobs import check_jobs, folder_of, learn_side_by_side, log_of, read_note
+from eidetic_hf.recipe.jobs import check_jobs, folder_of, learn_side_by_side, load_task, log_of, read_note
 from eidetic_hf.recipe.plugins import load_plugin
 from eidetic_hf.recipe.recipe import Recipe, RecipeError, TaskRecipe
 from eidetic_hf.recipe.recipe_file import read_recipe
@@ -225,4 +227,29 @@ def test_what_a_job_of_another_recipe_left_is_not_joined(tmp_path: Path) -> None
     jobs.write_note(recipe, "first", {"seconds": 1.0, "scores": {}})
     with pytest.raises(RecipeError, match=r"What was learned of 'first' in .* does not fit .*Delete"):
         run_recipe(recipe, lambda line: None)
-    assert not folder_of(recipe, "first").exists() and read_note(recipe, "first") is not None
+    other = EideticModel.from_backbone(tiny_backbone(seed=1), trunk_layers=1, growth="copy")
+    other.save_pretrained(folder_of(recipe, "first"))
+    with pytest.raises(RecipeError, match=r"does not fit .*made from another backbone than the recipe's backbone"):
+        run_recipe(recipe, lambda line: None)
+    assert read_note(recipe, "first") is not None and not (tmp_path / "output" / "model").exists()
+
+
+def test_a_task_of_another_base_or_one_that_is_damaged_is_not_taken_into_a_model(tmp_path: Path) -> None:
+    ours, theirs = (
+        EideticModel.from_backbone(tiny_backbone(seed=seed), trunk_layers=1, growth="copy") for seed in (0, 1)
+    )
+    for model in (ours, theirs):
+        model.add_task("a", labels=["x", "y"])
+        model.begin_task("a")
+        model.commit_task()
+    theirs.save_pretrained(tmp_path)
+    fresh = EideticModel.from_backbone(tiny_backbone(), trunk_layers=1, growth="copy")
+    with pytest.raises(TaskError, match=r"was made from another backbone: its backbone.* differs"):
+        load_task(fresh, tmp_path, "a")
+    assert fresh.tasks == []
+    ours.save_pretrained(tmp_path / "ours")
+    load_task(fresh, tmp_path / "ours", "a")
+    assert fresh.verify().ok and torch.equal(logits_of(fresh, "a"), logits_of(ours, "a"))
+    (tmp_path / "ours" / "eidetic-task-a.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is truncated"):
+        load_task(EideticModel.from_backbone(tiny_backbone(), trunk_layers=1, growth="copy"), tmp_path / "ours", "a")
