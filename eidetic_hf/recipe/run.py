@@ -100,10 +100,8 @@ def _failed(recipe: Recipe, failures: Mapping[str, str]) -> RecipeError:
     """What to say when tasks could not be learned side by side."""
     kept = [task.name for task in recipe.tasks if read_note(recipe, task.name) is not None]
     behind = f" {kept} are learned, and stand behind them in the order: they wait in {JOBS_FOLDER}/." if kept else ""
-    return RecipeError(
-        "; ".join(f"task '{name}' was not learned: {why}" for name, why in failures.items())
-        + f". The others are kept; started again, the run continues with what is missing.{behind}"
-    )
+    lost = " ".join(f"Task '{name}' was not learned: {why}." for name, why in failures.items())
+    return RecipeError(f"{lost} The others are kept; started again, the run continues with what is missing.{behind}")
 
 
 def learn_alone(recipe: Recipe, name: str, start: Mapping[str, Path], say: Say = print) -> None:

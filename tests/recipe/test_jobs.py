@@ -72,7 +72,7 @@ def test_several_processes_of_which_one_fails_at_first_leave_what_one_after_anot
     result = call("train", path, "--jobs", 2)
     assert result.exit_code == 2
     log = tmp_path / "jobs" / "jobs" / "second" / "log.txt"
-    assert "task 'second' was not learned: TaskError: 'second' is not committed" in result.stderr
+    assert "Task 'second' was not learned: TaskError: 'second' is not committed" in result.stderr
     assert f"(log: {log})" in result.stderr and "Traceback" in log.read_text()
     assert "['branch'] are learned" in result.stderr
     said = result.stdout.splitlines()
