@@ -83,6 +83,7 @@ def run_recipe(recipe: Recipe, say: Say = print, jobs: int = 1) -> dict[str, Any
     for task in recipe.tasks:
         if run.model.is_committed(task.name):
             say(f"{task.name}: already committed, skipped")
+            forget_job(recipe, task.name)  # of a run that was cut off when it had just been joined
         elif (note := read_note(recipe, task.name)) is not None:
             run.join(task, note)
             was_joined = True
