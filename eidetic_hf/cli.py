@@ -168,6 +168,10 @@ def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 def train(
     recipe: RecipeFile,
     output: Annotated[Path | None, typer.Option(help="Folder of the results, instead of the recipe's.")] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(metavar="N", help="With growth: copy, learn up to N tasks at once, in processes of their own."),
+    ] = 1,
 ) -> None:
     """Learn the tasks of a recipe, one after another. Started again, continues with the first one not committed."""
     from .recipe.recipe_file import read_recipe
@@ -178,7 +182,7 @@ def train(
 
     _quiet()
     plan = read_recipe(recipe, output)
-    results = run_recipe(plan, lambda line: out.print(line, markup=False, soft_wrap=True))
+    results = run_recipe(plan, lambda line: out.print(line, markup=False, soft_wrap=True), jobs)
     write_report(results, plan.output / REPORT_FILE)
     for table in (matrix_table(results), shards_table(results)):
         out.print()

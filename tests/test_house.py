@@ -64,8 +64,8 @@ callback trainer
 recipe recipe.recipe recipe.plugins
 recipe.kinds.settings recipe.kinds.preparation recipe.kinds.labels recipe.kinds.asking recipe.kinds.base
 recipe.kinds
-recipe.recipe_file recipe.starting_point recipe.task_data recipe.predicting recipe.scoring recipe.results recipe.run
-recipe.report recipe.tables
+recipe.recipe_file recipe.starting_point recipe.task_data recipe.predicting recipe.scoring recipe.results recipe.jobs
+recipe.run recipe.worker recipe.report recipe.tables
 
 cli __main__
 """
@@ -114,6 +114,7 @@ TESTED_ELSEWHERE = {
     "model.persistence": ("model/checkpoint/test_read.py", "a folder as a model and back"),
     "model.model": ("model/test_exactness.py", "what the model promises"),
     "model.auto": ("kinds/test_kinds.py", "a class for every kind"),
+    "recipe.worker": ("recipe/test_jobs.py", "what a job runs"),
     "recipe.tables": ("test_cli.py", "what commands print"),
     "recipe.kinds.*": ("recipe/test_task_data.py", "shared by all kinds: rows, labels and tokens as each has them"),
 }

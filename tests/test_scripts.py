@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -204,3 +205,26 @@ def test_the_books_are_measured_per_task_and_held_against_the_first_number(
     assert "0.33" in capsys.readouterr().out
     books.show("none", {1: dict.fromkeys(figures, 1.0), 3: dict.fromkeys(figures, 1.6)})
     assert capsys.readouterr().out.count("ABOVE THE BOUND") == len(figures)
+
+
+def test_tasks_learned_in_another_order_leave_the_same_shards_and_a_difference_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order, out = script("benchmark_order"), tmp_path / "order.json"
+    made = order.write_tasks(tmp_path, order.read_data(RECIPES / "data"), 12, 8)
+    assert len({(task["name"].partition("-")[0], *task["labels"]) for task in made}) == 12, "no two are the same"
+    names = [task["name"] for task in order.shuffled(made, 0)]
+    assert sorted(names) == sorted(task["name"] for task in made) != names != [task["name"] for task in made]
+    branches = [task for task in made if "based_on" in task]
+    assert branches and all(names.index(task["based_on"]) < names.index(task["name"]) for task in branches)
+    arguments = ["order", "--tasks", "2", "--steps", "2", "--rows", "16", "--jobs", "1", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(order, "shuffled", lambda tasks, seed: tasks[::-1])
+    order.main()
+    found = json.loads(out.read_text())
+    assert found["shards"] == 4 and found["same_folder"] and not any(found["differ"].values())
+    one = {"a.safetensors": "1", "config.json": "2"}
+    wrong = {"in order": one, "turned": {**one, "a.safetensors": "3"}, "at once": one}
+    with pytest.raises(SystemExit):
+        order.report(wrong, {}, argparse.Namespace(tasks=1, json=None))
+    assert "turned: 1 shards differ from those learned in order, a.safetensors" in capsys.readouterr().out

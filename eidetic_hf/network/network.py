@@ -181,6 +181,24 @@ class Network:
 
     # -- who reads what -------------------------------------------------------------------------------------------
 
+    def reads(self, names: list[str]) -> dict[str, dict[str, Any]]:
+        """How many units each of some committed tasks reads, and whose they are.
+
+        Returns:
+            For each unit group `base`, the number of units that are the backbone's for everybody to read (0 where
+            tasks take them out of a pool), and `tasks`: for each task `base`, how many of these it reads, and
+            `tasks`, how many it reads of each task, itself included.
+        """
+        found = {}
+        for group in self.unit_groups():
+            tasks = {}
+            for name in names:
+                by_owner = group.reads(task_key(name))
+                base = by_owner.pop(BASE, 0)
+                tasks[name] = {"base": base, "tasks": {task_name(owner): n for owner, n in by_owner.items()}}
+            found[group.name] = {"base": group.count(BASE), "tasks": tasks}
+        return found
+
     def sections_of(self, key: str, ancestors: list[str], tokens: int, with_output: bool) -> list[Section]:
         """What a committed task's hidden states and scores of tokens are made of: whose tensors, and which of them.
 

@@ -289,6 +289,14 @@ class UnitGroup(nn.Module):
             return None
         return mask.nonzero().squeeze(1)
 
+    def reads(self, key: str) -> dict[str, int]:
+        """Number of units that a committed task reads of each owner: of its ancestors, then of itself."""
+        owners = [*self.ancestors[key], key]
+        counts, gates = [self.count(owner) for owner in owners], self.gates.get(key)
+        if gates is not None:
+            counts[:-1] = [int((part != 0).sum()) for part in gates.split(counts[:-1])]
+        return dict(zip(owners, counts, strict=True))
+
     def make_views(self) -> None:
         """Look up what every committed task sees: inside of a graph that is being traced, nobody can."""
         for key in self.ancestors:

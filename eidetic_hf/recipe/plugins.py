@@ -17,6 +17,8 @@ from .recipe import RecipeError
 
 ENTRY_POINTS = "eidetic_hf.kinds"
 
+_LOADED: dict[str, None] = {}
+
 
 def load_plugin(plugin: str, folder: Path) -> ModuleType:
     """Import a plugin, if it is not imported yet.
@@ -31,8 +33,9 @@ def load_plugin(plugin: str, folder: Path) -> ModuleType:
     """
     try:
         if plugin.endswith(".py"):
-            return _import_file((folder / Path(plugin).expanduser()).resolve())
-        return importlib.import_module(plugin)
+            module = _import_file((folder / Path(plugin).expanduser()).resolve())
+        else:
+            module = importlib.import_module(plugin)
     except RecipeError:
         raise
     except Exception as error:  # a plugin is code, which may fail in any way
@@ -40,6 +43,13 @@ def load_plugin(plugin: str, folder: Path) -> ModuleType:
             f"The plugin {plugin} can not be imported ({type(error).__name__}: {error}). Give the name of a module "
             f"that can be imported, or a .py file; relative ones are looked for in {folder}."
         ) from error
+    _LOADED[module.__name__] = None
+    return module
+
+
+def loaded_plugins() -> list[str]:
+    """Names of the modules that `load_plugin` has imported, in order; not those of installed packages."""
+    return [name for name in _LOADED if name in sys.modules]
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -51,9 +51,14 @@ def write_report(results: Mapping[str, Any], path: str | os.PathLike) -> Path:
             "matrix": matrix_picture(
                 content["tasks"], content["matrix"], results["metrics"], content["lower_is_better"]
             ),
-            "units": units_picture(content["tasks"], content["capacity"]),
             "shards": shards_picture(content["shards"]),
         }
+        if content["growth"] == "copy":
+            pictures["copies"] = copies_picture(content["parents"], content["reads"])
+        else:
+            pictures["units"] = units_picture(content["tasks"], content["capacity"])
+        if content["growth"] == "fixed" and content["reads"] and len(content["tasks"]) > 1:
+            pictures["reads"] = reads_picture(content["tasks"], content["reads"], content["capacity"])
         if content["routing"]:
             pictures["confusion"] = confusion_picture(content["routing"])
     except (KeyError, TypeError, IndexError) as error:
@@ -81,6 +86,9 @@ def report_content(results: Mapping[str, Any]) -> dict[str, Any]:
         "name": results["name"],
         "backbone": results["backbone"],
         "trunk_layers": results["trunk_layers"],
+        "growth": results.get("growth", "fixed"),  # those of the first versions know no other, and not who reads what
+        "reads": results.get("reads"),
+        "parents": {task["name"]: task["ancestors"][-1] if task["ancestors"] else None for task in results["tasks"]},
         "tasks": [task["name"] for task in results["tasks"]],
         "task_rows": [_task_row(task, results) for task in results["tasks"]],
         "matrix": results["matrix"],
@@ -251,6 +259,109 @@ def units_picture(tasks: list[str], capacity: Mapping[str, Any]) -> Markup:
     for text in legend.get_texts():
         text.set_color(_INK)
     return _svg(figure)
+
+
+def reads_picture(tasks: list[str], reads: Mapping[str, Mapping[str, Any]], capacity: Mapping[str, Any]) -> Markup:
+    """Share of each task's own units (columns) that each task reads (rows), as a heat map."""
+
+    def share(reader: str, owner: str) -> float | None:
+        read = sum(group["tasks"][reader]["tasks"].get(owner, 0) for group in reads.values())
+        owned = capacity["owned"][owner]
+        return read / owned if owned and read else None
+
+    figure = _heat_map(tasks, tasks, [[share(reader, owner) for owner in tasks] for reader in tasks], digits=2)
+    figure.axes[0].set(xlabel="units of", ylabel="read by")
+    return _svg(figure)
+
+
+def branch_order(parents: Mapping[str, str | None]) -> dict[str, int]:
+    """The tasks with each behind the one that it is based on, and how many stand between it and the backbone."""
+    found: dict[str, int] = {}
+
+    def follow(parent: str | None, depth: int) -> None:
+        for task in [task for task, other in parents.items() if other == parent]:
+            found[task] = depth
+            follow(task, depth + 1)
+
+    follow(None, 0)
+    return found
+
+
+def copies_picture(parents: Mapping[str, str | None], reads: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """The tree of branches, and beside it for each layer what each task reads of the backbone's units.
+
+    A bar is all of the backbone's units of a layer: those that the task has copied, those that it reads as an earlier
+    task on its branch has copied them, those that it reads as they were pretrained, and those that it leaves out. The
+    SVG element of a part is named `<what>:<unit group>:<task>:<units>`.
+
+    Args:
+        parents: the task that each is based on; `None` for the backbone.
+        reads: as `results.json` has it.
+    """
+    depths = branch_order(parents)
+    kinds = [kind for kind in UNIT_TYPES if any(name.endswith(f".{kind}") for name in reads)]
+    layers = [[name for name in reads if name.endswith(f".{kind}")] for kind in kinds]
+    columns = max(map(len, layers))
+    height = 0.21 * (len(depths) + 1)
+    figure = Figure(figsize=(8.5, len(kinds) * (height + 0.45) + 0.4), layout="constrained")
+    figure.patch.set_alpha(0)
+    grid = figure.subplots(len(kinds), 1 + columns, squeeze=False, width_ratios=[2.0, *[6.2 / columns] * columns])
+    for kind, groups, axes in zip(kinds, layers, grid, strict=True):
+        for ax in axes:
+            ax.set(ylim=(len(depths) + 0.5, -0.5), xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            ax.patch.set_alpha(0)
+        _draw_tree(axes[0], parents, depths)
+        axes[0].set_title(f"{kind.replace('_', ' ')} in layer", fontsize=9, color=_INK, loc="right")
+        for name, ax in zip(groups, axes[1:], strict=False):
+            ax.set_title(_layer_label(name), fontsize=9, color=_INK)
+            ax.set_xlim(0, reads[name]["base"])
+            for row, task in enumerate(depths, 1):
+                _draw_bar(ax, row, name, task, reads[name])
+    handles = [matplotlib.patches.Patch(label=label, **style) for label, style in _PARTS.values()]
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_color(_INK)
+    return _svg(figure)
+
+
+# What a bar is made of, by the first part of its elements' names.
+_PARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "copied": ("copied", {"facecolor": "tab:orange", "edgecolor": "none"}),
+    "branch": ("as its branch has it", {"facecolor": "tab:blue", "edgecolor": "none"}),
+    "base": ("as it was pretrained", {"facecolor": _FREE, "edgecolor": "none"}),
+    "masked": ("left out", {"facecolor": "none", "edgecolor": _FREE, "linewidth": 0.5}),
+}
+
+
+def _draw_bar(ax: Any, row: int, group: str, task: str, reads: Mapping[str, Any]) -> None:
+    """What a task reads of a group's units, as one bar of several parts."""
+    read = dict(reads["tasks"][task]["tasks"])
+    own = read.pop(task, 0)
+    parts = {"copied": own, "branch": sum(read.values()), "base": reads["tasks"][task]["base"]}
+    parts["masked"] = reads["base"] - sum(parts.values())
+    left = 0
+    for what, units in parts.items():
+        if units:
+            (bar,) = ax.barh(row, units, 0.72, left, **_PARTS[what][1])
+            bar.set_gid(f"{what}:{group}:{task}:{units}")
+        left += units
+
+
+def _draw_tree(ax: Any, parents: Mapping[str, str | None], depths: Mapping[str, int]) -> None:
+    """Names of the tasks, a line each, on lines that lead to what each is based on."""
+    rows: dict[str | None, int] = {None: 0, **{task: row for row, task in enumerate(depths, 1)}}
+    step, deepest = 1.0, max(depths.values(), default=0)
+    ax.set_xlim(0, max(8.0, deepest * step + 6))
+    ax.text(0, 0, "the backbone", va="center", fontsize=8, color=_INK, style="italic")
+    above: dict[str | None, float] = {}  # where the line of the last task on the same one has ended
+    for task, depth in depths.items():
+        x, y, parent = (depth + 0.3) * step, rows[task], parents[task]
+        start = above.get(parent, rows[parent] + 0.4)
+        above[parent] = y
+        (line,) = ax.plot([x, x, x + 0.45 * step], [start, y, y], color=_INK, linewidth=0.7)
+        line.set_gid(f"branch:{parent or ''}:{task}")
+        ax.text(x + 0.6 * step, y, task, va="center", fontsize=8, color=_INK)
 
 
 def _layer_label(group: str) -> str:

@@ -77,6 +77,7 @@ def results_of(
         "recipe": recipe.source,
         "backbone": recipe.backbone_name,
         "trunk_layers": model.config.trunk_layers,
+        "growth": model.config.growth,
         "environment": {
             "eidetic_hf": __version__,
             "python": platform.python_version(),
@@ -86,6 +87,7 @@ def results_of(
         "tasks": [
             _describe(record, metrics[record.name], data[record.name], steps, shards) for record in model.config.tasks
         ],
+        "reads": model.network.reads([record.name for record in model.config.tasks]),
         "metrics": metrics,
         "lower_is_better": list(less),
         "matrix": matrix,

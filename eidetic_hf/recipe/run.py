@@ -1,7 +1,7 @@
 """The run of a recipe: learns every task in order, evaluates all committed ones after each, writes `results.json`.
 
-A run that was cut off continues where it stopped when it is started again. One process, one device; for several,
-build the same from `EideticTrainer` in a script of your own.
+A run that was cut off continues where it stopped when it is started again. One process and one device learn a task;
+where units are copied, several processes may learn a task each (`jobs.py`), and what they learned is joined here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import evaluate
@@ -27,6 +29,15 @@ from ..model.model import EideticModel
 from ..network.backbone import longest_sequence
 from ..trainer import EideticTrainer, find_checkpoint
 from ..views import task_key
+from .jobs import (
+    JOBS_FOLDER,
+    check_jobs,
+    folder_of,
+    forget_job,
+    learn_side_by_side,
+    read_note,
+    write_note,
+)
 from .kinds import recipe_kind_of
 from .kinds.preparation import TRAIN
 from .recipe import CHECKPOINTS_FOLDER, Recipe, RecipeError, TaskRecipe
@@ -40,7 +51,7 @@ MODEL_FOLDER = "model"
 Say = Callable[[str], None]
 
 
-def run_recipe(recipe: Recipe, say: Say = print) -> dict[str, Any]:
+def run_recipe(recipe: Recipe, say: Say = print, jobs: int = 1) -> dict[str, Any]:
     """Learn every task of a recipe that is not committed yet, in order; evaluate all committed tasks after each.
 
     Writes `model/` (the checkpoint folder, with the tokenizer) and `results.json` to `recipe.output` after every task.
@@ -49,21 +60,71 @@ def run_recipe(recipe: Recipe, say: Say = print) -> dict[str, Any]:
     Args:
         recipe: what to do.
         say: takes one line of progress at a time.
+        jobs: processes that learn a task each at the same time, with `growth: copy`. The folder `model/` is the same
+            for any number, byte for byte.
 
     Returns:
         What `results.json` holds.
 
     Raises:
-        RecipeError: before any training, if the recipe, its data or the model in its output folder do not allow it.
+        RecipeError: before any training, if the recipe, its data or the model in its output folder do not allow it;
+            and if the process of a task failed, when all others are done. What they learned is kept.
     """
+    check_jobs(recipe, jobs)
     run = _Run(recipe, say)
     run.prepare()
+    failures: dict[str, str] = {}
+    if jobs > 1:
+        known = run.model.tasks
+        missing = [task for task in recipe.tasks if task.name not in known]
+        failures = learn_side_by_side(recipe, missing, known, run.model_folder, jobs, say)
+    was_joined = False
     for task in recipe.tasks:
         if run.model.is_committed(task.name):
             say(f"{task.name}: already committed, skipped")
+            forget_job(recipe, task.name)  # of a run that was cut off when it had just been joined
+        elif (note := read_note(recipe, task.name)) is not None:
+            run.join(task, note)
+            was_joined = True
+        elif failures:
+            raise _failed(recipe, failures)
         else:
             run.learn(task)
+            was_joined = False
+    if was_joined:
+        run.measure_again()
     return run.finish()
+
+
+def _failed(recipe: Recipe, failures: Mapping[str, str]) -> RecipeError:
+    """What to say when tasks could not be learned side by side."""
+    kept = [task.name for task in recipe.tasks if read_note(recipe, task.name) is not None]
+    behind = f" {kept} are learned, and stand behind them in the order: they wait in {JOBS_FOLDER}/." if kept else ""
+    lost = " ".join(f"Task '{name}' was not learned: {why}." for name, why in failures.items())
+    return RecipeError(f"{lost} The others are kept; started again, the run continues with what is missing.{behind}")
+
+
+def learn_alone(recipe: Recipe, name: str, start: Mapping[str, Path], say: Say = print) -> None:
+    """Learn one task of a recipe, and leave it in the folder of its job (see `jobs.py`).
+
+    Args:
+        recipe: the whole of it, whose output folder may hold what others have learned.
+        name: of the task.
+        start: the tasks on its branch, from the backbone on, and the checkpoint folder of each.
+        say: takes one line of progress at a time.
+    """
+    run, task = _Run(recipe, say), recipe.task(name)
+    run.prepare(name)
+    for other, source in start.items():
+        run.model.load_task(source, other)
+    seconds = run.train(task)
+    folder = folder_of(recipe, name)
+    shutil.rmtree(folder, ignore_errors=True)  # half of one, of a run that was cut off
+    run.model.save_pretrained(folder)
+    scores = run.measure(name)
+    say(f"learned in {seconds:.0f} s, test {task.metric} {scores[task.metric]:.3f}")
+    write_note(recipe, name, {"seconds": seconds, "scores": scores})
+    run.forget_checkpoints(task)
 
 
 class _ProgressLines(TrainerCallback):
@@ -98,22 +159,28 @@ class _Run:
         self.metric_modules: dict[str, evaluate.EvaluationModule | None] = {}
         self.steps: list[dict[str, Any]] = []
 
-    def prepare(self) -> None:
-        """Load and check everything that the run needs, so that no mistake shows only after hours of training."""
+    def prepare(self, only: str | None = None) -> None:
+        """Load and check everything that the run needs, so that no mistake shows only after hours of training.
+
+        Args:
+            only: a task, if no other is learned or measured in this run; it begins with a fresh model.
+        """
         recipe = self.recipe
         if recipe.output.exists() and not recipe.output.is_dir():
             raise RecipeError(f"The output {recipe.output} is a file, expected a folder.")
-        self.metric_modules = {task.name: load_metric(task, recipe.folder) for task in recipe.tasks}
+        asked = [task for task in recipe.tasks if only in (None, task.name)]
+        self.metric_modules = {task.name: load_metric(task, recipe.folder) for task in asked}
         if isinstance(recipe.backbone, str):
             resolve_backbone(recipe.backbone, recipe.folder)
-        raw = {task.name: read_task_data(recipe, task) for task in recipe.tasks}
+        read = recipe.tasks if isinstance(recipe.tokenizer, dict) else asked  # a new tokenizer is made of all texts
+        raw = {task.name: read_task_data(recipe, task) for task in read}
         corpus = itertools.chain.from_iterable(one.preparation.corpus(one.rows[TRAIN]) for one in raw.values())
         self.tokenizer = load_tokenizer(recipe, corpus)
         self.model = make_model(recipe, self.tokenizer)
         self._check_lengths()
-        self._check_kinds({name: one.preparation.labels for name, one in raw.items()})
-        self.data = {name: one.encode(self.tokenizer) for name, one in raw.items()}
-        if (self.model_folder / CONFIG_FILE).exists() or (self.model_folder / COMMITTED).is_dir():
+        self._check_kinds({task.name: raw[task.name].preparation.labels for task in asked})
+        self.data = {task.name: raw[task.name].encode(self.tokenizer) for task in asked}
+        if only is None and ((self.model_folder / CONFIG_FILE).exists() or (self.model_folder / COMMITTED).is_dir()):
             self._continue()
 
     def _check_lengths(self) -> None:
@@ -133,9 +200,10 @@ class _Run:
         """The backbone has a head for every task; `labels` are those of each."""
         config = copy.copy(self.model.config)
         config.tasks = []
-        for task in self.recipe.tasks:
+        for name, named in labels.items():
+            task = self.recipe.task(name)
             try:
-                record = TaskRecord(task.name, task.type, labels=["0", "1"] if labels[task.name] else [])
+                record = TaskRecord(name, task.type, labels=["0", "1"] if named else [])
                 check_kind(record, config)
             except TaskError as error:
                 raise RecipeError(str(error)) from error
@@ -143,23 +211,7 @@ class _Run:
 
     def _continue(self) -> None:
         """Go on with the model in the output folder, if it is this recipe's."""
-        fresh, model = self.model, EideticModel.from_pretrained(self.model_folder)
-        way_out = f"Use another output folder, or delete {self.model_folder} to start anew."
-        if model.config.trunk_layers != fresh.config.trunk_layers:
-            raise RecipeError(
-                f"The model in {self.model_folder} has a trunk of {model.config.trunk_layers} layers, the recipe asks "
-                f"for {fresh.config.trunk_layers}. {way_out}"
-            )
-        if model.config.growth != fresh.config.growth:
-            raise RecipeError(
-                f"The model in {self.model_folder} has growth={model.config.growth!r}, the recipe asks for "
-                f"{fresh.config.growth!r}. {way_out}"
-            )
-        if not have_one_backbone(fresh, model):
-            raise RecipeError(
-                f"The model in {self.model_folder} was made from another backbone than the recipe's "
-                f"{self.recipe.backbone_name}. {way_out}"
-            )
+        model, way_out = self._load(self.model_folder)
         if isinstance(self.recipe.tokenizer, dict):
             saved = AutoTokenizer.from_pretrained(self.model_folder)
             if saved.get_vocab() != self.tokenizer.get_vocab():
@@ -173,12 +225,37 @@ class _Run:
                     f"The model in {self.model_folder} has the task '{record.name}', which the recipe lacks. {way_out}"
                 )
             check_record(record, self.recipe.task(record.name), self.data[record.name])
-        model.config.forward_transfer = fresh.config.forward_transfer
-        self.model = model
+        self._take(model)
         self._read_steps()
         if model.tasks and (not self.steps or self.steps[-1]["task"] != model.tasks[-1]):
             # The last run was cut off between saving the model and writing its results.
-            self._evaluate(model.tasks[-1], None)
+            self._note(model.tasks[-1], None, self._measure_all())
+
+    def _load(self, folder: Path) -> tuple[EideticModel, str]:
+        """The model of a checkpoint folder, if it began as this recipe's does; and what to do if it does not fit."""
+        fresh, model = self.model, EideticModel.from_pretrained(folder)
+        way_out = f"Use another output folder, or delete {folder} to start anew."
+        if model.config.trunk_layers != fresh.config.trunk_layers:
+            raise RecipeError(
+                f"The model in {folder} has a trunk of {model.config.trunk_layers} layers, the recipe asks for "
+                f"{fresh.config.trunk_layers}. {way_out}"
+            )
+        if model.config.growth != fresh.config.growth:
+            raise RecipeError(
+                f"The model in {folder} has growth={model.config.growth!r}, the recipe asks for "
+                f"{fresh.config.growth!r}. {way_out}"
+            )
+        if not have_one_backbone(fresh, model):
+            raise RecipeError(
+                f"The model in {folder} was made from another backbone than the recipe's "
+                f"{self.recipe.backbone_name}. {way_out}"
+            )
+        return model, way_out
+
+    def _take(self, model: EideticModel) -> None:
+        """Go on with a model that was loaded."""
+        model.config.forward_transfer = self.model.config.forward_transfer
+        self.model = model
 
     def _read_steps(self) -> None:
         """Take over the rows of an earlier run that belong to the tasks of this model."""
@@ -193,7 +270,15 @@ class _Run:
                 self.steps.append(step)
 
     def learn(self, task: TaskRecipe) -> None:
-        """Fit, prune, recover and commit a task; save; evaluate all committed tasks."""
+        """Learn a task; save; evaluate all committed tasks."""
+        seconds = self.train(task)
+        self._save()
+        self.forget_checkpoints(task)
+        forget_job(self.recipe, task.name)  # the log of one that failed
+        self._note(task.name, seconds, self._measure_all())
+
+    def train(self, task: TaskRecipe) -> float:
+        """Fit, prune, recover and commit a task; returns the seconds that it took."""
         recipe, data, say = self.recipe, self.data[task.name], self.say
         sizes = ", ".join(f"{name} {len(rows)}" for name, rows in data.rows.items())
         place = f"task {recipe.tasks.index(task) + 1} of {len(recipe.tasks)}"
@@ -218,20 +303,41 @@ class _Run:
             callbacks=[_ProgressLines(say, self.model, task.metric)],
         )
         trainer.remove_callback(PrinterCallback)  # It prints dictionaries; `say` has the lines.
-        checkpoints = recipe.output / CHECKPOINTS_FOLDER / task.name
         try:
-            last = find_checkpoint(checkpoints)
+            last = find_checkpoint(self._checkpoints(task))
             say(f"  resumed from {last}")
         except ValueError:  # none, or none that was written to its end
             last = None
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=last)
-        seconds = time.perf_counter() - start
-        self._save()
+        return time.perf_counter() - start
+
+    def _checkpoints(self, task: TaskRecipe) -> Path:
+        """Where the Trainer keeps those of a task that is being learned."""
+        return self.recipe.output / CHECKPOINTS_FOLDER / task.name
+
+    def forget_checkpoints(self, task: TaskRecipe) -> None:
+        """Drop the Trainer's, after the task was saved."""
+        checkpoints = self._checkpoints(task)
         shutil.rmtree(checkpoints, ignore_errors=True)
-        if checkpoints.parent.is_dir() and not any(checkpoints.parent.iterdir()):
+        with suppress(OSError):  # it is not there, or another task's are
             checkpoints.parent.rmdir()
-        self._evaluate(task.name, seconds)
+
+    def join(self, task: TaskRecipe, note: Mapping[str, Any]) -> None:
+        """Take over a task that a process of its own has learned, and what that has measured; save."""
+        folder = folder_of(self.recipe, task.name)
+        try:
+            self.model.load_task(folder, task.name)
+            check_record(self.model.record(task.name), task, self.data[task.name])
+        except (ValueError, OSError) as error:
+            raise RecipeError(
+                f"What was learned of '{task.name}' in {folder} does not fit this recipe ({error}). Delete "
+                f"{folder.parent} to learn it again."
+            ) from error
+        self._save()
+        before = self.steps[-1]["scores"] if self.steps else {}
+        self._note(task.name, note["seconds"], {**before, task.name: note["scores"]})
+        forget_job(self.recipe, task.name)
 
     def _add(self, task: TaskRecipe, data: TaskData) -> TaskRecord:
         """Declare a task to the model."""
@@ -251,23 +357,27 @@ class _Run:
             self.tokenizer.save_pretrained(self.model_folder)
         self.model.save_pretrained(self.model_folder)
 
-    def _evaluate(self, after: str, seconds: float | None) -> None:
+    def measure(self, name: str) -> dict[str, float]:
+        """All metrics of a committed task on its test split, the task given."""
+        task = self.recipe.task(name)
+        # Checkpoints and the choice of the best are the training's business.
+        arguments = self.recipe.training_arguments(
+            task,
+            output_dir=str(self.recipe.output),
+            save_strategy="no",
+            load_best_model_at_end=False,
+            disable_tqdm=True,
+        )
+        data = self.data[name]
+        score = score_of(self.model, self.tokenizer, task, data, "test", self.metric_modules[name])
+        return evaluate_task(self.model, name, data.splits["test"], self.tokenizer, arguments, score)
+
+    def _measure_all(self) -> dict[str, dict[str, float]]:
+        """`measure` for every committed task."""
+        return {name: self.measure(name) for name in self.model.tasks}
+
+    def _note(self, after: str, seconds: float | None, scores: dict[str, dict[str, float]]) -> None:
         """Add the row of the accuracy matrix after a task, and write the results."""
-        scores = {}
-        for name in self.model.tasks:
-            task = self.recipe.task(name)
-            # Checkpoints and the choice of the best are the training's business.
-            arguments = self.recipe.training_arguments(
-                task,
-                output_dir=str(self.recipe.output),
-                save_strategy="no",
-                load_best_model_at_end=False,
-                disable_tqdm=True,
-            )
-            data = self.data[name]
-            score = score_of(self.model, self.tokenizer, task, data, "test", self.metric_modules[name])
-            test = data.splits["test"]
-            scores[name] = evaluate_task(self.model, name, test, self.tokenizer, arguments, score)
         shards = shards_in(self.model_folder)
         self.steps.append(
             {
@@ -283,6 +393,10 @@ class _Run:
         took = "" if seconds is None else f" in {seconds:.0f} s"
         self.say(f"  committed {sum(self.steps[-1]['units'].values())} units{took}; test scores now: {shown}")
         self._write(results_of(self.recipe, self.model, self.data, self.steps, shards, self.model))
+
+    def measure_again(self) -> None:
+        """Measure what the last row of the accuracy matrix has from others: all tasks, in the joined model."""
+        self.steps[-1]["scores"] = self._measure_all()
 
     def _write(self, results: dict[str, Any]) -> dict[str, Any]:
         write_json(self.recipe.output / RESULTS_FILE, results)

@@ -11,10 +11,21 @@ from typing import Any
 
 import matplotlib
 import pytest
+from support.backbones import tiny_backbone
 from support.recipe_files import finished, private_dataset_cache  # noqa: F401
 
-from eidetic_hf.recipe.report import confusion_picture, matrix_picture, report_content, write_report
+from eidetic_hf import EideticModel, PruningConfig
+from eidetic_hf.recipe.report import (
+    branch_order,
+    confusion_picture,
+    copies_picture,
+    matrix_picture,
+    reads_picture,
+    report_content,
+    write_report,
+)
 from eidetic_hf.recipe.results import shard_history
+from eidetic_hf.views import BASE, task_key
 
 viridis = matplotlib.colormaps["viridis"]
 
@@ -67,9 +78,9 @@ def test_the_report_loads_nothing_from_elsewhere(page: str) -> None:
     assert not re.search(r"url\((?!#)", page)
 
 
-def test_the_report_has_four_pictures_in_the_color_of_the_page(page: str) -> None:
+def test_the_report_has_five_pictures_in_the_color_of_the_page(page: str) -> None:
     elements = Elements(page)
-    assert elements.tags.count("svg") == 4
+    assert elements.tags.count("svg") == 5
     assert elements.open == [], "every element is closed"
     assert page.count("currentColor") > 30
     assert "prefers-color-scheme: dark" in page
@@ -103,12 +114,14 @@ def test_the_confusion_picture_shows_shares(results: dict[str, Any]) -> None:
     assert len({color for color in colors if color not in ("#000000", "#ffffff")}) >= 4, "0.75, 0.25, 0 and 1"
 
 
-def test_results_of_before_there_was_routing_still_make_a_report(results: dict[str, Any], tmp_path: Path) -> None:
+def test_results_of_before_there_was_routing_or_another_growth_still_make_a_report(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
     old = copy.deepcopy(results)
-    del old["routing"]
+    del old["routing"], old["reads"], old["growth"]
     page = write_report(old, tmp_path / "report.html").read_text()
     assert Elements(page).tags.count("svg") == 3
-    assert "router" not in page
+    assert "router" not in page and "Who reads" not in page and "Who owns which units" in page
 
 
 def test_the_report_as_json_has_the_same_figures(results: dict[str, Any], tmp_path: Path) -> None:
@@ -209,3 +222,99 @@ def test_no_list_pushes_the_labels_out_of_the_page(results: dict[str, Any], tmp_
     assert style and "white-space: normal" in style[1] and "overflow-wrap: anywhere" in style[1]
     for cell in (", ".join(many["tasks"][1][key]) for key in ("labels", "ancestors")):
         assert f'<td class="wide">{cell}</td>' in page
+
+
+# -- who reads what ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def branches() -> EideticModel:
+    """Two tasks on the backbone, of which the first masks half of it out, and two on the branch of that one."""
+    model = EideticModel.from_backbone(tiny_backbone(), trunk_layers=1, growth="copy")
+    for name, parent, see in (
+        ("masked", None, 0.5),
+        ("all", None, 1.0),
+        ("twig", "masked", 1.0),
+        ("leaf", "twig", 0.5),
+    ):
+        model.add_task(name, labels=["x", "y"], based_on=parent)
+        model.begin_task(name, PruningConfig(own=0.2, see=see))
+        model.commit_task()
+    return model
+
+
+def parents_of(model: EideticModel) -> dict[str, str | None]:
+    return {task.name: task.ancestors[-1] if task.ancestors else None for task in model.config.tasks}
+
+
+def drawn(picture: str) -> dict[tuple[str, str], dict[str, tuple[int, float]]]:
+    """Units and width of each part of each bar, by unit group and task."""
+    found: dict[tuple[str, str], dict[str, tuple[int, float]]] = {}
+    parts = re.findall(r'<g id="(copied|branch|base|masked):([\w.]+):(\w+):(\d+)">\s*<path d="([^"]*)"', picture)
+    for what, group, task, units, path in parts:
+        across = [float(x) for x, _ in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path)]
+        found.setdefault((group, task), {})[what] = (int(units), max(across) - min(across))
+    return found
+
+
+def test_bars_show_what_each_task_has_copied_and_what_it_reads_of_others(branches: EideticModel) -> None:
+    reads = branches.network.reads(branches.tasks)
+    bars = drawn(copies_picture(parents_of(branches), reads))
+    owned = branches.capacity()["groups"]
+    assert set(bars) == {(group, task) for group in owned for task in branches.tasks}
+    masked = 0
+    for (name, task), parts in bars.items():
+        units, group = {what: count for what, (count, _) in parts.items()}, branches.groups[name.replace(".", "_")]
+        assert units["copied"] == owned[name][task] == branches.record(task).units[name]
+        assert sum(units.values()) == group.count(BASE)
+        seen = group.view(task_key(task))
+        places = seen.positions.tolist() if seen.positions is not None else range(seen.start, seen.start + seen.count)
+        assert units.get("base", 0) == sum(place < group.count(BASE) for place in places)
+        assert units.get("masked", 0) == group.count(BASE) - seen.count
+        masked += units.get("masked", 0)
+        whole = sum(width for _, width in parts.values())
+        for count, width in parts.values():
+            assert width / whole == pytest.approx(count / group.count(BASE), abs=1e-3)
+    assert masked and {task for (_, task), parts in bars.items() if "branch" in parts} == {"twig", "leaf"}
+
+
+def test_the_tree_has_each_task_behind_the_one_that_it_is_based_on(branches: EideticModel) -> None:
+    parents = parents_of(branches)
+    assert branch_order(parents) == {"masked": 0, "twig": 1, "leaf": 2, "all": 0}
+    assert list(branch_order(parents)) == ["masked", "twig", "leaf", "all"]
+    lines = re.findall(r'id="branch:(\w*):(\w+)"', copies_picture(parents, branches.network.reads(branches.tasks)))
+    kinds = 2
+    assert sorted(lines) == sorted([("", "masked"), ("", "all"), ("masked", "twig"), ("twig", "leaf")] * kinds)
+
+
+def test_the_report_of_copies_shows_branches_and_no_pool(
+    results: dict[str, Any], branches: EideticModel, tmp_path: Path
+) -> None:
+    copied = copy.deepcopy(results)
+    reads = branches.network.reads(["masked", "all"])
+    copied.update(
+        growth="copy", reads=json.loads(json.dumps(reads).replace('"masked"', '"first"').replace('"all"', '"second"'))
+    )
+    copied["tasks"][1]["ancestors"] = []
+    page = write_report(copied, tmp_path / "report.html").read_text()
+    assert Elements(page).tags.count("svg") == 4 and Elements(page).open == []
+    assert "Who reads what" in page and "still free" not in page and "Who owns which units" not in page
+    sizes = [task["bytes"] for task in results["tasks"]]
+    share = 100 * sum(sizes) / 2 / results["steps"][-1]["shards"]["eidetic-trunk.safetensors"]["bytes"]
+    assert f"<b>{share:.1f} %</b>of the backbone's bytes in a task's shard" in page
+
+
+def test_a_pool_shows_which_share_of_whose_units_is_read() -> None:
+    model = EideticModel.from_backbone(tiny_backbone(), trunk_layers=1)
+    for name, keep_ancestors in (("first", 1.0), ("second", 0.5)):
+        model.add_task(name, labels=["x", "y"])
+        model.begin_task(name, PruningConfig(keep=0.5, keep_ancestors=keep_ancestors))
+        model.commit_task()
+    reads, capacity = model.network.reads(model.tasks), model.capacity()
+    read = sum(group["tasks"]["second"]["tasks"]["first"] for group in reads.values())
+    assert all(group["base"] == 0 and group["tasks"]["first"]["tasks"].keys() == {"first"} for group in reads.values())
+    seen = sum(group.view("@second").count for group in model.network.unit_groups())
+    assert read == seen - capacity["owned"]["second"] < capacity["owned"]["first"]
+    cells = re.findall(r"fill: (#[0-9a-f]{6})", reads_picture(model.tasks, reads, capacity))
+    shades = [matplotlib.colors.to_hex(viridis(share)) for share in (1.0, read / capacity["owned"]["first"])]
+    assert [cells.count(shade) for shade in shades] == [2, 1]
