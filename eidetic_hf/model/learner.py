@@ -334,9 +334,12 @@ class Learner(nn.Module):
         return (moved / size.clamp(min=torch.finfo(torch.float64).tiny)).sqrt()
 
     def kept_share(self) -> float:
-        """Share still kept of the units that pruning drops, over all kinds: of the free ones, or of copies' others."""
-        masks = torch.cat([group.kept(self._searched) for group in self._groups])
-        return float(masks.double().mean()) if len(masks) else 0.0
+        """Share still kept of the units that pruning drops, over all kinds: the free ones, copies, or base's."""
+        kept = torch.cat([group.kept(self._searched) for group in self._groups])
+        if not len(kept):
+            return 0.0
+        opened = [group.progress.need("opened") for group in self._groups] if self._searched else []
+        return float(kept.sum() / max(int(torch.cat(opened).sum()), 1)) if opened else float(kept.double().mean())
 
     # -- search for a budget --------------------------------------------------------------------------------------
 

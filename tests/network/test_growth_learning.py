@@ -72,6 +72,20 @@ def test_what_is_copied_follows_from_name_and_seed_alone(select: str, parent: Ei
         assert torch.equal(logits_of(loaded, name), logits), name
 
 
+def test_what_a_process_did_since_a_trainer_was_made_does_not_matter(tmp_path: Path) -> None:
+    found = []
+    for order in (("a", "b"), ("b", "a")):
+        model, trainers = copying(), {}
+        for name in ("a", "b"):
+            model.add_task(name, labels=LABELS)
+            args, pruning = arguments(tmp_path, max_steps=4), PruningConfig(own=0.2)
+            trainers[name] = EideticTrainer(model, name, args, pruning, train_dataset=make_data(0))
+        for name in order:
+            trainers[name].train()
+        found.append({f"{name}/{key}": value for name in order for key, value in model.task_tensors(name).items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_the_seed_draws_other_units(tmp_path: Path) -> None:
     model, drawn = copying(), []
     for seed in (0, 0, 1):
