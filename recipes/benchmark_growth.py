@@ -338,7 +338,8 @@ def main() -> None:
                 file.write(json.dumps(rows[-1]) + "\n")
             row = {key: value for key, value in rows[-1].items() if key not in ("settings", "figures")}
             print(json.dumps(row), flush=True)
-        show(rows, options.tasks, options.methods)
+        if data is not None or task is bench.recipe.tasks[-1]:
+            show(rows, options.tasks, options.methods)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ..network.growth import CopyGrowth
 from ..network.importance import importance_of
 from ..network.network import Thawed
 from ..network.units import UNIT_TYPES, UnitGroup
-from ..views import LEARNING, POOL, View
+from ..views import BASE, LEARNING, POOL, View
 from .pruning import SCORE_MEMORY, PruningConfig, choose_units, cubic_keep
 
 _NO_CLOCK = (-1, -1, -1)
@@ -279,7 +279,7 @@ class Learner(nn.Module):
             groups = [group for group in self._groups if group.unit_type == unit_type]
             for suffix, share in zip(_SUFFIXES, (keep, keep_ancestors), strict=True):
                 kept = [group.kept(suffix) for group in groups]
-                total = sum(mask.numel() for mask in kept)
+                total = sum(self._units(group, suffix) for group in groups)
                 if total == 0 or share >= 1:
                     continue
                 count = max(round(share * total), 1)
@@ -293,8 +293,12 @@ class Learner(nn.Module):
         for group in self._groups:
             group.forget_learning_views()
 
+    def _units(self, group: UnitGroup, suffix: str) -> int:
+        """The number of units that shares are of: of the free ones; of base's, where the task copies units."""
+        return group.count(BASE) if self.copies and not suffix else group.kept(suffix).numel()
+
     def _floor(self, group: UnitGroup, suffix: str, share: float) -> int:
-        units = group.kept(suffix).numel()
+        units = self._units(group, suffix)
         return max(math.floor(self.config.floor * share * units), 1 if units else 0)
 
     def importance(self, group: UnitGroup, suffix: str = "") -> Tensor:
