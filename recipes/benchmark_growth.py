@@ -10,7 +10,9 @@ steps:
 
     separate    an encoder of transformers for each task, all of it fine-tuned
     lora        a LoRA of rank 8 on every projection for each task (PEFT)
-    copy:SHARE  growth="copy", own=SHARE. A task is the same in whatever model it is learned: here each is in its own
+    copy:SHARE  growth="copy", own=SHARE. A task is the same in whatever model it is learned: here each is in its own.
+                More may follow: copy:0.1:select=last, copy:0.1:see=0.5, copy:0.1:trunk=2 (layers), and
+                copy:0.1:choice=gradient, which chooses the units whose weights have the largest gradients
     fixed       growth="fixed": all tasks in one model, one after another in the order of --tasks
 
 The learning rate is searched for each task and method, in the method's grid, by the score on validation texts. A
@@ -25,8 +27,10 @@ Takes about two hours on one core that multiplies matrices of bfloat16 (--bf16),
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import gc
+import itertools
 import json
 import shutil
 import tempfile
@@ -51,6 +55,7 @@ from eidetic_hf.recipe.recipe import Recipe, TaskRecipe
 from eidetic_hf.recipe.recipe_file import read_recipe
 from eidetic_hf.recipe.starting_point import load_tokenizer, resolve_backbone
 from eidetic_hf.recipe.task_data import SPLITS, RawData, TaskData, read_task_data
+from eidetic_hf.views import BASE, LEARNING
 
 # What a recipe says of the tasks beside their data; all others classify one text.
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -77,6 +82,7 @@ METHODS = ["separate", "copy:0.05", "copy:0.1", "lora", "fixed"]
 PLAIN = ("separate", "lora")
 LORA_RANK = 8
 RESULTS = "results.jsonl"
+CHOOSING_BATCHES = 2  # of 64 texts
 
 
 class PlainModel(nn.Module):
@@ -113,6 +119,11 @@ class PlainModel(nn.Module):
         given = {"labels": labels, "start_positions": start_positions, "end_positions": end_positions}
         targets = {name: given[name] for name in self.kind.targets}
         return {"loss": self.kind.loss(self.record, answer, targets), **answer}
+
+
+def settings_of(method: str) -> dict[str, str]:
+    """What stands behind a method's name: `copy:0.1:see=0.5` is `{"own": "0.1", "see": "0.5"}`."""
+    return dict(part.split("=") if "=" in part else ("own", part) for part in method.split(":")[1:])
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
@@ -154,6 +165,12 @@ class Bench:
         rows = {split: data.select(range(min(sizes[split], len(data)))) for split, data in raw.rows.items()}
         return RawData(raw.preparation, rows).encode(self.tokenizer)
 
+    def grid(self, method: str) -> list[float]:
+        """The learning rates of a method: of the longest beginning of its name that has some."""
+        parts = method.split(":")
+        names = (":".join(parts[:count]) for count in range(len(parts), 0, -1))
+        return next(self.grids[name] for name in names if name in self.grids)
+
     def start(self, method: str, task: TaskRecipe) -> EideticModel:
         """A model to learn a task in; in fixed growth it holds those before."""
         before = self.recipe.tasks.index(task) if method == "fixed" else 0
@@ -161,7 +178,8 @@ class Bench:
             return EideticModel.from_pretrained(self.kept(self.recipe.tasks[before - 1]))
         if method == "fixed":
             return EideticModel.from_backbone(self.backbone)
-        return EideticModel.from_backbone(self.backbone, growth="copy", trunk_layers=self.options.trunk_layers)
+        trunk = int(settings_of(method).get("trunk", self.options.trunk_layers))
+        return EideticModel.from_backbone(self.backbone, growth="copy", trunk_layers=trunk)
 
     def kept(self, task: TaskRecipe) -> Path:
         """Where the model of fixed growth is after a task."""
@@ -187,12 +205,39 @@ class Bench:
                 plain = PlainModel(self.encoder(), record, adapted=method == "lora")
                 trainer = Trainer(plain, data_collator=kind.collator(self.tokenizer), **common)
             else:
-                share = method.partition(":")[2]
-                pruning = PruningConfig(own=float(share)) if share else PruningConfig(keep=self.options.keep)
-                trainer = EideticTrainer(model, task.name, pruning=pruning, **common)
+                trainer = EideticTrainer(model, task.name, pruning=self.pruning(method), **common)
+                if settings_of(method).get("choice") == "gradient":
+                    self.choose(trainer)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         return trainer
+
+    def pruning(self, method: str) -> PruningConfig:
+        """How a method chooses a task's units."""
+        if method == "fixed":
+            return PruningConfig(keep=self.options.keep)
+        settings = settings_of(method)
+        return PruningConfig(
+            own=float(settings["own"]), see=float(settings.get("see", 1)), select=settings.get("select", "first")
+        )
+
+    def choose(self, trainer: EideticTrainer) -> None:
+        """Let a task copy the units of each layer whose weights have the largest gradients over the first texts."""
+        model, name, everything = trainer.model, trainer.task, dataclasses.replace(trainer.pruning, select="last")
+        model.begin_task(name, everything)
+        model.eval()
+        for batch in itertools.islice(trainer.get_eval_dataloader(trainer.train_dataset), CHOOSING_BATCHES):
+            model(**batch).loss.backward()
+        scores = {}
+        for group in model.network.unit_groups():
+            copies = [member.segment(LEARNING).weight.grad for member in group.members]
+            scores[group.name] = sum(grad.square().reshape(group.count(BASE), -1).sum(1) for grad in copies)
+        model.abandon_task()
+        learner = model.begin_task(name, trainer.pruning)
+        for group in model.network.unit_groups():
+            group.work_on(group.growth.choose(group, scores[group.name]))
+            group.reset()
+        learner.has_chosen = True
 
     def predict(self, trainer: Trainer, task: TaskRecipe, data: TaskData, split: str) -> Items:
         """What a learned task does on a split."""
@@ -202,7 +247,7 @@ class Bench:
     def measure(self, method: str, task: TaskRecipe, data: TaskData) -> dict[str, Any]:
         """Search the learning rate on the validation texts, and test what comes out best."""
         started, searched, best = time.perf_counter(), {}, None
-        for rate in self.grids.get(method) or self.grids[method.partition(":")[0]]:
+        for rate in self.grid(method):
             trainer = self.learn(method, task, data, rate)
             found = self.predict(trainer, task, data, "validation")
             metric, score = next(iter(found.scores.items()))
@@ -268,11 +313,12 @@ def show(rows: list[dict[str, Any]], tasks: list[str], methods: list[str]) -> No
     """Print what there is of the table."""
     found = {(row["task"], row["method"]): row for row in rows}
     compared = [method for method in methods if method != "separate"]
-    print(f"\n{'task':10} {'metric':9}" + "".join(f"{name:>12}" for name in methods))
+    width = max(12, *(len(name) + 2 for name in methods))
+    print(f"\n{'task':10} {'metric':9}" + "".join(f"{name:>{width}}" for name in methods))
     for task in tasks:
         cells = [found.get((task, method)) for method in methods]
         metric = next((row["metric"] for row in cells if row), "")
-        values = (f"{row['test'][metric]:12.4f}" if row else " " * 12 for row in cells)
+        values = (f"{row['test'][metric]:{width}.4f}" if row else " " * width for row in cells)
         print(f"{task:10} {metric:9}" + "".join(values))
     print("\npoints above the separate models, with 95 % intervals over items; a task's share of the encoder's bytes")
     for method in compared:
@@ -289,7 +335,7 @@ def show(rows: list[dict[str, Any]], tasks: list[str], methods: list[str]) -> No
             low, high = interval(np.mean(drawn, 0))
             worst_low, worst_high = interval(drawn[list(points).index(worst)])
             print(
-                f"{method:10} mean {np.mean(list(points.values())):+.2f} ({low:+.2f} to {high:+.2f}) over "
+                f"{method:{width}} mean {np.mean(list(points.values())):+.2f} ({low:+.2f} to {high:+.2f}) over "
                 f"{len(points)} tasks; worst {worst} {points[worst]:+.2f} ({worst_low:+.2f} to {worst_high:+.2f}); "
                 f"{100 * np.mean(shares):.2f} %, at most {100 * max(shares):.2f} %",
                 flush=True,
