@@ -114,7 +114,11 @@ def test_the_copies_that_changed_most_stay_and_the_others_are_bases_again(parent
     changes = learner.importance(group)
     assert float(changes[::2].max()) == 0 and float(changes[1::2].min()) > 0.4 and float(changes.max()) < 0.51
     assert learner.kept_share() == 1
+    trained = model.network.run(View(LEARNING), make_batch()).last_hidden_state
     learner.step(learner.start)
+    teacher = model.network.run(View(LEARNING, teacher=True), make_batch()).last_hidden_state
+    assert torch.equal(teacher, trained), "what distillation goes by has all copies"
+    assert not torch.equal(model.network.run(View(LEARNING), make_batch()).last_hidden_state, trained)
     kept, chosen = group.kept(), group.progress.need("chosen")
     owned = sum(int(unit.kept().sum()) for unit in groups if unit.unit_type == "neurons")
     assert kept.sum() == kept[1::2].sum() and owned == round(0.3 * 128)  # of base's
