@@ -57,7 +57,7 @@ class PruningConfig:
         temperature: of the distillation's softmax.
         on_exhausted: what to do when no unit is free: `"private"` parameters only, `"expand"` the pool, or `"error"`.
         expand_by: units added to each exhausted group by `"expand"`, as a share of its size.
-        seed: of `importance="random"`.
+        seed: of `importance="random"`; where units are copied, of the head and of `select="random"`, too.
     """
 
     keep: float | None = None
