@@ -145,8 +145,7 @@ def test_a_task_owns_its_share_however_soon_its_training_ends(tmp_path: Path) ->
     assert model.verify().ok
 
 
-@pytest.mark.parametrize("step", [2, 5, 9])
-@pytest.mark.parametrize("select", ["last", "random"])
+@pytest.mark.parametrize(("select", "step"), [("last", 2), ("last", 5), ("last", 9), ("random", 2)])
 def test_a_run_is_resumed_in_every_phase(select: str, step: int, parent: EideticModel, tmp_path: Path) -> None:
     pruning = PruningConfig(own=0.3, see=0.6, select=select, distillation=0.5 if select == "last" else 0.0)
     whole, resumed = copy.deepcopy(parent), copy.deepcopy(parent)
@@ -197,8 +196,7 @@ def test_a_tolerance_searches_for_what_a_task_sees_or_owns(
     assert torch.equal(logits_of(poison(model, "next"), "next"), logits_of(model, "next")) and model.verify().ok
 
 
-@pytest.mark.parametrize("step", [3, 5, 8, 11])
-@pytest.mark.parametrize("select", ["first", "last"])
+@pytest.mark.parametrize(("select", "step"), [("first", 3), ("first", 8), ("last", 5), ("last", 11)])
 def test_a_search_is_resumed(select: str, step: int, parent: EideticModel, tmp_path: Path) -> None:
     pruning = PruningConfig(own=0.3, select=select, tolerance=0.02, rounds=3, start=0.2, end=0.9)
     whole, resumed = copy.deepcopy(parent), copy.deepcopy(parent)
