@@ -135,7 +135,7 @@ class EideticCallback(TrainerCallback):
             good = learner.evaluated(step, metric, greater)
             if good is not None:
                 logger.info(f"{self.task}: metric {metric:.4f}, {'kept' if good else 'rolled back'}; "
-                            f"now {learner.kept_share():.1%} of the free units")  # fmt: skip
+                            f"now {learner.kept_share():.1%} of the units")  # fmt: skip
         if control.should_training_stop and not learner.complete and step < state.max_steps:
             phase = learner.phase(step)
             if phase == "fit":

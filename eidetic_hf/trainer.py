@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput, set_seed
 from transformers.utils import logging
 
 from .callback import EideticCallback, leave_autocast, progress_of, unwrapped
@@ -206,6 +206,8 @@ class EideticTrainer(Trainer):
         if resume_from_checkpoint and self.args.output_dir:
             resume_from_checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
         if self.model_init is None:
+            if self.model.network.growth.copies:
+                set_seed(self.args.seed)  # whatever this process has drawn since the Trainer was made
             self._begin(self.model)
         # Last in line, so that it sees what an early stop decided, wherever that callback was added.
         self.add_callback(

@@ -93,12 +93,12 @@ def correlation(name: str) -> Statistic:
     return compute
 
 
-def items_of(record: TaskRecord, data: TaskData, prediction: EvalPrediction) -> Items:
-    """What there is to compare in a model's answers to a test split."""
+def items_of(record: TaskRecord, data: TaskData, prediction: EvalPrediction, split: str = "test") -> Items:
+    """What there is to compare in a model's answers to a split."""
     found, labels = prediction.predictions, prediction.label_ids
     if record.task_type == "question-answering":
-        answers = data.preparation.answers_to(data.rows["test"], "test", found)
-        rights = [row["text"] for row in data.rows["test"][data.preparation.task.columns["answers"]]]
+        answers = data.preparation.answers_to(data.rows[split], split, found)
+        rights = [row["text"] for row in data.rows[split][data.preparation.task.columns["answers"]]]
         figures = [
             [
                 max(answer_f1(answer.text, text) for text in right or [""]),

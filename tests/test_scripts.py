@@ -12,7 +12,18 @@ from types import ModuleType
 import pytest
 import torch
 from support.backbones import tiny_backbone
-from support.recipe_files import finished, private_dataset_cache, reading, writing  # noqa: F401
+from support.recipe_files import (  # noqa: F401
+    color_rows,
+    finished,
+    private_dataset_cache,
+    question_rows,
+    reading,
+    splits_of,
+    tag_rows,
+    write_backbone,
+    write_rows,
+    writing,
+)
 
 from eidetic_hf.recipe.recipe import RecipeError
 from eidetic_hf.recipe.starting_point import make_model
@@ -161,6 +172,42 @@ def test_the_matrix_of_architectures_says_what_passed_and_what_failed(
         matrix.main()
     printed = capsys.readouterr().out
     assert "1 of 3 checks passed" in printed and "✗" in printed and "what pytest said" in printed
+
+
+def test_both_growths_are_held_against_separate_models_and_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.syspath_prepend(RECIPES)
+    write_backbone(tmp_path / "backbone")
+    for task, make in (("agnews", color_rows), ("wnut17", tag_rows), ("squad", question_rows)):
+        for split, rows in splits_of(make).items():
+            write_rows(tmp_path / "data" / task / f"{split}.jsonl", rows)
+    benchmark = script("benchmark_growth")
+    output = tmp_path / "output"
+    given = (
+        f"benchmark --data {tmp_path / 'data'} --backbone {tmp_path / 'backbone'} --output {output} --tasks".split()
+    )
+    sizes = "--train-texts 16 --test-texts 8 --epochs 1 --rates separate=1e-3,2e-3 lora=1e-3 copy=1e-3 fixed=1e-3"
+    for more in (["agnews"], ["agnews", "wnut17", "squad"], ["agnews", "wnut17", "squad"]):
+        methods = ["--methods", "separate", "lora", "copy:0.2", *(["fixed"] if len(more) > 1 else [])]
+        monkeypatch.setattr(sys, "argv", [*given, *more, *sizes.split(), *methods])
+        benchmark.main()
+        rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+        assert len(rows) == (3 if len(more) == 1 else 12), "what is there is not done again"
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert row["steps"] == {"squad": 1}.get(row["task"], 1) and len(row["figures"]) == 8
+        assert row["rate"] == max(row["validation"], key=row["validation"].get)
+        assert (row["size_share"] > 1) == (row["method"] == "separate")
+        items = benchmark.items(row)
+        assert items.scores[row["metric"]](items.figures) == row["test"][row["metric"]]
+    assert (output / "fixed" / "squad" / "config.json").exists()
+    assert printed.count("over 3 tasks; worst") == 6
+    monkeypatch.setattr(sys, "argv", [*given, "agnews", "--epochs", "2"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "has results of other sizes" in capsys.readouterr().err
 
 
 def test_the_benchmark_of_routing_measures_a_router_over_many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:

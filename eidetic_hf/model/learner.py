@@ -11,10 +11,11 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from ..configuration import TaskError
+from ..network.growth import CopyGrowth
 from ..network.importance import importance_of
 from ..network.network import Thawed
 from ..network.units import UNIT_TYPES, UnitGroup
-from ..views import LEARNING, POOL, View
+from ..views import BASE, LEARNING, POOL, View
 from .pruning import SCORE_MEMORY, PruningConfig, choose_units, cubic_keep
 
 _NO_CLOCK = (-1, -1, -1)
@@ -22,8 +23,11 @@ _NO_SEARCH = (math.nan, 0.0, 1.0, 0.0)
 _SUFFIXES = ("", "_ancestors")  # the free units of a group, and those of the ancestors
 
 
-def _mask_name(group: UnitGroup) -> str:
-    return f"kept|{group.name.replace('.', '|')}"
+_MASK = "kept"  # what the names of masks in snapshots begin with
+
+
+def _mask_name(group: UnitGroup, suffix: str) -> str:
+    return f"{_MASK}{suffix}|{group.name.replace('.', '|')}"
 
 
 class Learner(nn.Module):
@@ -136,8 +140,14 @@ class Learner(nn.Module):
         """Prune in another way than the task was begun with, before it has been trained.
 
         Raises:
-            TaskError: if its phases are laid out already.
+            TaskError: if its phases are laid out already, or other units would have to be copied.
         """
+        if self.copies and (config.own, config.select) != (self.config.own, self.config.select):
+            raise TaskError(
+                f"'{self.name}' was begun with own={self.config.own}, select={self.config.select!r}, and has copied "
+                f"its units; it can not be trained with own={config.own}, select={config.select!r}. Drop it with "
+                "model.abandon_task() and begin again."
+            )
         if self.start >= 0:
             raise TaskError(
                 f"'{self.name}' is being learned with {self.config}, and its phases are laid out. Train on with the "
@@ -177,7 +187,7 @@ class Learner(nn.Module):
 
     def probe(self, step: int) -> str | None:
         """Importance measure to accumulate in the step that follows `step` optimizer steps, if any."""
-        if not importance_of(self.config.importance).needs_gradient or self.complete:
+        if not importance_of(self.config.importance).needs_gradient or self.complete or self._by_change_alone:
             return None
         return self.config.importance if self.start - self.interval <= step < self.end else None
 
@@ -186,7 +196,7 @@ class Learner(nn.Module):
     @property
     def complete(self) -> bool:
         """Whether there is nothing to prune: the whole pool is kept, or there is none."""
-        everything = self._keep == 1 and self._keep_ancestors == 1
+        everything = self.config.tolerance is None and self._keep == 1 and self._keep_ancestors == 1
         return everything or not any(group.count(POOL) or group.ancestors[LEARNING] for group in self._groups)
 
     def step(self, step: int) -> bool:
@@ -197,25 +207,46 @@ class Learner(nn.Module):
             self.take_snapshot("teacher", wanted=self.config.distillation > 0)
         if self.config.tolerance is not None:
             return self._search_step(step)
+        if step == self.start and self._settles:
+            self.prune(self._keep)
         elapsed = step - self.start
         if step == self.end or (elapsed and elapsed % self.interval == 0):
             progress = elapsed / max(self.end - self.start, 1) if step < self.end else 1.0
-            self.prune(cubic_keep(progress, self._keep), cubic_keep(progress, self._keep_ancestors))
+            keep = self._keep if self._settles else cubic_keep(progress, self._keep)
+            self.prune(keep, cubic_keep(progress, self._keep_ancestors))
         return False
 
     @property
     def _keep(self) -> float:
-        """Share of the units that it trains to keep, where it is not searched for: all that it has copied."""
-        return 1.0 if self._copies else cast(float, self.config.keep)
+        """Share of the units that it trains to keep, where it is not searched for."""
+        if self.copies:
+            return self.config.own if self._settles else 1.0
+        return cast(float, self.config.keep)
 
     @property
     def _keep_ancestors(self) -> float:
-        """Share of the units of others to go on reading."""
-        return self.config.see if self._copies else self.config.keep_ancestors
+        """Share of the units of others to go on reading, where it is not searched for."""
+        return self.config.see if self.copies else self.config.keep_ancestors
 
     @property
-    def _copies(self) -> bool:
+    def copies(self) -> bool:
+        """Whether the task copies units."""
         return self._groups[0].growth.copies
+
+    @property
+    def _settles(self) -> bool:
+        """Whether the task has copied all units, and will settle for some of the copies."""
+        return self.copies and self.config.select == "last"
+
+    @property
+    def _by_change_alone(self) -> bool:
+        """Whether nothing is dropped but copies, which go by how far they have changed."""
+        return self._settles and self._keep_ancestors == 1
+
+    @property
+    def _searched(self) -> str:
+        """What a search drops: units that the task trains, or those of others that it reads."""
+        return "_ancestors" if self.copies and not self._settles else ""
 
     def gather_importance(self) -> None:
         """Add what probes read in the step that is done to the units' importance: of all processes, on all of them.
@@ -248,24 +279,35 @@ class Learner(nn.Module):
             groups = [group for group in self._groups if group.unit_type == unit_type]
             for suffix, share in zip(_SUFFIXES, (keep, keep_ancestors), strict=True):
                 kept = [group.kept(suffix) for group in groups]
-                total = sum(mask.numel() for mask in kept)
+                total = sum(self._units(group, suffix) for group in groups)
                 if total == 0 or share >= 1:
                     continue
                 count = max(round(share * total), 1)
                 scores = [self.importance(group, suffix) for group in groups]
                 floors = [self._floor(group, suffix, share) for group in groups]
                 for group, mask in zip(groups, choose_units(scores, kept, count, floors), strict=True):
+                    if self.copies and not suffix:
+                        cast(CopyGrowth, group.growth).settle(group, mask)
                     group.kept(suffix).copy_(mask)
                     group.importance(suffix).mul_(SCORE_MEMORY)
         for group in self._groups:
             group.forget_learning_views()
 
+    def _units(self, group: UnitGroup, suffix: str) -> int:
+        """The number of units that shares are of: of the free ones; of base's, where the task copies units."""
+        return group.count(BASE) if self.copies and not suffix else group.kept(suffix).numel()
+
     def _floor(self, group: UnitGroup, suffix: str, share: float) -> int:
-        units = group.kept(suffix).numel()
+        units = self._units(group, suffix)
         return max(math.floor(self.config.floor * share * units), 1 if units else 0)
 
     def importance(self, group: UnitGroup, suffix: str = "") -> Tensor:
-        """Scores of a group's free units, `(units,)`; higher is kept. Its ancestors' with `suffix="_ancestors"`."""
+        """Scores of a group's free units, `(units,)`; higher is kept. Its ancestors' with `suffix="_ancestors"`.
+
+        Of copies: how far they have changed.
+        """
+        if self.copies and not suffix:
+            return self._changes(group)
         importance = importance_of(self.config.importance)
         seed = self.config.seed * 7919 + sum(map(ord, group.name + suffix))
         return importance.score(group.importance(suffix), lambda: self._weights(group, suffix), seed)
@@ -282,10 +324,26 @@ class Learner(nn.Module):
             found.append(weight.float().reshape(group.kept(suffix).numel(), member.width * weight.shape[1]))
         return found
 
+    def _changes(self, group: UnitGroup) -> Tensor:
+        """How far each copy is from what it is a copy of, relative to that, over all its projections, `(copies,)`."""
+        chosen, (_, gates) = group.progress.need("chosen"), CopyGrowth.parents(group)
+        moved, size = (torch.zeros(len(chosen), dtype=torch.float64, device=chosen.device) for _ in range(2))
+        pairs = zip(group.members, self._weights(group, ""), self._weights(group, "_ancestors"), strict=True)
+        for member, now, places in pairs:
+            then = places[chosen]
+            if member.is_output:
+                then = then * (1 + gates.to(then)[chosen]).unsqueeze(1)
+            moved += (now - then).double().square().sum(1)
+            size += then.double().square().sum(1)
+        return (moved / size.clamp(min=torch.finfo(torch.float64).tiny)).sqrt()
+
     def kept_share(self) -> float:
-        """Share of the free units still kept, over all kinds."""
-        masks = torch.cat([group.kept() for group in self._groups])
-        return float(masks.double().mean()) if len(masks) else 0.0
+        """Share still kept of the units that pruning drops, over all kinds: the free ones, copies, or base's."""
+        kept = torch.cat([group.kept(self._searched) for group in self._groups])
+        if not len(kept):
+            return 0.0
+        opened = [group.progress.need("opened") for group in self._groups] if self._searched else []
+        return float(kept.sum() / max(int(torch.cat(opened).sum()), 1)) if opened else float(kept.double().mean())
 
     # -- search for a budget --------------------------------------------------------------------------------------
 
@@ -302,7 +360,8 @@ class Learner(nn.Module):
         interval = max(pruning // max(self.config.events // self.config.rounds, 1), 1)
         if 0 < elapsed <= pruning and (elapsed == pruning or elapsed % interval == 0):
             high = float(self.search[2])
-            self.prune(target + (high - target) * (1 - elapsed / pruning) ** 3)
+            share = target + (high - target) * (1 - elapsed / pruning) ** 3
+            self.prune(*((1.0, share) if self._searched else (share, 1.0)))
         return elapsed == length
 
     def evaluated(self, step: int, metric: float, greater_is_better: bool) -> bool | None:
@@ -334,7 +393,7 @@ class Learner(nn.Module):
     def _roll_back_unless_decided(self) -> None:
         """Return to the last good state if training ended while a smaller one was being tried."""
         good = self._snapshot("good")
-        if any(not torch.equal(good[_mask_name(group)], group.kept()) for group in self._groups):
+        if any(not torch.equal(good[name], mask) for name, mask in self._masks()):
             self.restore_snapshot("good")
         self.drop_snapshots()
 
@@ -348,14 +407,19 @@ class Learner(nn.Module):
             if name.startswith(prefix) and tensor is not None
         }
 
+    def _masks(self) -> list[tuple[str, Tensor]]:
+        """The masks that a search changes, and their names in snapshots."""
+        suffixes = _SUFFIXES if self.copies else _SUFFIXES[:1]
+        return [(_mask_name(group, suffix), group.kept(suffix)) for group in self._groups for suffix in suffixes]
+
     def take_snapshot(self, which: str, wanted: bool = True) -> None:
         """Remember the trainable parameters and the masks as `"teacher"` or as the last `"good"` state."""
         if not wanted:
             return
         for name, parameter in self._model[0].named_parameters():
             self.register_buffer(f"{which}:{name.replace('.', '|')}", parameter.detach().clone())
-        for group in self._groups:
-            self.register_buffer(f"{which}:{_mask_name(group)}", group.kept().clone())
+        for name, mask in self._masks():
+            self.register_buffer(f"{which}:{name}", mask.clone())
 
     @torch.no_grad()
     def restore_snapshot(self, which: str) -> None:
@@ -363,8 +427,9 @@ class Learner(nn.Module):
         snapshot = self._snapshot(which)
         for name, parameter in self._model[0].named_parameters():
             parameter.copy_(snapshot[name.replace(".", "|")])
+        for name, mask in self._masks():
+            mask.copy_(snapshot[name])
         for group in self._groups:
-            group.kept().copy_(snapshot[_mask_name(group)])
             group.forget_learning_views()
 
     def drop_snapshots(self) -> None:
@@ -402,5 +467,5 @@ class Learner(nn.Module):
         return {
             name.replace("|", "."): tensor
             for name, tensor in self._snapshot("teacher").items()
-            if not name.startswith("kept|")
+            if not name.startswith(_MASK)
         }

@@ -106,7 +106,7 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
             f"'{name}' begins."
         )
     check_kind(record, model.config)
-    _check_growth(model, pruning)
+    _check_growth(model)
     std = initializer_range(network.backbone.config)
     expanded = {}
     if not network.growth.copies:
@@ -120,7 +120,11 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
     try:
         if not model.config.trunk_pretrained and not model.config.tasks:
             model.learner.trunk = network.thaw_trunk(kind.reads_vocabulary)
-        network.begin([task_key(ancestor) for ancestor in record.ancestors], pruning.own)
+        own = 1.0 if pruning.select == "last" else pruning.own  # those that change least return later
+        network.begin([task_key(ancestor) for ancestor in record.ancestors], own)
+        if network.growth.copies and pruning.select == "random":
+            _copy_at_random(model, model.learner)
+        model.learner.has_chosen = pruning.select != "first"
         _check_visible(name, network.unit_groups())
         kind.complete(record, model.config, network.vocabulary(View(LEARNING)))
         if kind.reads_output_embeddings(record):
@@ -133,17 +137,14 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
     return model.learner
 
 
-def _check_growth(model: Parts, pruning: PruningConfig) -> None:
-    """Raise if a task can not be learned in this way where units are copied."""
-    if not model.network.growth.copies:
-        return
-    if not model.config.trunk_pretrained:
+def _check_growth(model: Parts) -> None:
+    """Raise if there is nothing to copy from, where units are copied."""
+    if model.network.growth.copies and not model.config.trunk_pretrained:
         raise TaskError(
-            "growth='copy' copies units of a pretrained backbone, and this one is random. Learn its first tasks with "
-            "growth='fixed'."
+            "growth='copy' copies units of a pretrained backbone, and this one is random. Train it first, as "
+            "transformers does, and give what comes out to EideticModel.from_backbone(..., growth='copy'); or learn "
+            "from the start with growth='fixed', where the first task trains the trunk."
         )
-    if pruning.tolerance is not None:
-        raise TaskError("PruningConfig(tolerance=...) is for growth='fixed'. Say own= and see= here.")
 
 
 def choose_units(model: Parts, batches: Iterable[Mapping[str, Any]]) -> None:
@@ -151,6 +152,11 @@ def choose_units(model: Parts, batches: Iterable[Mapping[str, Any]]) -> None:
     learner, network = model.learner, model.network
     if learner is None or not network.growth.copies:
         raise TaskError("Units are chosen for a task that is being learned with growth='copy'.")
+    if learner.config.select != "first":
+        raise TaskError(
+            f"'{learner.name}' is being learned with select={learner.config.select!r}, which looks at no data before "
+            "training. Begin it with PruningConfig(select='first') to choose its units by some."
+        )
     module = cast(nn.Module, model)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     view = View(LEARNING, probe="fisher")
@@ -159,12 +165,29 @@ def choose_units(model: Parts, batches: Iterable[Mapping[str, Any]]) -> None:
             inputs = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)}
             # Gradients are read on the way, and not left to any optimizer.
             torch.autograd.grad(module(**inputs, view=view).loss, trained, allow_unused=True)
-    for group in network.unit_groups():
-        scores = group.reading("_ancestors").clone()
-        scores[group.progress.need("chosen")] = group.reading()
-        group.work_on(cast(CopyGrowth, network.growth).choose(group, scores))
-        group.reset()
+    groups = network.unit_groups()
+    parts = [(group.reading("_ancestors"), group.progress.need("chosen"), group.reading()) for group in groups]
+    read = torch.cat([theirs.index_copy(0, chosen, ours) for theirs, chosen, ours in parts])
+    # Every process has seen the same batches; what is copied must be the same even if their arithmetic is not.
+    scores = cast(Tensor, reduce(read, "mean")).split([len(theirs) for theirs, _, _ in parts])
+    _copy(model, dict(zip(groups, scores, strict=True)))
     learner.has_chosen = True
+
+
+def _copy_at_random(model: Parts, learner: Learner) -> None:
+    """Let the task being learned copy units that its name and its seed draw."""
+    scores = {}
+    for group in model.network.unit_groups():
+        with random_numbers_for(model.device, "units", group.name, learner.name, learner.config.seed):
+            scores[group] = torch.rand(group.n_inherited())
+    _copy(model, scores)
+
+
+def _copy(model: Parts, scores: Mapping[UnitGroup, Tensor]) -> None:
+    """Let the task being learned copy the units of each group with the highest scores, `(places,)`."""
+    for group, values in scores.items():
+        group.work_on(cast(CopyGrowth, model.network.growth).choose(group, values))
+        group.reset()
 
 
 def _check_visible(name: str, groups: list[UnitGroup]) -> None:

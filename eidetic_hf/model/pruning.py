@@ -16,6 +16,7 @@ from ..network.capacity import capacities
 from ..network.importance import importances
 
 RECYCLES = ("pretrained", "random")
+SELECTS = ("first", "last", "random")  # how units are chosen that a task copies
 # What is meant where nothing is said: for a share of the units, and for a search.
 DEFAULTS = {"keep": 0.3, "start": 0.3, "end": 0.6}
 SEARCHING = {"start": 0.5, "end": 0.9}
@@ -34,10 +35,15 @@ class PruningConfig:
         own: where units are copied (`growth="copy"`), the share of the backbone's units of each layer that the task
             copies and trains, in (0, 1].
         see: the share of the units that it may read that it goes on reading, in (0, 1]; the rest is masked out.
+        select: which units it copies: `"first"`, those whose gates have the largest squared gradients before training;
+            `"last"`, all are copied and trained, and when pruning begins all but the most changed return to the
+            backbone's values, which takes the memory of all units until then; or `"random"`, drawn from the seed and
+            the task's name.
         keep_ancestors: share of the ancestors' units that it goes on reading, in (0, 1]; the rest is masked out.
         tolerance: instead of `keep`, prune as far as the validation metric stays within this of the best that the
             task has reached with more units (in the metric's own unit), by bisection. Needs an `eval_dataset`; the
-            metric is the one that `TrainingArguments.metric_for_best_model` names, else the loss.
+            metric is the one that `TrainingArguments.metric_for_best_model` names, else the loss. Where units are
+            copied, `see` is searched for, or `own` with `select="last"`.
         rounds: evaluations that the bisection may spend.
         importance: `"fisher"` (squared gradient of the unit's gate, per sequence), `"taylor"` (|gate x gradient|, per
             batch), `"l1"` or `"l2"` (norm of the unit's weights), or `"random"`.
@@ -51,12 +57,13 @@ class PruningConfig:
         temperature: of the distillation's softmax.
         on_exhausted: what to do when no unit is free: `"private"` parameters only, `"expand"` the pool, or `"error"`.
         expand_by: units added to each exhausted group by `"expand"`, as a share of its size.
-        seed: of `importance="random"`.
+        seed: of `importance="random"`; where units are copied, of the head and of `select="random"`, too.
     """
 
     keep: float | None = None
     own: float = 0.05
     see: float = 1.0
+    select: str = "first"
     keep_ancestors: float = 1.0
     tolerance: float | None = None
     rounds: int = 4
@@ -91,8 +98,10 @@ class PruningConfig:
             self.tolerance is None or (is_number(self.tolerance) and self.tolerance >= 0), "tolerance", "a number >= 0"
         )
         check(self.tolerance is None or self.keep is None, "keep", "none together with a tolerance, which finds it")
-        check(self.tolerance is None or self.keep_ancestors == 1, "keep_ancestors", "1 together with a tolerance")
+        for name in ("keep_ancestors", "see"):
+            check(self.tolerance is None or getattr(self, name) == 1, name, "1 together with a tolerance")
         for name, allowed in (
+            ("select", SELECTS),
             ("importance", importances()),
             ("recycle", RECYCLES),
             ("on_exhausted", capacities()),

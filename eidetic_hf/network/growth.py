@@ -54,6 +54,10 @@ class Books(Protocol):
         """Which units the task being learned keeps."""
         ...
 
+    def importance(self, suffix: str = "") -> Tensor:
+        """Importance of the units of `kept`."""
+        ...
+
     def open(self, kept: Tensor, read: Tensor, gates: Tensor) -> None:
         """What a task that begins trains, and what it reads."""
         ...
@@ -214,14 +218,19 @@ class CopyGrowth:
         """Base's, and those of the branch."""
         return [BASE, *ancestors]
 
-    def begin(self, group: Books, own: float) -> Tensor:
-        """As many copies as `own` says, at first of the first units that the parent reads; see `choose`."""
+    @staticmethod
+    def parents(group: Books) -> tuple[Tensor, Tensor]:
+        """Which places the parent of the task being learned reads, and what its gates add to 1 there, `(places,)`."""
         parent, inherited = group.ancestors[LEARNING][-1], group.n_inherited()
         gates = group.gates.get(parent)
-        if gates is not None:
-            gates = torch.cat([gates, gates.new_ones(group.count(parent))])
-        reads = torch.ones(inherited, dtype=torch.bool) if gates is None else gates != 0
-        start = torch.zeros(inherited) if gates is None else (gates - 1).masked_fill(~reads, 0)
+        if gates is None:
+            return torch.ones(inherited, dtype=torch.bool), torch.zeros(inherited)
+        gates = torch.cat([gates, gates.new_ones(group.count(parent))])
+        return gates != 0, (gates - 1).masked_fill(gates == 0, 0)
+
+    def begin(self, group: Books, own: float) -> Tensor:
+        """As many copies as `own` says, at first of the first units that the parent reads; see `choose`."""
+        (reads, start), inherited = self.parents(group), group.n_inherited()
         copies = min(max(round(own * group.count(BASE)), 1), int(reads.sum()))
         group.open(torch.ones(copies, dtype=torch.bool), reads, start)
         group.progress.put("reads", reads.to(group.device))
@@ -247,11 +256,26 @@ class CopyGrowth:
         group.kept("_ancestors").copy_(opened)
         return group.positions(group.ancestors[LEARNING])[chosen]
 
+    def settle(self, group: Books, kept: Tensor) -> None:
+        """Let a task keep some of its copies only; in place of the others it reads again what they are copies of.
+
+        Args:
+            group: the books.
+            kept: which of the copies, boolean, `(copies,)`.
+        """
+        dropped = group.kept() & ~kept
+        places = group.progress.need("chosen")[dropped]
+        group.kept().copy_(kept)
+        group.kept("_ancestors")[places] = True
+        group.importance("_ancestors")[places] = group.importance()[dropped]
+        gates = group.gates.need(LEARNING)
+        gates.data[places] = self.parents(group)[1].to(gates)[places]  # as they were: nobody has trained them
+
     def take(self, group: Books, key: str) -> None:
         """The copies are named like what they are copies of."""
         owners = group.ancestors[LEARNING]
         ids = torch.cat([group.units.need(owner) for owner in owners])
-        group.units.put(key, ids[group.progress.need("chosen")])
+        group.units.put(key, ids[group.progress.need("chosen")[group.kept()]])
 
     def rest(self, pool: Segment, kept: Tensor, recycle_std: float | None) -> Segment:
         """Nothing was taken."""

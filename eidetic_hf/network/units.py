@@ -55,9 +55,11 @@ class Projection(Protocol):
 
     Attributes:
         width: rows of a unit.
+        is_output: whether it is the group's out-projection.
     """
 
     width: int
+    is_output: bool
 
     def read(self, places: Tensor) -> tuple[Tensor, Tensor | None]:
         """Copies of weight and bias of the units in some places."""

@@ -200,8 +200,6 @@ def test_what_copies_can_not_do_is_said(branches: EideticModel) -> None:
     with pytest.raises(TaskError, match="there is no pool that could run out"):
         model.expand(4)
     model.add_task("next", labels=["x", "y"])
-    with pytest.raises(TaskError, match=r"tolerance=...\) is for growth='fixed'"):
-        model.begin_task("next", PruningConfig(tolerance=0.1))
     with pytest.raises(TaskError, match="based_on= is for growth='copy'"):
         EideticModel.from_backbone(tiny_backbone("bert")).add_task("a", labels=["x", "y"], based_on="b")
     random = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1, growth="copy")
