@@ -1,4 +1,4 @@
-"""The command line: `eidetic-hf train | evaluate | predict | verify | report`. `__main__.py` starts it.
+"""The command line: `eidetic-hf train | evaluate | predict | verify | preserve | report`. `__main__.py` starts it.
 
 What takes seconds to import is imported by the commands that need it, so that `--help` is there at once.
 """
@@ -131,6 +131,14 @@ def _load(model: str) -> EideticModel:
             f"There is no folder {model}, and no model of this id could be had from the Hub "
             f"({str(error).splitlines()[0]}). Give the folder that `eidetic-hf train` wrote the model to."
         ) from error
+
+
+def _check_writable(model: str) -> None:
+    """Raise if a model is none that a command can write to."""
+    if not Path(model).is_dir():
+        raise ValueError(
+            f"There is no folder {model} to write to. Give that of a checkpoint; get one from the Hub first."
+        )
 
 
 def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -320,7 +328,7 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-# -- verify, report ---------------------------------------------------------------------------------------------------
+# -- verify -----------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -335,6 +343,25 @@ def verify(model: ModelFolder, task: TaskNames = None) -> None:
     _print_verdict(str(report), report.ok)
     if not report.ok:
         raise typer.Exit(1)
+
+
+# -- preserve ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def preserve(
+    model: ModelFolder, name: Annotated[str, typer.Option(help="What the task shall be called.")] = "base"
+) -> None:
+    """Let the backbone itself answer as one more task of the folder, exact for ever (models with growth: copy)."""
+    _quiet()
+    _check_writable(model)
+    loaded = _load(model)
+    record = loaded.preserve(name)
+    loaded.save_pretrained(model)
+    out.print(f"{record.name}: the backbone itself, {record.task_type}", markup=False, soft_wrap=True)
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
 
 
 @app.command()

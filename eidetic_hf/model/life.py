@@ -95,8 +95,8 @@ def _branch_of(model: Parts, forward_transfer: Any, based_on: str | None) -> str
 # -- begun ------------------------------------------------------------------------------------------------------------
 
 
-def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
-    """Open the pool for a task that was added, see `EideticModel.begin_task`."""
+def begin_task(model: Parts, name: str, pruning: PruningConfig, is_base: bool = False) -> Learner:
+    """Open the pool for a task that was added, see `EideticModel.begin_task`; `is_base` as `Learner` has it."""
     record, network = record_of(model, name), model.network
     if name not in model.added:
         raise TaskError(f"The task '{name}' is committed: it will never change. Add a task of another name.")
@@ -115,14 +115,15 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
     _note_expanded(model.config, expanded, 1)
     record.ancestors = _read_by(model.config, model.added[name].forward_transfer)
     model.learner = Learner(name, pruning, network.unit_groups(), cast(nn.Module, model))
-    model.learner.expanded = expanded
+    model.learner.expanded, model.learner.is_base = expanded, is_base
     kind = kind_of(record)
     try:
         if not model.config.trunk_pretrained and not model.config.tasks:
             model.learner.trunk = network.thaw_trunk(kind.reads_vocabulary)
-        network.begin([task_key(ancestor) for ancestor in record.ancestors], pruning.own)
+        network.begin([task_key(ancestor) for ancestor in record.ancestors], 0 if is_base else pruning.own)
         _check_visible(name, network.unit_groups())
-        kind.complete(record, model.config, network.vocabulary(View(LEARNING)))
+        known = network.vocabulary(View(LEARNING))
+        kind.complete(record, model.config, known.first(len(network.tables()[-1].own)) if is_base else known)
         if kind.reads_output_embeddings(record):
             network.output_rows.begin()
         with random_numbers_for(model.device, "head", name, pruning.seed) if network.growth.copies else nullcontext():
@@ -261,7 +262,8 @@ def commit_task(model: Parts, metrics: Mapping[str, float] | None, router_sums: 
         undo.callback(_drop, model.heads, key)
         model.heads[key] = freeze(deepcopy(model.heads[LEARNING]))
         network.freeze_trunk(learner.trunk, restore=False, undo=undo)
-        network.commit_tokens(key, (_reads_tokens(model, record), kind.reads_output_embeddings(record)), undo)
+        takes = (_reads_tokens(model, record), kind.reads_output_embeddings(record))
+        network.commit_tokens(key, None if learner.is_base else takes, undo)
         undo.callback(_reset, record, record.vocab_size)
         _describe(model, record, learner.metrics if metrics is None else metrics)
         undo.callback(_take_back, model, record, model.added.pop(record.name))
@@ -308,7 +310,7 @@ def _describe(model: Parts, record: TaskRecord, metrics: Mapping[str, float]) ->
     """Note what a task is made of."""
     key = task_key(record.name)
     if model.network.input_rows.has_grown:
-        record.vocab_size = model.network.input_rows.owned
+        record.vocab_size = model.network.input_rows.sizes[key]
     record.units = {group.name: group.count(key) for group in model.network.unit_groups()}
     record.metrics = dict(metrics)
     if kind_of(record).writes:

@@ -44,7 +44,7 @@ from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
 from ..network.storage import Originals, ParametersIfAny, Slots, fixed_buffers, freeze, restore_fixed
 from ..views import POOL, current_view, running_view, task_key, use_view
-from . import answering, certificate, generation, life, persistence
+from . import answering, certificate, generation, life, persistence, preserving
 from .answering import RoutedOutput
 from .certificate import VerificationReport
 from .learner import Learner
@@ -450,6 +450,34 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         """
         self.undo_cast()
         record = life.commit_task(self, metrics, router_sums)
+        self._set_labels()
+        return record
+
+    def preserve(
+        self,
+        name: str = preserving.BASE_TASK,
+        task_type: str | None = None,
+        batches: Iterable[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> TaskRecord:
+        """With `growth="copy"`, let the backbone itself answer as a task, exact for ever: it copies no unit.
+
+        It may be called at any time, as base never changes.
+
+        Args:
+            name: of the task.
+            task_type: the kind of task; by default that of the language-model head that the backbone came with, or
+                `"feature-extraction"`, where it came without one.
+            batches: texts by which the router comes to know the task, as `router_sums` takes them; without them it
+                answers only when it is named.
+            options: of the kind of task, as in `add_task`.
+
+        Raises:
+            TaskError: with `growth="fixed"`, where tasks take the backbone's units; if the name is taken, or a task
+                is being learned; if the backbone came without the head that a task of this kind needs.
+        """
+        self.undo_cast()
+        record = preserving.preserve(self, name, task_type, batches, options)
         self._set_labels()
         return record
 

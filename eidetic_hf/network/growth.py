@@ -87,7 +87,12 @@ class Growth(Protocol):
         ...
 
     def begin(self, group: Books, own: float) -> Tensor | None:
-        """Say which units a task that begins trains: the places of those that it copies, or `None` for the pool."""
+        """Say which units a task that begins trains: the places of those that it copies, or `None` for the pool.
+
+        Args:
+            group: the books.
+            own: share of base's units that it copies, where units are copied: one at least, unless this is 0.
+        """
         ...
 
     def take(self, group: Books, key: str) -> None:
@@ -175,7 +180,7 @@ class CopyGrowth:
             gates = torch.cat([gates, gates.new_ones(group.count(parent))])
         reads = torch.ones(inherited, dtype=torch.bool) if gates is None else gates != 0
         start = torch.zeros(inherited) if gates is None else (gates - 1).masked_fill(~reads, 0)
-        copies = min(max(round(own * group.count(BASE)), 1), int(reads.sum()))
+        copies = min(max(round(own * group.count(BASE)), int(own > 0)), int(reads.sum()))
         group.open(torch.ones(copies, dtype=torch.bool), reads, start)
         group.progress.put("reads", reads.to(group.device))
         return self.choose(group, torch.zeros(inherited))
