@@ -1,4 +1,6 @@
-"""The command line: `eidetic-hf train | evaluate | predict | verify | preserve | report`. `__main__.py` starts it.
+"""The command line: `eidetic-hf train | evaluate | predict | verify | plan | preserve | report`.
+
+`__main__.py` starts it.
 
 What takes seconds to import is imported by the commands that need it, so that `--help` is there at once.
 """
@@ -343,6 +345,20 @@ def verify(model: ModelFolder, task: TaskNames = None) -> None:
     _print_verdict(str(report), report.ok)
     if not report.ok:
         raise typer.Exit(1)
+
+
+# -- plan -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def plan(
+    model: ModelFolder,
+    tasks: Annotated[int, typer.Option(help="How many tasks are to come.")],
+    like: Annotated[str | None, typer.Option(help="The task of the model that each of them is like.")] = None,
+) -> None:
+    """Which budgets coming tasks may have, how many bytes each takes, and what will be left."""
+    _quiet()
+    out.print(str(_load(model).plan(tasks, like)), markup=False, soft_wrap=True)
 
 
 # -- preserve ---------------------------------------------------------------------------------------------------------

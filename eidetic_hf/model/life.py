@@ -113,7 +113,7 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig, is_base: bool = 
         with random_numbers_for(model.device, "expand", name, pruning.seed):
             expanded = capacity.take_capacity(pruning.on_exhausted, network.unit_groups(), pruning.expand_by, std)
     _note_expanded(model.config, expanded, 1)
-    record.ancestors = _read_by(model.config, model.added[name].forward_transfer)
+    record.ancestors = read_by(model.config, model.added[name].forward_transfer)
     model.learner = Learner(name, pruning, network.unit_groups(), cast(nn.Module, model))
     model.learner.expanded, model.learner.is_base = expanded, is_base
     kind = kind_of(record)
@@ -179,7 +179,7 @@ def _check_visible(name: str, groups: list[UnitGroup]) -> None:
         )
 
 
-def _read_by(config: EideticConfig, transfer: str | list[str]) -> list[str]:
+def read_by(config: EideticConfig, transfer: str | list[str]) -> list[str]:
     """The committed tasks that a new one reads, in commit order."""
     names = [task.name for task in config.tasks]
     return names if transfer == "all" else [] if transfer == "none" else [name for name in names if name in transfer]

@@ -44,11 +44,12 @@ from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
 from ..network.storage import Originals, ParametersIfAny, Slots, fixed_buffers, freeze, restore_fixed
 from ..views import POOL, current_view, running_view, task_key, use_view
-from . import answering, certificate, generation, life, persistence, preserving
+from . import answering, certificate, generation, life, persistence, planning, preserving
 from .answering import RoutedOutput
 from .certificate import VerificationReport
 from .learner import Learner
 from .parts import Added, committed, record_of
+from .planning import Plan
 from .pruning import PruningConfig
 from .request import Request
 from .router import Router, RouterSums
@@ -366,6 +367,27 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             `"free"`.
         """
         return self.network.capacity([task.name for task in self.config.tasks])
+
+    def plan(self, tasks: int, like: str | None = None) -> Plan:
+        """Propose budgets for coming tasks, and say what will be left.
+
+        With `growth="fixed"`, which share of what is free each may keep so that all get the same number of units;
+        with `growth="copy"`, what a task takes for some shares of base's units. Sizes of shards are exact, for texts
+        in numbers that the router's sums hold in 32 bits (more than 100,000 a task).
+
+        Args:
+            tasks: how many are to come.
+            like: name of the task that each of them is like: its kind, its labels, the length of its name; by default
+                the last that owns units, or else sequence classification with two labels.
+
+        Returns:
+            A table, if printed.
+
+        Raises:
+            TaskError: while a task is being learned, if the model has no pool, or if there is no such task.
+            ValueError: if `tasks` is no number above 0.
+        """
+        return planning.plan(self, tasks, like)
 
     def task_tensors(self, name: str) -> dict[str, Tensor]:
         """The closed set: every tensor that a committed task's output reads, by its name in the state dict.

@@ -124,6 +124,11 @@ def _columns(parts: int, hidden: int) -> Tensor:
     return torch.cat([hidden * part + torch.arange(n) * hidden // n for part, n in enumerate(counts)])
 
 
+def count_features(parts: int, hidden: int) -> int:
+    """Number of features that are made of so many pooled trunk states of this width."""
+    return len(_columns(parts, hidden))
+
+
 @dataclass(frozen=True)
 class _Space:
     """Gaussians of tasks in a space of few directions that tell groups of sequences apart.

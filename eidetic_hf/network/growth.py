@@ -180,10 +180,14 @@ class CopyGrowth:
             gates = torch.cat([gates, gates.new_ones(group.count(parent))])
         reads = torch.ones(inherited, dtype=torch.bool) if gates is None else gates != 0
         start = torch.zeros(inherited) if gates is None else (gates - 1).masked_fill(~reads, 0)
-        copies = min(max(round(own * group.count(BASE)), int(own > 0)), int(reads.sum()))
+        copies = min(self.n_copies(group, own), int(reads.sum()))
         group.open(torch.ones(copies, dtype=torch.bool), reads, start)
         group.progress.put("reads", reads.to(group.device))
         return self.choose(group, torch.zeros(inherited))
+
+    def n_copies(self, group: Books, own: float) -> int:
+        """How many copies a share of base's units is: one at least, unless it is 0."""
+        return max(round(own * group.count(BASE)), int(own > 0))
 
     def choose(self, group: Books, scores: Tensor) -> Tensor:
         """Let a task copy the units with the highest scores of those that its parent reads.
