@@ -281,8 +281,8 @@ def _sums(model: Parts, record: TaskRecord) -> dict[str, Tensor]:
 
 def _file_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Size of the file that `write_shard` writes: a header that names each tensor, and the tensors."""
-    header, start = {"__metadata__": {"format": "pt"}}, 0
-    dtypes = list(_DTYPES)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start, dtypes = 0, list(_DTYPES)
     for name in sorted(tensors, key=lambda name: (dtypes.index(tensors[name].dtype), name)):
         dtype, shape, stop = tensors[name].dtype, list(tensors[name].shape), start + tensors[name].nbytes
         header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, stop]}
