@@ -270,6 +270,7 @@ def predict(
         raise ValueError(
             f"--abstain turns texts away that belong to no task, but --task {task} was given. Choose one."
         )
+    from .model.versions import answering_name
     from .recipe.kinds.asking import Query
     from .recipe.predicting import Predictor
 
@@ -283,7 +284,7 @@ def predict(
         raise ValueError("No text to answer: every line is empty.")
     _quiet()
     loaded, tokenizer = _load(model), _load_tokenizer(model)
-    if task is not None and task not in loaded.tasks:
+    if task is not None and answering_name(loaded.config, task) not in loaded.tasks:
         raise ValueError(f"There is no task '{task}'. The model has {loaded.tasks}.")
     if task is None and abstain is None and len(loaded.tasks) == 1:
         task = loaded.tasks[0]
@@ -336,10 +337,12 @@ def _device() -> torch.device:
 @app.command()
 def verify(model: ModelFolder, task: TaskNames = None) -> None:
     """Recompute every certificate. Exit code 0: no committed task has changed; 1: one has; 2: files are damaged."""
+    from .configuration import plain_name
+
     _quiet()
     loaded = _load(model)
     for name in task or []:
-        if name not in loaded.tasks:
+        if plain_name(name) not in loaded.tasks:
             raise ValueError(f"There is no task '{name}'. The model has {loaded.tasks}.")
     report = loaded.verify(task or None)
     _print_verdict(str(report), report.ok)

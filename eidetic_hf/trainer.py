@@ -316,7 +316,7 @@ class EideticTrainer(Trainer):
         super().log({**logs, **progress_of(self.model, self.state.global_step)}, start_time)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {**super()._prepare_inputs(inputs), "task": self.task}
+        return {**super()._prepare_inputs(inputs), "task": self.model.record(self.task).exact_name}
 
     def prediction_step(
         self,

@@ -52,7 +52,7 @@ network.units network.capacity network.layers network.wiring network.trunk netwo
 kinds.base kinds.checks kinds.heads kinds.pretrained_head kinds.collators kinds.metrics
 kinds
 
-model model.pruning model.learner model.router model.parts model.request
+model model.pruning model.learner model.router model.parts model.request model.versions
 model.checkpoint.folder model.checkpoint.layout model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
 model.answering model.certificate model.life model.planning

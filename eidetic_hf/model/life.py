@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils import logging
 
-from ..configuration import EideticConfig, TaskError, TaskRecord, check_transfer
+from ..configuration import EideticConfig, TaskError, TaskRecord, check_transfer, plain_name
 from ..kinds import check_kind, check_task, kind_of
 from ..network import capacity
 from ..network.backbone import (
@@ -39,6 +39,7 @@ from .learner import Learner
 from .parts import Added, Parts, committed, record_of
 from .pruning import PruningConfig
 from .router import RouterSums, reference_inputs
+from .versions import check_version
 
 logger = logging.get_logger(__name__)
 
@@ -72,6 +73,7 @@ def add_task(
         if (forward_transfer or based_on) is not None and config.task(ancestor) is None:
             who = "forward_transfer" if based_on is None else "based_on"
             raise TaskError(f"{who} names '{ancestor}', which is not committed; committed are {committed(model)}.")
+    check_version(model, record)
     check_task(record, options)
     check_kind(record, config)
     kind_of(record).complete(record, config, model.network.vocabulary())
@@ -88,6 +90,7 @@ def _branch_of(model: Parts, forward_transfer: Any, based_on: str | None) -> str
         )
     if based_on is None:
         return "none"
+    based_on = plain_name(based_on)
     parent = model.config.task(based_on)
     return [*([] if parent is None else parent.ancestors), based_on]
 

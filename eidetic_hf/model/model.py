@@ -34,7 +34,7 @@ from ..compat import (
     set_attention,
     static_cache_shape,
 )
-from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord, check_transfer
+from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord, check_transfer, plain_name
 from ..kinds import check_task, default_kind, kind_of, name_labels
 from ..kinds.heads import LanguageModelHead
 from ..kinds.pretrained_head import LanguageHead, load_with_head, read_language_head
@@ -44,7 +44,7 @@ from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
 from ..network.storage import Originals, ParametersIfAny, Slots, fixed_buffers, freeze, restore_fixed
 from ..views import POOL, current_view, running_view, task_key, use_view
-from . import answering, certificate, generation, life, persistence, planning, preserving
+from . import answering, certificate, generation, life, persistence, planning, preserving, versions
 from .answering import RoutedOutput
 from .certificate import VerificationReport
 from .learner import Learner
@@ -356,7 +356,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
 
     def is_committed(self, name: str) -> bool:
         """Whether a task has been learned."""
-        return self.config.task(name) is not None
+        return self.config.task(plain_name(name)) is not None
 
     def capacity(self) -> dict[str, Any]:
         """How the units are shared out.
@@ -419,7 +419,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         """Declare a task, to be learned with `EideticTrainer(model, task=name, ...)`.
 
         Args:
-            name: 1 to 64 letters, digits, `-`, `_`, `.`; not starting with a dot.
+            name: 1 to 64 letters, digits, `-`, `_`, `.`; not starting with a dot. `agnews@2` is a version of `agnews`,
+                see `add_version`.
             task_type: the kind of task: `"sequence-classification"`, `"token-classification"`,
                 `"question-answering"`, `"multiple-choice"`, `"causal-lm"`, `"seq2seq-lm"`, `"masked-lm"`,
                 `"feature-extraction"`, or one of your own (see docs/kinds.md).
@@ -440,6 +441,46 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         given = list(labels) if isinstance(labels, (list, tuple)) else labels or []
         record = TaskRecord(name, task_type, labels=given)
         return life.add_task(self, record, forward_transfer, based_on, options)
+
+    def add_version(
+        self,
+        task: str,
+        labels: list[str] | None = None,
+        based_on: str | None = None,
+        forward_transfer: str | list[str] | None = None,
+        **options: Any,
+    ) -> TaskRecord:
+        """Declare the next version of a task, such as `agnews@2`, to be learned as any other task.
+
+        The older ones stay exact, and the default version goes on answering to `agnews` (`set_default_version`).
+
+        Args:
+            task: the task's own name, such as `agnews`.
+            labels: names of the labels, which may be others; by default those of the default version, as its kind.
+            based_on: with `growth="copy"`, the task that it starts from; by default the default version.
+            forward_transfer: with `growth="fixed"`, which earlier tasks it reads; by default as the model says, and
+                the default version.
+            options: of the kind of task, over those of the default version.
+
+        Returns:
+            The record of the version, with its `name`.
+
+        Raises:
+            TaskError: as in `add_task`, and if no version of the task is committed.
+        """
+        return life.add_task(self, *versions.next_version(self, task, labels, based_on, forward_transfer, options))
+
+    def set_default_version(self, task: str, version: str | int) -> None:
+        """Say which version of a task answers where it is asked for by its own name, or the router chooses it.
+
+        Args:
+            task: the task's own name, such as `agnews`.
+            version: a number, 1 for the first one; or a name, such as `agnews@2`.
+
+        Raises:
+            TaskError: if there is no such task, or no such version of it is committed.
+        """
+        versions.set_default_version(self, task, version)
 
     def begin_task(self, name: str, pruning: PruningConfig | None = None) -> Learner:
         """Open the pool for a task that was added: from here on the model has Parameters to train.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from ..configuration import EideticConfig, TaskError, TaskRecord
+from ..configuration import EideticConfig, TaskError, TaskRecord, plain_name
 from ..network.network import Network
 from .learner import Learner
 from .router import Router
@@ -80,6 +80,7 @@ def record_of(model: Parts, name: str) -> TaskRecord:
     Raises:
         TaskError: if there is no task of this name.
     """
+    name = plain_name(name)
     record = model.config.task(name)
     if record is not None:
         return record

@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from ..configuration import TaskError, check_task_name
+from ..configuration import TaskError, check_task_name, split_version
 from ..kinds.heads import POOLINGS
 from ..model.pruning import PruningConfig
+from ..model.versions import versions_among
 from ..network.growth import growths
 from .kinds import RECIPE_KINDS, lower_is_better
 from .kinds.base import LOSS, RecipeKind, check_columns
@@ -305,6 +306,13 @@ def _check_tasks(recipe: Recipe) -> None:
     for name in names:
         if names.count(name) > 1:
             raise RecipeError(f"The recipe has {names.count(name)} tasks named '{name}'. Give each a name of its own.")
+    for number, name in enumerate(names):
+        of, version = split_version(name)
+        if version > 1 and not versions_among(names[:number], of):
+            raise RecipeError(
+                f"The task '{name}' would be a version of '{of}', which is no task before it; those are "
+                f"{names[:number]}."
+            )
     unknown = (
         [name for name in recipe.forward_transfer if name not in names]
         if recipe.forward_transfer not in ("all", "none")
