@@ -18,6 +18,7 @@ FIRST_VERSION = "@1"  # behind the name of a task: its first version and no othe
 # The kind of a record that names none: the first versions had no other. What kinds there are, `kinds/` says.
 DEFAULT_TASK_TYPE = "sequence-classification"
 ALL_EARLIER = "all"  # how config.json says that a task reads all tasks before it, however many they are
+AUTO = "auto"  # what a task is based on that is to start from what its data shows to be best
 # What code outside of the package asks a model's configuration for, and the backbone's knows.
 ANSWERED_BY_BACKBONE = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "use_cache",
@@ -158,6 +159,7 @@ class EideticConfig(PreTrainedConfig):
             first one.
         files: size and SHA-256 of every shard of the checkpoint folder that this configuration lies in.
         learning: name of the task that was being learned when a Trainer checkpoint was written.
+        learning_ancestors: the earlier tasks that this one reads.
         language_head: what the pretrained language-model head is made of, from which language models start; `None` if
             the pretrained model had none.
         output_embeddings: shape of the output embeddings, `(tokens, embedding)`, of a backbone whose output embeddings
@@ -184,6 +186,7 @@ class EideticConfig(PreTrainedConfig):
         default_versions: dict[str, int] | None = None,
         files: dict[str, dict[str, Any]] | None = None,
         learning: str | None = None,
+        learning_ancestors: list[str] | None = None,
         language_head: dict[str, Any] | None = None,
         output_embeddings: list[int] | None = None,
         vocab_size: int | None = None,
@@ -207,6 +210,7 @@ class EideticConfig(PreTrainedConfig):
         self.default_versions = dict(default_versions or {})
         self.files = dict(files or {})
         self.learning = learning
+        self.learning_ancestors = learning_ancestors
         self.language_head = language_head
         self.output_embeddings = None if output_embeddings is None else list(output_embeddings)
         # What an earlier format holds is written in this one.

@@ -28,12 +28,14 @@ from transformers.trainer_callback import ProgressCallback, TrainerControl, Trai
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput
 from transformers.utils import logging
 
-from .callback import EideticCallback, leave_autocast, progress_of, unwrapped
+from .callback import EideticCallback, branch_batches, leave_autocast, progress_of, unwrapped
 from .configuration import TaskRecord
 from .kinds import kind_of
 from .kinds.checks import is_dataset
 from .kinds.collators import LABELS
 from .kinds.metrics import squad_scores
+from .model.branching import set_branch, wants_branch
+from .model.checkpoint.layout import CONFIG_FILE, json_object
 from .model.model import EideticModel
 from .model.pruning import PruningConfig
 from .network.storage import Originals
@@ -155,6 +157,7 @@ class EideticTrainer(Trainer):
                 "DataParallel. Start a process per GPU with `accelerate launch` or `torchrun`, or set "
                 "CUDA_VISIBLE_DEVICES=0."
             )
+        self._resumed_from: str | None = None
         self._loss_shifts_labels = False  # `_get_num_items_in_batch` counts, for whatever kind it is
         self.compute_loss = self._distilled(self.compute_loss)  # type: ignore[method-assign]
         self._replace_progress_bar()
@@ -205,6 +208,7 @@ class EideticTrainer(Trainer):
             )
         if resume_from_checkpoint and self.args.output_dir:
             resume_from_checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         if self.model_init is None:
             self._begin(self.model)
         # Last in line, so that it sees what an early stop decided, wherever that callback was added.
@@ -238,11 +242,24 @@ class EideticTrainer(Trainer):
     def _begin(self, model: EideticModel) -> None:
         """Begin the task, unless it has been begun."""
         if model.learner is None or model.learning != self.task:
+            self._choose_branch(model)
             model.begin_task(self.task, self.pruning)
         elif model.learner.config != self.pruning:
             model.learner.reconfigure(self.pruning)
         assert model.learner is not None
         model.learner.mixes_distance = False  # `compute_loss` does, whatever it is
+
+    def _choose_branch(self, model: EideticModel) -> None:
+        """Find out what a task starts from that was added with `based_on="auto"`: a resumed one from where it did."""
+        if not wants_branch(model, self.task) or self.train_dataset is None:
+            return
+        if self._resumed_from is not None:
+            begun = json_object(Path(self._resumed_from) / CONFIG_FILE).get("learning_ancestors")
+            if begun is not None:
+                set_branch(model, self.task, begun)
+                return
+        batches = branch_batches(model, self.args, self.train_dataset, self.data_collator)
+        model.choose_branch(self.task, batches, self.pruning, learning_rate=self.args.learning_rate)
 
     def _distilled(self, compute_loss: Callable) -> Callable:
         """A `compute_loss`, with distillation mixed into its loss."""
@@ -303,6 +320,7 @@ class EideticTrainer(Trainer):
             if not model.is_committed(self.task) and model.learning is None:
                 devices = [model.device] if model.device.type == "cuda" else []
                 after.enter_context(torch.random.fork_rng(devices))  # `train` begins with the same head
+                self._choose_branch(model)
                 model.begin_task(self.task, self.pruning)
                 after.callback(model.abandon_task)
             if self.args.fp16_full_eval or self.args.bf16_full_eval:

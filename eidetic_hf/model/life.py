@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils import logging
 
-from ..configuration import EideticConfig, TaskError, TaskRecord, check_transfer, plain_name
+from ..configuration import AUTO, EideticConfig, TaskError, TaskRecord, check_transfer, plain_name
 from ..kinds import check_kind, check_task, kind_of
 from ..network import capacity
 from ..network.backbone import (
@@ -90,9 +90,13 @@ def _branch_of(model: Parts, forward_transfer: Any, based_on: str | None) -> str
         )
     if based_on is None:
         return "none"
-    based_on = plain_name(based_on)
-    parent = model.config.task(based_on)
-    return [*([] if parent is None else parent.ancestors), based_on]
+    return AUTO if based_on == AUTO else branch_to(model, plain_name(based_on))
+
+
+def branch_to(model: Parts, name: str) -> list[str]:
+    """The branch that ends with a task: those that it is based on, then the task."""
+    record = model.config.task(name)
+    return [*([] if record is None else record.ancestors), name]
 
 
 # -- begun ------------------------------------------------------------------------------------------------------------
@@ -107,6 +111,12 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig, is_base: bool = 
         raise TaskError(
             f"'{model.learner.name}' is being learned. Finish it, or drop it with model.abandon_task(), before "
             f"'{name}' begins."
+        )
+    if model.added[name].forward_transfer == AUTO:
+        raise TaskError(
+            f"'{name}' was added with based_on='auto', and no branch has been tried for it. EideticTrainer does that in "
+            f"train(); with another loop, or with EideticCallback alone, call model.choose_branch({name!r}, batches) "
+            "before the task begins, which it does when the Trainer is made."
         )
     check_kind(record, model.config)
     _check_growth(model, pruning)

@@ -44,7 +44,7 @@ from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
 from ..network.storage import Originals, ParametersIfAny, Slots, fixed_buffers, freeze, restore_fixed
 from ..views import POOL, current_view, running_view, task_key, use_view
-from . import answering, certificate, generation, life, persistence, planning, preserving, versions
+from . import answering, branching, certificate, generation, life, persistence, planning, preserving, versions
 from .answering import RoutedOutput
 from .certificate import VerificationReport
 from .learner import Learner
@@ -428,7 +428,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
                 For regression, names of the targets (`["score"]` by default).
             forward_transfer: which earlier tasks this one reads: `"all"`, `"none"` or names; the model's by default.
             based_on: with `growth="copy"`, the committed task that this one starts from, and whose copies it reads
-                where it makes none of its own; the backbone itself by default.
+                where it makes none of its own; the backbone itself by default. `"auto"` for what the data shows to be
+                best, which `EideticTrainer` tries in `train()`, see `choose_branch`.
             options: of the kind of task, such as `problem_type`, `pooling`, `head_dropout`, `temperature`,
                 `normalize` and `own_output_embeddings`; docs/kinds.md says which kind has which. `None` stands for
                 the default.
@@ -481,6 +482,39 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             TaskError: if there is no such task, or no such version of it is committed.
         """
         versions.set_default_version(self, task, version)
+
+    def choose_branch(
+        self,
+        name: str,
+        batches: Iterable[Mapping[str, Any]],
+        pruning: PruningConfig | None = None,
+        nearest: int = 2,
+        learning_rate: float = 1e-3,
+        margin: float = 0.02,
+    ) -> str | None:
+        """Choose what a task starts from that was added with `based_on="auto"`, by trying.
+
+        Base, and the committed tasks whose texts are nearest by the router's sums, are each learned on for a step on
+        each batch but every fourth, and dropped. The task will start from the one with the lowest loss on the others;
+        from base, if none is better by a margin. All else in the model stays as it is. `EideticTrainer` calls it.
+
+        Args:
+            name: the task.
+            batches: as `forward` takes them, with targets; four at least.
+            pruning: how the task will be learned; units and random numbers are chosen accordingly.
+            nearest: how many committed tasks are tried.
+            learning_rate: of the trials.
+            margin: share of base's loss by which another one has to be better.
+
+        Returns:
+            The name of the chosen task, or `None` for base.
+
+        Raises:
+            TaskError: if the task was added otherwise, or another one is being learned.
+            ValueError: if there are fewer than four batches.
+        """
+        pruning = pruning or PruningConfig()
+        return branching.choose_branch(self, name, batches, pruning, nearest, learning_rate, margin)
 
     def begin_task(self, name: str, pruning: PruningConfig | None = None) -> Learner:
         """Open the pool for a task that was added: from here on the model has Parameters to train.

@@ -19,7 +19,8 @@ class Added(NamedTuple):
 
     Attributes:
         record: what is known of it.
-        forward_transfer: which earlier tasks it will read: `"all"`, `"none"` or names.
+        forward_transfer: which earlier tasks it will read: `"all"`, `"none"` or names; or `"auto"`, a branch that is
+            not chosen yet.
     """
 
     record: TaskRecord

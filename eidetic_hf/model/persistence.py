@@ -31,7 +31,7 @@ from . import certificate
 from .checkpoint.layout import CheckpointError
 from .checkpoint.read import read_config, read_generation_config, read_tensors
 from .checkpoint.write import write_checkpoint
-from .parts import Parts
+from .parts import Parts, record_of
 
 # Modules whose tensors a checkpoint brings along, in shapes of their own.
 WITHOUT_ROOM = ("probes.", "router.")
@@ -239,6 +239,7 @@ def save(model: Parts, folder: Path, tensors: Mapping[str, Tensor], include_pool
     config.architectures = [MODEL_CLASS]  # whichever class it was loaded with
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.learning = None if model.learner is None else model.learner.name
+    config.learning_ancestors = None if model.learner is None else record_of(model, model.learner.name).ancestors
     name_labels(config, default_kind(config))
     config.pool = model.config.pool and include_pool
     if not config.pool:

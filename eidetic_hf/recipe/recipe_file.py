@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from ..configuration import TaskError, check_task_name, split_version
+from ..configuration import AUTO, TaskError, check_task_name, split_version
 from ..kinds.heads import POOLINGS
 from ..model.pruning import PruningConfig
 from ..model.versions import versions_among
@@ -327,10 +327,10 @@ def _check_tasks(recipe: Recipe) -> None:
                     f"`forward_transfer:` of task '{task.name}' names {ancestor!r}, which is no task before it; those "
                     f"are {names[:number]}."
                 )
-        if task.based_on is not None and (recipe.growth != "copy" or task.based_on not in names[:number]):
+        if task.based_on is not None and (recipe.growth != "copy" or task.based_on not in (AUTO, *names[:number])):
             raise RecipeError(
                 f"`based_on: {task.based_on}` of task '{task.name}': expected a task before it, of {names[:number]}, "
-                "in a recipe with `growth: copy`."
+                "or auto, in a recipe with `growth: copy`."
             )
         recipe.pruning_config(task)
         RECIPE_KINDS[task.type].check_training(task, recipe.training_arguments(task))
