@@ -114,8 +114,8 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig, is_base: bool = 
         )
     if model.added[name].forward_transfer == AUTO:
         raise TaskError(
-            f"'{name}' was added with based_on='auto', and no branch has been tried for it. EideticTrainer does that in "
-            f"train(); with another loop, or with EideticCallback alone, call model.choose_branch({name!r}, batches) "
+            f"'{name}' was added with based_on='auto', and no branch has been tried for it. EideticTrainer does that "
+            f"in train(); with another loop, or with EideticCallback alone, call model.choose_branch({name!r}, batches) "
             "before the task begins, which it does when the Trainer is made."
         )
     check_kind(record, model.config)

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from ..configuration import AUTO, TaskError, check_task_name, split_version
 from ..kinds.heads import POOLINGS
+from ..model.preserving import BASE_TASK
 from ..model.pruning import PruningConfig
 from ..model.versions import versions_among
 from ..network.growth import growths
@@ -132,6 +133,7 @@ def _check_type(values: Mapping[str, Any], key: str, kind: type, expected: str, 
 def _check_common(values: dict[str, Any], where: str) -> None:
     """Check the keys that a recipe and its tasks share, and a recipe's own simple ones."""
     _check_type(values, "output", str, "a text", where)
+    _check_type(values, "preserve", bool, "true or false", where)
     for key, least in (("trunk_layers", 0), ("max_length", 3), ("seed", 0)):
         _check_type(values, key, int, f"a whole number >= {least}", where)
         if values.get(key) is not None and values[key] < least:
@@ -306,6 +308,11 @@ def _check_tasks(recipe: Recipe) -> None:
     for name in names:
         if names.count(name) > 1:
             raise RecipeError(f"The recipe has {names.count(name)} tasks named '{name}'. Give each a name of its own.")
+    if recipe.preserve and (recipe.growth != "copy" or BASE_TASK in names):
+        raise RecipeError(
+            f"`preserve: true` in the recipe: expected `growth: copy`, got {recipe.growth!r}, and no task that is "
+            f"named '{BASE_TASK}', which the backbone itself will be."
+        )
     for number, name in enumerate(names):
         of, version = split_version(name)
         if version > 1 and not versions_among(names[:number], of):

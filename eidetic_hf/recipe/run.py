@@ -24,6 +24,7 @@ from ..kinds import check_kind
 from ..model.checkpoint.folder import COMMITTED
 from ..model.checkpoint.layout import CONFIG_FILE, shard_file
 from ..model.model import EideticModel
+from ..model.preserving import BASE_TASK
 from ..network.backbone import longest_sequence
 from ..trainer import EideticTrainer, find_checkpoint
 from ..views import task_key
@@ -168,6 +169,8 @@ class _Run:
                     f"`tokenizer:`, have changed. {way_out}"
                 )
         for record in model.config.tasks:
+            if record.name == BASE_TASK and self.recipe.preserve:
+                continue
             if record.name not in self.data:
                 raise RecipeError(
                     f"The model in {self.model_folder} has the task '{record.name}', which the recipe lacks. {way_out}"
@@ -176,9 +179,14 @@ class _Run:
         model.config.forward_transfer = fresh.config.forward_transfer
         self.model = model
         self._read_steps()
-        if model.tasks and (not self.steps or self.steps[-1]["task"] != model.tasks[-1]):
+        learned = self._learned(model)
+        if learned and (not self.steps or self.steps[-1]["task"] != learned[-1]):
             # The last run was cut off between saving the model and writing its results.
-            self._evaluate(model.tasks[-1], None)
+            self._evaluate(learned[-1], None)
+
+    def _learned(self, model: EideticModel) -> list[str]:
+        """The tasks of a model that the recipe has: all but base."""
+        return [name for name in model.tasks if name in self.data]
 
     def _read_steps(self) -> None:
         """Take over the rows of an earlier run that belong to the tasks of this model."""
@@ -254,7 +262,7 @@ class _Run:
     def _evaluate(self, after: str, seconds: float | None) -> None:
         """Add the row of the accuracy matrix after a task, and write the results."""
         scores = {}
-        for name in self.model.tasks:
+        for name in self._learned(self.model):
             task = self.recipe.task(name)
             # Checkpoints and the choice of the best are the training's business.
             arguments = self.recipe.training_arguments(
@@ -290,9 +298,12 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """Verify the model as it lies on the disk, let it find the tasks itself, and write the results a last time."""
+        if self.recipe.preserve and not self.model.is_committed(BASE_TASK):
+            self.model.preserve()
+            self._save()
         loaded = EideticModel.from_pretrained(self.model_folder)
         loaded.to(self.model.device)  # type: ignore[arg-type]
-        tests = {name: self.data[name].texts_to_route("test") for name in loaded.tasks}
+        tests = {name: self.data[name].texts_to_route("test") for name in self._learned(loaded)}
         routing = evaluate_routing(loaded, self.tokenizer, tests)
         shards = shards_in(self.model_folder)
         return self._write(results_of(self.recipe, self.model, self.data, self.steps, shards, loaded, routing))
