@@ -29,7 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Pr
 from transformers.utils import logging
 
 from .callback import EideticCallback, branch_batches, leave_autocast, progress_of, unwrapped
-from .configuration import TaskRecord
+from .configuration import TaskRecord, plain_name
 from .kinds import kind_of
 from .kinds.checks import is_dataset
 from .kinds.collators import LABELS
@@ -124,7 +124,7 @@ class EideticTrainer(Trainer):
             raise TypeError("EideticTrainer needs task='<name>', the name of a task that was added to the model.")
         if kwargs.get("model_init") is None:
             _check_model(model)
-        self.task = task
+        self.task = plain_name(task)
         callbacks, given = _without_phases(task, callbacks)
         self.router_dataset = given.router_dataset if router_dataset is None and given else router_dataset
         super().__init__(model=model, args=args, callbacks=callbacks, **kwargs)

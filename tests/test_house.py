@@ -55,8 +55,8 @@ kinds
 model model.pruning model.learner model.router model.parts model.request model.versions
 model.checkpoint.folder model.checkpoint.layout model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
-model.answering model.certificate model.life model.branching model.planning
-model.preserving model.persistence model.generation model.model model.auto model.pipelines
+model.answering model.certificate model.life model.branching
+model.preserving model.persistence model.planning model.generation model.model model.auto model.pipelines
 
 callback trainer
 

@@ -105,6 +105,7 @@ def branch_to(model: Parts, name: str) -> list[str]:
 def begin_task(model: Parts, name: str, pruning: PruningConfig, is_base: bool = False) -> Learner:
     """Open the pool for a task that was added, see `EideticModel.begin_task`; `is_base` as `Learner` has it."""
     record, network = record_of(model, name), model.network
+    name = record.name
     if name not in model.added:
         raise TaskError(f"The task '{name}' is committed: it will never change. Add a task of another name.")
     if model.learner is not None:
@@ -115,8 +116,8 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig, is_base: bool = 
     if model.added[name].forward_transfer == AUTO:
         raise TaskError(
             f"'{name}' was added with based_on='auto', and no branch has been tried for it. EideticTrainer does that "
-            f"in train(); with another loop, or with EideticCallback alone, call model.choose_branch({name!r}, batches) "
-            "before the task begins, which it does when the Trainer is made."
+            "in train(); with another loop, or with EideticCallback alone, which begins the task when the Trainer is "
+            f"made, call model.choose_branch({name!r}, batches) before."
         )
     check_kind(record, model.config)
     _check_growth(model, pruning)

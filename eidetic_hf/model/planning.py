@@ -27,6 +27,7 @@ from .certificate import PROBE_SHAPE, Evidence
 from .checkpoint.layout import by_owner
 from .life import read_by
 from .parts import Parts, record_of
+from .persistence import cast_floats
 from .pruning import PruningConfig
 from .router import RouterSums, count_features
 
@@ -245,6 +246,8 @@ def _shard_bytes(model: Parts, records: list[TaskRecord]) -> list[int]:
     with torch.device("meta"), no_init_weights():
         config = EideticConfig(**values, tasks=[*deepcopy(model.config.tasks), *records])
         drawn = cast(Any, type(model))(config, empty=True)
+        if model.dtype != drawn.dtype:
+            cast_floats(drawn, model.dtype)
         tensors = by_owner(cast(nn.Module, drawn).state_dict())
         found = []
         for record in records:

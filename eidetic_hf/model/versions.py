@@ -38,7 +38,7 @@ def answering_name(config: EideticConfig, name: str) -> str:
 
 
 def routed(config: EideticConfig, names: list[str]) -> list[str]:
-    """Those of some tasks that texts are routed to: of each the default version, or if it is not there the newest.
+    """Those of some tasks that texts are routed to: of each the default version; else the first, or the newest.
 
     All versions of a task are for the same texts, so that nothing tells them apart.
     """
@@ -59,7 +59,7 @@ def routed_name(config: EideticConfig, names: list[str], name: str) -> str:
 
 
 def _default_of(config: EideticConfig, task: str, found: Mapping[int, str]) -> str:
-    return found.get(config.default_versions.get(task, 1)) or found[max(found)]
+    return found.get(config.default_versions.get(task, 1)) or found.get(1) or found[max(found)]
 
 
 def set_default_version(model: Parts, task: str, version: str | int) -> None:
@@ -79,10 +79,8 @@ def set_default_version(model: Parts, task: str, version: str | int) -> None:
             f"version={version!r}: expected one of the committed versions of '{task}': {list(found)}, or a name of "
             f"{list(found.values())}."
         )
-    config = model.config
-    config.default_versions = {name: each for name, each in config.default_versions.items() if name != task}
-    if number != 1:
-        config.default_versions[task] = int(number)
+    chosen = {**model.config.default_versions, task: int(number)}
+    model.config.default_versions = {name: each for name, each in chosen.items() if each != 1}
 
 
 # -- added ------------------------------------------------------------------------------------------------------------

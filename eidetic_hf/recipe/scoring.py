@@ -182,8 +182,8 @@ def evaluate_routing(
         labels to whole texts. Instead of all this `None`, if there is nothing to choose: one task only, or one without
         router sums.
     """
-    known = [name for name in routed(model.config, model.tasks) if model.router.has(name)]
-    if len(known) < 2 or not all(model.router.has(name) for name in texts):
+    routes = [name for name in routed(model.config, model.tasks) if model.router.has(name)]
+    if len(routes) < 2 or not all(model.router.has(name) for name in texts):
         return None
     confusion: dict[str, dict[str, int]] = {}
     scores: dict[str, dict[str, Any]] = {}

@@ -66,6 +66,14 @@ def test_a_plan_knows_every_kind_of_task(options: dict, tmp_path: Path) -> None:
     assert planned.bytes == shard(model, "like", tmp_path)
 
 
+def test_a_plan_counts_the_bytes_of_the_models_own_dtype(tmp_path: Path) -> None:
+    model = EideticModel.from_backbone(tiny_backbone("bert").to(torch.bfloat16), trunk_layers=1, growth="copy")
+    model.add_task("half", labels=["x", "y", "z"])
+    planned = model.plan(1, like="half").rows[-1]
+    commit(model, "half", PruningConfig(own=planned.share))
+    assert planned.bytes == shard(model, "half", tmp_path)
+
+
 def test_a_plan_for_a_pool_shares_it_out_evenly(tmp_path: Path) -> None:
     model = tiny_model()
     commit(model, "first", PruningConfig(keep=0.25))

@@ -208,6 +208,24 @@ def test_pipelines_and_predictions_answer_with_the_version_that_is_meant(
     assert call("predict", tmp_path, text, "--task", "news@4").exit_code == 2
 
 
+def test_embeddings_are_those_of_the_default_version() -> None:
+    model = tiny_model(growth="copy")
+    for name, pooling in (("meaning", "first"), ("meaning@2", "mean")):
+        model.add_task(name, task_type="feature-extraction", pooling=pooling)
+        model.begin_task(name, PruningConfig(own=0.1))
+        model.commit_task()
+    batch = make_batch()
+    with torch.no_grad():
+        exact = {name: model(**batch, task=name).pooler_output for name in ("meaning@1", "meaning@2")}
+        assert not torch.equal(exact["meaning@1"], exact["meaning@2"])
+        for default in (1, 2):
+            model.set_default_version("meaning", default)
+            for task in (None, "meaning"):
+                found = model.get_text_features(**batch, task=task).pooler_output
+                assert torch.equal(found, exact[f"meaning@{default}"])
+            assert torch.equal(model.get_text_features(**batch, task="meaning@1").pooler_output, exact["meaning@1"])
+
+
 def test_what_is_no_version_is_said(versioned: EideticModel) -> None:
     model = copy.deepcopy(versioned)
     for name in ("news@0", "news@1", "news@02", "news@x", "news@", "@2", "a@2@3"):
@@ -240,5 +258,6 @@ def test_versions_are_found_among_names() -> None:
     assert versions_among(names, "a") == {1: "a", 2: "a@2", 10: "a@10"} and split_version("v.1@12") == ("v.1", 12)
     config = EideticConfig(default_versions={"a": 2})
     assert routed(config, names) == ["a@2", "b", "ab@2"]
-    assert routed_name(config, ["a", "a@10"], "a") == "a@10"  # the default is not there
+    assert routed_name(config, ["a@10", "a"], "a") == "a"  # the default is not there
+    assert routed_name(config, ["a@3", "a@10"], "a") == "a@10"
     assert routed(config, ["a", "b"]) == ["a", "b"]
