@@ -246,8 +246,7 @@ def _shard_bytes(model: Parts, records: list[TaskRecord]) -> list[int]:
     with torch.device("meta"), no_init_weights():
         config = EideticConfig(**values, tasks=[*deepcopy(model.config.tasks), *records])
         drawn = cast(Any, type(model))(config, empty=True)
-        if model.dtype != drawn.dtype:
-            cast_floats(drawn, model.dtype)
+        cast_floats(drawn, model.dtype)
         tensors = by_owner(cast(nn.Module, drawn).state_dict())
         found = []
         for record in records:
