@@ -232,8 +232,10 @@ def _spread(dataset: Any, count: int) -> Iterator[Any]:
 def branch_batches(
     model: EideticModel, args: TrainingArguments, dataset: Any, collate: Any
 ) -> Iterator[dict[str, Any]]:
-    """Batches to choose a branch by, of rows from all over the data, the same on all processes."""
+    """Batches to choose a branch by, of rows from all over the data, shuffled, the same on all processes."""
     rows = list(_spread(dataset, BRANCH_ROWS))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))
+    rows = [rows[number] for number in order.tolist()]  # they may lie sorted by their labels
     if args.remove_unused_columns:
         rows = [_inputs_of(model, row) for row in rows]
     return _batches(iter(rows), min(CHOOSING_BATCH, max(len(rows) // 4, 1)), collate)

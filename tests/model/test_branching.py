@@ -190,6 +190,8 @@ def test_rows_are_from_all_over_the_data_and_without_what_nobody_reads(
     trainer = EideticTrainer(committed, "new", arguments(tmp_path), PRUNING, train_dataset=rows)
     found = list(branch_batches(committed, trainer.args, rows, trainer.data_collator))
     assert [len(batch["labels"]) for batch in found] == [16] * 6 and set(found[0]) == {*rows.column_names} - {"text"}
+    drawn = torch.cat([batch["input_ids"] for batch in found]).tolist()
+    assert sorted(drawn) == sorted(rows["input_ids"][:]) and drawn != rows["input_ids"][:]
     few = list(branch_batches(committed, trainer.args, rows.select(range(9)), trainer.data_collator))
     assert [len(batch["labels"]) for batch in few] == [2, 2, 2, 2, 1]
     stream = rows.to_iterable_dataset()
