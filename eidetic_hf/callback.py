@@ -211,19 +211,34 @@ def unwrapped(model: torch.nn.Module) -> EideticModel:
 
 ROUTER_BATCH = 64
 CHOOSING_BATCH, CHOOSING_ROWS = 16, 128  # of the data, evenly spread, by which units are chosen
+BRANCH_ROWS = 384  # by which a branch is
 
 
 def _first_batches(loader: Any) -> Iterator[dict[str, Any]]:
     """Batches to choose units by: rows from all over the data, the same on all processes."""
     dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
-    if dataset is None or collate is None:
-        return
-    if hasattr(dataset, "__len__"):
-        count = min(len(dataset), CHOOSING_ROWS)
-        rows: Iterator[Any] = (dataset[number * len(dataset) // count] for number in range(count))
-    else:
-        rows = itertools.islice(iter(dataset), CHOOSING_ROWS)
-    yield from _batches(rows, CHOOSING_BATCH, collate)
+    if dataset is not None and collate is not None:
+        yield from _batches(iter(_spread(dataset, CHOOSING_ROWS)), CHOOSING_BATCH, collate)
+
+
+def _spread(dataset: Any, count: int) -> Iterator[Any]:
+    """Rows from all over the data; of a stream the first ones."""
+    if not hasattr(dataset, "__len__"):
+        return itertools.islice(iter(dataset), count)
+    count = min(len(dataset), count)
+    return (dataset[number * len(dataset) // count] for number in range(count))
+
+
+def branch_batches(
+    model: EideticModel, args: TrainingArguments, dataset: Any, collate: Any
+) -> Iterator[dict[str, Any]]:
+    """Batches to choose a branch by, of rows from all over the data, shuffled, the same on all processes."""
+    rows = list(_spread(dataset, BRANCH_ROWS))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))
+    rows = [rows[number] for number in order.tolist()]  # they may lie sorted by their labels
+    if args.remove_unused_columns:
+        rows = [_inputs_of(model, row) for row in rows]
+    return _batches(iter(rows), min(CHOOSING_BATCH, max(len(rows) // 4, 1)), collate)
 
 
 def _batches(rows: Iterator[Any], size: int, collate: Any) -> Iterator[dict[str, Any]]:

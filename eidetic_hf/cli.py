@@ -1,4 +1,4 @@
-"""The command line: `eidetic-hf train | evaluate | predict | extract | verify | remove | merge | add | report`.
+"""The command line: train, evaluate, predict, extract, verify, remove, merge, add, plan, preserve and report.
 
 `__main__.py` starts it.
 
@@ -284,6 +284,7 @@ def predict(
         raise ValueError(
             f"--abstain turns texts away that belong to no task, but --task {task} was given. Choose one."
         )
+    from .model.versions import answering_name
     from .recipe.kinds.asking import Query
     from .recipe.predicting import Predictor
 
@@ -297,7 +298,7 @@ def predict(
         raise ValueError("No text to answer: every line is empty.")
     _quiet()
     loaded, tokenizer = _load(model), _load_tokenizer(model)
-    if task is not None and task not in loaded.tasks:
+    if task is not None and answering_name(loaded.config, task) not in loaded.tasks:
         raise ValueError(f"There is no task '{task}'. The model has {loaded.tasks}.")
     if task is None and abstain is None and len(loaded.tasks) == 1:
         task = loaded.tasks[0]
@@ -365,16 +366,18 @@ def extract(
     out.print(f"{type(plain).__name__}: {output}{beside}", markup=False, soft_wrap=True)
 
 
-# -- verify, report ---------------------------------------------------------------------------------------------------
+# -- verify -----------------------------------------------------------------------------------------------------------
 
 
 @app.command()
 def verify(model: ModelFolder, task: TaskNames = None) -> None:
     """Recompute every certificate. Exit code 0: no committed task has changed; 1: one has; 2: files are damaged."""
+    from .configuration import plain_name
+
     _quiet()
     loaded = _load(model)
     for name in task or []:
-        if name not in loaded.tasks:
+        if plain_name(name) not in loaded.tasks:
             raise ValueError(f"There is no task '{name}'. The model has {loaded.tasks}.")
     report = loaded.verify(task or None)
     _print_verdict(str(report), report.ok)
@@ -439,6 +442,39 @@ def add(
     came = loaded.load_task(source, task, name)
     _save(loaded, folder)
     out.print(f"came: {', '.join(came) or '(nothing that was not there)'}", markup=False, soft_wrap=True)
+
+
+# -- plan -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def plan(
+    model: ModelFolder,
+    tasks: Annotated[int, typer.Option(help="How many tasks are to come.")],
+    like: Annotated[str | None, typer.Option(help="The task of the model that each of them is like.")] = None,
+) -> None:
+    """Which budgets coming tasks may have, how many bytes each takes, and what will be left."""
+    _quiet()
+    out.print(str(_load(model).plan(tasks, like)), markup=False, soft_wrap=True)
+
+
+# -- preserve ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def preserve(
+    model: ModelFolder, name: Annotated[str, typer.Option(help="What the task shall be called.")] = "base"
+) -> None:
+    """Let the backbone itself answer as one more task of the folder, exact for ever (models with growth: copy)."""
+    _quiet()
+    folder = _folder(model)
+    loaded = _load(model)
+    record = loaded.preserve(name)
+    _save(loaded, folder)
+    out.print(f"{record.name}: the backbone itself, {record.task_type}", markup=False, soft_wrap=True)
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
 
 
 @app.command()

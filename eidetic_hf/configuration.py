@@ -13,10 +13,12 @@ from .views import running_view, task_name
 
 FORMAT_VERSION = 2
 
-TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}(@([2-9]|[1-9][0-9]{1,5}))?")
+FIRST_VERSION = "@1"  # behind the name of a task: its first version and no other, see `model/versions.py`
 # The kind of a record that names none: the first versions had no other. What kinds there are, `kinds/` says.
 DEFAULT_TASK_TYPE = "sequence-classification"
 ALL_EARLIER = "all"  # how config.json says that a task reads all tasks before it, however many they are
+AUTO = "auto"  # what a task is based on that is to start from what its data shows to be best
 # What code outside of the package asks a model's configuration for, and the backbone's knows.
 ANSWERED_BY_BACKBONE = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "use_cache",
@@ -32,14 +34,27 @@ def check_task_name(name: object) -> str:
     """Return `name` if it can name a task, a file and a tensor.
 
     Raises:
-        TaskError: if it is not 1 to 64 letters, digits, `-`, `_` or `.`, or starts with a dot.
+        TaskError: if it is not 1 to 64 letters, digits, `-`, `_` or `.`, and perhaps the number of a version, from
+            `@2` on; or starts with a dot.
     """
     if not isinstance(name, str) or not TASK_NAME.fullmatch(name):
         raise TaskError(
             f"{name!r} cannot name a task: expected 1 to 64 letters, digits, '-', '_' or '.', not starting with a "
-            "dot, such as 'agnews' or 'customer-mail.v2'."
+            "dot, such as 'agnews' or 'customer-mail.v2'; and for a version of a task its number from 2 on, such as "
+            "'agnews@2'."
         )
     return name
+
+
+def split_version(name: str) -> tuple[str, int]:
+    """The task that a name is of, and which version of it: `agnews@2` is version 2, and `agnews` the first."""
+    task, _, number = name.partition("@")
+    return (task, int(number)) if number.isdecimal() else (name, 1)
+
+
+def plain_name(name: str) -> str:
+    """The name in a task's record: `agnews` where somebody says `agnews@1`."""
+    return name.removesuffix(FIRST_VERSION)
 
 
 def check_transfer(forward_transfer: Any) -> None:
@@ -92,6 +107,11 @@ class TaskRecord:
     def __post_init__(self) -> None:
         check_task_name(self.name)
 
+    @property
+    def exact_name(self) -> str:
+        """What this task answers to whichever version is the default: `agnews@1` for `agnews`."""
+        return self.name if "@" in self.name else self.name + FIRST_VERSION
+
     def __getattr__(self, name: str) -> Any:
         # Copying and pickling ask for names before there is anything in the object.
         values = self.__dict__
@@ -135,8 +155,11 @@ class EideticConfig(PreTrainedConfig):
         served: names of the tasks that this model answers; `None` means all of them. Set by `tasks=[...]` at loading.
         expanded: units added to a group beyond the backbone's own, per unit group.
         pool: `False` in an inference-only release, which learns nothing more.
+        default_versions: by the name of a task, the number of the version that answers for it, where that is not the
+            first one.
         files: size and SHA-256 of every shard of the checkpoint folder that this configuration lies in.
         learning: name of the task that was being learned when a Trainer checkpoint was written.
+        learning_ancestors: the earlier tasks that this one reads.
         language_head: what the pretrained language-model head is made of, from which language models start; `None` if
             the pretrained model had none.
         output_embeddings: shape of the output embeddings, `(tokens, embedding)`, of a backbone whose output embeddings
@@ -161,8 +184,10 @@ class EideticConfig(PreTrainedConfig):
         served: list[str] | None = None,
         expanded: dict[str, int] | None = None,
         pool: bool = True,
+        default_versions: dict[str, int] | None = None,
         files: dict[str, dict[str, Any]] | None = None,
         learning: str | None = None,
+        learning_ancestors: list[str] | None = None,
         language_head: dict[str, Any] | None = None,
         output_embeddings: list[int] | None = None,
         vocab_size: int | None = None,
@@ -184,8 +209,10 @@ class EideticConfig(PreTrainedConfig):
         self.served = served
         self.expanded = dict(expanded or {})
         self.pool = pool
+        self.default_versions = dict(default_versions or {})
         self.files = dict(files or {})
         self.learning = learning
+        self.learning_ancestors = learning_ancestors
         self.language_head = language_head
         self.output_embeddings = None if output_embeddings is None else list(output_embeddings)
         self.base = None if base is None else dict(base)

@@ -28,12 +28,14 @@ from transformers.trainer_callback import ProgressCallback, TrainerControl, Trai
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput, set_seed
 from transformers.utils import logging
 
-from .callback import EideticCallback, leave_autocast, progress_of, unwrapped
-from .configuration import TaskRecord
+from .callback import EideticCallback, branch_batches, leave_autocast, progress_of, unwrapped
+from .configuration import TaskRecord, plain_name
 from .kinds import kind_of
 from .kinds.checks import is_dataset
 from .kinds.collators import LABELS
 from .kinds.metrics import squad_scores
+from .model.branching import set_branch, wants_branch
+from .model.checkpoint.layout import CONFIG_FILE, json_object
 from .model.model import EideticModel
 from .model.pruning import PruningConfig
 from .network.storage import Originals
@@ -122,7 +124,7 @@ class EideticTrainer(Trainer):
             raise TypeError("EideticTrainer needs task='<name>', the name of a task that was added to the model.")
         if kwargs.get("model_init") is None:
             _check_model(model)
-        self.task = task
+        self.task = plain_name(task)
         callbacks, given = _without_phases(task, callbacks)
         self.router_dataset = given.router_dataset if router_dataset is None and given else router_dataset
         super().__init__(model=model, args=args, callbacks=callbacks, **kwargs)
@@ -155,6 +157,7 @@ class EideticTrainer(Trainer):
                 "DataParallel. Start a process per GPU with `accelerate launch` or `torchrun`, or set "
                 "CUDA_VISIBLE_DEVICES=0."
             )
+        self._resumed_from: str | None = None
         self._loss_shifts_labels = False  # `_get_num_items_in_batch` counts, for whatever kind it is
         self.compute_loss = self._distilled(self.compute_loss)  # type: ignore[method-assign]
         self._replace_progress_bar()
@@ -205,6 +208,7 @@ class EideticTrainer(Trainer):
             )
         if resume_from_checkpoint and self.args.output_dir:
             resume_from_checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         if self.model_init is None:
             if self.model.network.growth.copies:
                 set_seed(self.args.seed)  # whatever this process has drawn since the Trainer was made
@@ -240,11 +244,24 @@ class EideticTrainer(Trainer):
     def _begin(self, model: EideticModel) -> None:
         """Begin the task, unless it has been begun."""
         if model.learner is None or model.learning != self.task:
+            self._choose_branch(model)
             model.begin_task(self.task, self.pruning)
         elif model.learner.config != self.pruning:
             model.learner.reconfigure(self.pruning)
         assert model.learner is not None
         model.learner.mixes_distance = False  # `compute_loss` does, whatever it is
+
+    def _choose_branch(self, model: EideticModel) -> None:
+        """Find out what a task starts from that was added with `based_on="auto"`: a resumed one from where it did."""
+        if not wants_branch(model, self.task) or self.train_dataset is None:
+            return
+        if self._resumed_from is not None:
+            begun = json_object(Path(self._resumed_from) / CONFIG_FILE).get("learning_ancestors")
+            if begun is not None:
+                set_branch(model, self.task, begun)
+                return
+        batches = branch_batches(model, self.args, self.train_dataset, self.data_collator)
+        model.choose_branch(self.task, batches, self.pruning, learning_rate=self.args.learning_rate)
 
     def _distilled(self, compute_loss: Callable) -> Callable:
         """A `compute_loss`, with distillation mixed into its loss."""
@@ -305,6 +322,7 @@ class EideticTrainer(Trainer):
             if not model.is_committed(self.task) and model.learning is None:
                 devices = [model.device] if model.device.type == "cuda" else []
                 after.enter_context(torch.random.fork_rng(devices))  # `train` begins with the same head
+                self._choose_branch(model)
                 model.begin_task(self.task, self.pruning)
                 after.callback(model.abandon_task)
             if self.args.fp16_full_eval or self.args.bf16_full_eval:
@@ -318,7 +336,7 @@ class EideticTrainer(Trainer):
         super().log({**logs, **progress_of(self.model, self.state.global_step)}, start_time)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {**super()._prepare_inputs(inputs), "task": self.task}
+        return {**super()._prepare_inputs(inputs), "task": self.model.record(self.task).exact_name}
 
     def prediction_step(
         self,

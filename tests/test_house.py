@@ -53,11 +53,11 @@ network.plain
 kinds.base kinds.checks kinds.heads kinds.pretrained_head kinds.plain_heads kinds.collators kinds.metrics
 kinds
 
-model model.pruning model.learner model.router model.parts model.request
+model model.pruning model.learner model.router model.parts model.request model.versions
 model.checkpoint.folder model.checkpoint.layout model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
-model.answering model.certificate model.life model.persistence model.joining model.loading model.generation
-model.extract model.model model.auto model.pipelines
+model.answering model.certificate model.life model.branching model.preserving model.persistence model.joining
+model.loading model.planning model.generation model.extract model.model model.auto model.pipelines
 
 callback trainer
 

@@ -74,7 +74,7 @@ class OrdinalRecipe(RecipeKind):
         """`label`, its place among the labels, and the `scores` of all."""
         found = []
         for some in alike(queries):
-            logits = asker.model(**asker.batch_of(record, some), task=record.name).logits.float().cpu()
+            logits = asker.model(**asker.batch_of(record, some), task=record.exact_name).logits.float().cpu()
             for place, chances in zip(median(logits).tolist(), logits.exp().tolist(), strict=True):
                 scores = dict(zip(record.labels, chances, strict=True))
                 found.append({"label": record.labels[place], "place": place, "scores": scores})

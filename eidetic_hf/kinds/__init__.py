@@ -161,6 +161,14 @@ def _obstacle(kind: Kind, config: EideticConfig) -> str | None:
     return None
 
 
+def kind_of_backbone(config: EideticConfig) -> str:
+    """The kind of task that a backbone answers by itself: that of its language-model head, else it embeds texts."""
+    kinds = [kind for kind in _KINDS.values() if _obstacle(kind, config) is None]
+    if config.language_head is not None and any(kind.reads_vocabulary for kind in kinds):
+        return next(kind.name for kind in kinds if kind.reads_vocabulary)
+    return next(kind.name for kind in kinds if kind.embeds)
+
+
 # -- the kinds of a model's tasks -------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from ..network.vocabulary import highest_tokens
 from ..views import LEARNING, View, running_view, task_key
 from .parts import Parts, committed, record_of
 from .request import Request
+from .versions import answering_name, routed
 
 ABSTAIN_SHARE = 0.05  # of a task's own sequences that abstain=True may turn away
 
@@ -233,9 +234,10 @@ def respond(
 ) -> ModelOutput:
     """What `EideticModel.forward` returns, for one task or for several."""
     request = _as_configured(model, request)
-    routes = task is None and view is None and model.learner is None and (len(tasks_of_kind(model)) > 1 or abstain)
+    routes = task is None and view is None and model.learner is None
+    routes = routes and (len(routed(model.config, tasks_of_kind(model))) > 1 or bool(abstain))
     if routes and request.targets and model.run_task in committed(model):  # the Trainer that learned it evaluates it
-        task, routes = model.run_task, False
+        task, routes = record_of(model, cast(str, model.run_task)).exact_name, False
     if routes or isinstance(task, (list, tuple)):
         if request.targets:
             raise ValueError(
@@ -259,10 +261,11 @@ def embed(model: Parts, request: Request, task: str | None) -> ModelOutput:
     """The embeddings of texts, see `EideticModel.get_text_features`."""
     request = _as_configured(model, request)
     among = [name for name in committed(model) if kind_of(record_of(model, name)).embeds]
-    if task is None and len(among) > 1:
+    routes = routed(model.config, among)
+    if task is None and len(routes) > 1:
         return answer_each(model, None, False, request, among)
-    name = among[0] if task is None and among else task
-    if name is None or not kind_of(record_of(model, resolve_task(model, name))).embeds:
+    name = routes[0] if task is None and routes else task if task is None else resolve_task(model, task)
+    if name is None or not kind_of(record_of(model, name)).embeds:
         who = "There is no task that embeds" if name is None else f"The task {name!r} does not embed"
         kinds = " or ".join(kind.name for kind in TASK_KINDS.values() if kind.embeds)
         raise TaskError(
@@ -288,6 +291,8 @@ def tasks_of_kind(model: Parts, task_type: str | None = None) -> list[str]:
 def resolve_task(model: Parts, task: str | None) -> str:
     """The task that a forward pass is for: the one given, the one being learned, or the only one of its kind.
 
+    Of a task with several versions it is the default one, or the one that is named.
+
     Raises:
         TaskError: if there is none.
     """
@@ -295,7 +300,7 @@ def resolve_task(model: Parts, task: str | None) -> str:
     if task is None:
         if learning is not None:
             return learning
-        among = tasks_of_kind(model)
+        among = routed(model.config, tasks_of_kind(model))
         if not among:
             raise _nothing_to_answer(model)
         return among[0]
@@ -304,8 +309,9 @@ def resolve_task(model: Parts, task: str | None) -> str:
             f"task={task!r}: expected the name of a task, a list with one name per sequence, or nothing, to let "
             f"the router choose. Committed are {committed(model)}."
         )
-    if task == learning or (model.config.task(task) is not None and model.config.serves(task)):
-        return task
+    name = task if task == learning else answering_name(model.config, task)
+    if name == learning or (model.config.task(name) is not None and model.config.serves(name)):
+        return name
     if task in model.added:
         raise TaskError(f"The task '{task}' has been added, but not learned. Train it with EideticTrainer.")
     raise TaskError(f"There is no task '{task}'. Committed are {committed(model)}.")
@@ -345,7 +351,7 @@ def check_tasks(model: Parts, tasks: Sequence[Any], batch: int) -> list[str]:
 
 def _check_listed(model: Parts, name: Any) -> str:
     """A name in a list of tasks, if it is a committed task's."""
-    if model.learner is not None and name == model.learner.name:
+    if model.learner is not None and name in (model.learner.name, record_of(model, model.learner.name).exact_name):
         raise TaskError(
             f"The task '{name}' is being learned: a list may name committed tasks only, {committed(model)}."
         )
@@ -458,7 +464,8 @@ def choose(
     model: Parts, trunk: TrunkPass, inputs: Mapping[str, Tensor], abstain: bool | float, among: list[str]
 ) -> RoutedOutput:
     """The router's choice among some tasks for each sequence of a recorded batch."""
-    known = [name for name in among if model.router.has(name)] or among  # those without sums are only named
+    routes = routed(model.config, among)
+    known = [name for name in routes if model.router.has(name)] or routes  # those without sums are only named
     if torch.compiler.is_exporting():
         raise TaskError(
             "A graph of one task can be exported, but not one in which the router chooses: every task runs a network "

@@ -30,6 +30,7 @@ from ..network.backbone import DECODER, batch_size, context_length, evaluation_m
 from ..views import running_view, task_name, use_view
 from .answering import OF_ONE_TASK, check_tasks, choose, resolve_task, view_of
 from .parts import Parts, committed, record_of
+from .versions import routed
 
 logger = logging.get_logger(__name__)
 
@@ -120,9 +121,9 @@ def _writers(
         names = [model.run_task] * max(batch, 1)
     else:
         among = [name for name in committed(model) if kind_of(record_of(model, name)).writes]
-        if len(among) > 1:
+        if len(routed(model.config, among)) > 1:
             return _route_prompts(model, among, prompts)
-        names = among * max(batch, 1)
+        names = routed(model.config, among) * max(batch, 1)
     for name in dict.fromkeys(names):
         if not kind_of(record_of(model, name)).writes:
             raise TaskError(_why_silent(model, name))
@@ -350,7 +351,8 @@ def prepare_inputs(model: Parts, inputs: dict[str, Any]) -> dict[str, Any]:
     view, rows = running_view(), model.network.input_rows
     if view is None:  # asked outside of `generate`: there is no task, and `forward` finds one
         return inputs
-    inputs["task"] = task_name(view.key) or (model.learner.name if model.learner else None)
+    name = task_name(view.key) or (model.learner.name if model.learner else None)
+    inputs["task"] = None if name is None else record_of(model, name).exact_name
     if rows.has_grown:  # a text that has ended goes on with padding, which the task may not know
         name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
         ids = inputs.get(name)

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..configuration import EideticConfig, TaskError, TaskRecord, check_task_name
+from ..configuration import EideticConfig, TaskError, TaskRecord, check_task_name, plain_name, split_version
 from ..kinds import owners_of_tokens
 from ..network.backbone import initializer_range, random_numbers_for
 from ..network.network import Network
@@ -29,15 +29,19 @@ from .checkpoint.layout import CheckpointError, by_owner
 from .checkpoint.read import read_config, read_owners
 from .parts import Parts, committed, record_of
 from .persistence import fill, make_room
+from .versions import version_name
 
 Source = str | os.PathLike
+
+# Of a configuration, what changes with its tasks.
+_CHANGED = ("tasks", "expanded", "served", "vocab_size", "default_versions")
 
 
 @contextmanager
 def _or_as_before(model: Parts) -> Any:
     """Change which tasks a model has; an error inside leaves it as it was, by reference."""
     config, router = model.config, model.router
-    before = {name: config.__dict__.get(name) for name in ("tasks", "expanded", "served", "vocab_size")}
+    before = {name: config.__dict__.get(name) for name in _CHANGED}
     rest = dict(model.added), model.run_task, dict(model.removed)
     module = cast(nn.Module, model)
 
@@ -98,6 +102,7 @@ def readers_of(model: Parts, name: str) -> list[str]:
 def remove_task(model: Parts, name: str, cascade: bool, backbone: Any) -> list[str]:
     """Let a committed task go, see `EideticModel.remove_task`."""
     check_at_rest(model)
+    name = plain_name(name)
     if model.config.task(name) is None:
         raise TaskError(f"There is no committed task '{name}' to remove; committed are {committed(model)}.")
     readers = readers_of(model, name)
@@ -135,6 +140,10 @@ def _leave(model: Parts, record: TaskRecord, like: Network | None) -> None:
     config.tasks = [task for task in config.tasks if task is not record]
     if config.served is not None:
         config.served = [name for name in config.served if name != record.name]
+    versions = config.default_versions.items()
+    config.default_versions = {
+        task: number for task, number in versions if config.task(version_name(task, number)) is not None
+    }
     if not config.pool:
         config.forget_free_tokens()
     model.run_task = None if model.run_task == record.name else model.run_task
@@ -270,7 +279,7 @@ def bring(
     called: dict[str, str] = {}  # here, by the name there
     with _or_as_before(model):
         every = [task.name for task in shards.config.tasks]
-        for record in needed(shards.config, every if names is None else names):
+        for record in needed(shards.config, every if names is None else map(plain_name, names)):
             known, same = model.config.task(record.name), record.name
             name = f"{call}{same}" if isinstance(call, str) else call.get(same, same)
             is_called = not isinstance(call, str) and same in call
@@ -285,6 +294,10 @@ def bring(
                 )
             called[record.name] = name
             came[name] = _join(model, shards, record, called)
+        for there, here in called.items():  # of a task's versions the same one answers as there
+            (task, number), (now, own) = split_version(there), split_version(here)
+            if here in came and number == shards.config.default_versions.get(task) and own > 1:
+                model.config.default_versions = {now: own, **model.config.default_versions}
         _check_came(model, shards, came, {task_key(here): task_key(there) for there, here in called.items()})
     return list(came)
 

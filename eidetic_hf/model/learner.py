@@ -40,6 +40,7 @@ class Learner(nn.Module):
         model: the model, whose Parameters snapshots are taken of.
 
     Attributes:
+        is_base: whether it is base itself, which copies no unit and knows the backbone's own tokens alone.
         expanded: units that were added for the task, by group; it gives them back if it is abandoned.
         trunk: what the first task of a random backbone trains of the trunk, which it will own.
         active_probe: importance measure to accumulate in the step in progress.
@@ -63,6 +64,7 @@ class Learner(nn.Module):
         self.config = config
         self._groups = list(groups)
         self._model = [model]  # in a list, so that it is not registered as a child
+        self.is_base = False
         self.expanded: dict[str, int] = {}
         self.trunk: list[Thawed] = []
         self.active_probe: str | None = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils import logging
 
-from ..configuration import EideticConfig, TaskError, TaskRecord, check_transfer
+from ..configuration import AUTO, EideticConfig, TaskError, TaskRecord, check_transfer, plain_name
 from ..kinds import check_kind, check_task, kind_of
 from ..network import capacity
 from ..network.backbone import (
@@ -39,6 +39,7 @@ from .learner import Learner
 from .parts import Added, Parts, committed, record_of
 from .pruning import PruningConfig
 from .router import RouterSums, reference_inputs
+from .versions import check_version
 
 logger = logging.get_logger(__name__)
 
@@ -72,6 +73,7 @@ def add_task(
         if (forward_transfer or based_on) is not None and config.task(ancestor) is None:
             who = "forward_transfer" if based_on is None else "based_on"
             raise TaskError(f"{who} names '{ancestor}', which is not committed; committed are {committed(model)}.")
+    check_version(model, record)
     check_task(record, options)
     check_kind(record, config)
     kind_of(record).complete(record, config, model.network.vocabulary())
@@ -88,22 +90,34 @@ def _branch_of(model: Parts, forward_transfer: Any, based_on: str | None) -> str
         )
     if based_on is None:
         return "none"
-    parent = model.config.task(based_on)
-    return [*([] if parent is None else parent.ancestors), based_on]
+    return AUTO if based_on == AUTO else branch_to(model, plain_name(based_on))
+
+
+def branch_to(model: Parts, name: str) -> list[str]:
+    """The branch that ends with a task: those that it is based on, then the task."""
+    record = model.config.task(name)
+    return [*([] if record is None else record.ancestors), name]
 
 
 # -- begun ------------------------------------------------------------------------------------------------------------
 
 
-def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
-    """Open the pool for a task that was added, see `EideticModel.begin_task`."""
+def begin_task(model: Parts, name: str, pruning: PruningConfig, is_base: bool = False) -> Learner:
+    """Open the pool for a task that was added, see `EideticModel.begin_task`; `is_base` as `Learner` has it."""
     record, network = record_of(model, name), model.network
+    name = record.name
     if name not in model.added:
         raise TaskError(f"The task '{name}' is committed: it will never change. Add a task of another name.")
     if model.learner is not None:
         raise TaskError(
             f"'{model.learner.name}' is being learned. Finish it, or drop it with model.abandon_task(), before "
             f"'{name}' begins."
+        )
+    if model.added[name].forward_transfer == AUTO:
+        raise TaskError(
+            f"'{name}' was added with based_on='auto', and no branch has been tried for it. EideticTrainer does that "
+            "in train(); with another loop, or with EideticCallback alone, which begins the task when the Trainer is "
+            f"made, call model.choose_branch({name!r}, batches) before."
         )
     check_kind(record, model.config)
     _check_growth(model)
@@ -113,20 +127,21 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig) -> Learner:
         with random_numbers_for(model.device, "expand", name, pruning.seed):
             expanded = capacity.take_capacity(pruning.on_exhausted, network.unit_groups(), pruning.expand_by, std)
     _note_expanded(model.config, expanded, 1)
-    record.ancestors = _read_by(model.config, model.added[name].forward_transfer)
+    record.ancestors = read_by(model.config, model.added[name].forward_transfer)
     model.learner = Learner(name, pruning, network.unit_groups(), cast(nn.Module, model))
-    model.learner.expanded = expanded
+    model.learner.expanded, model.learner.is_base = expanded, is_base
     kind = kind_of(record)
     try:
         if not model.config.trunk_pretrained and not model.config.tasks:
             model.learner.trunk = network.thaw_trunk(kind.reads_vocabulary)
         own = 1.0 if pruning.select == "last" else pruning.own  # those that change least return later
-        network.begin([task_key(ancestor) for ancestor in record.ancestors], own)
-        if network.growth.copies and pruning.select == "random":
+        network.begin([task_key(ancestor) for ancestor in record.ancestors], 0 if is_base else own)
+        if network.growth.copies and pruning.select == "random" and not is_base:
             _copy_at_random(model, model.learner)
         model.learner.has_chosen = pruning.select != "first"
         _check_visible(name, network.unit_groups())
-        kind.complete(record, model.config, network.vocabulary(View(LEARNING)))
+        known = network.vocabulary(View(LEARNING))
+        kind.complete(record, model.config, known.first(len(network.tables()[-1].own)) if is_base else known)
         if kind.reads_output_embeddings(record):
             network.output_rows.begin()
         with random_numbers_for(model.device, "head", name, pruning.seed) if network.growth.copies else nullcontext():
@@ -201,7 +216,7 @@ def _check_visible(name: str, groups: list[UnitGroup]) -> None:
         )
 
 
-def _read_by(config: EideticConfig, transfer: str | list[str]) -> list[str]:
+def read_by(config: EideticConfig, transfer: str | list[str]) -> list[str]:
     """The committed tasks that a new one reads, in commit order."""
     names = [task.name for task in config.tasks]
     return names if transfer == "all" else [] if transfer == "none" else [name for name in names if name in transfer]
@@ -284,7 +299,8 @@ def commit_task(model: Parts, metrics: Mapping[str, float] | None, router_sums: 
         undo.callback(_drop, model.heads, key)
         model.heads[key] = freeze(deepcopy(model.heads[LEARNING]))
         network.freeze_trunk(learner.trunk, restore=False, undo=undo)
-        network.commit_tokens(key, (_reads_tokens(model, record), kind.reads_output_embeddings(record)), undo)
+        takes = (_reads_tokens(model, record), kind.reads_output_embeddings(record))
+        network.commit_tokens(key, None if learner.is_base else takes, undo)
         undo.callback(_reset, record, record.vocab_size)
         _describe(model, record, learner.metrics if metrics is None else metrics)
         undo.callback(_take_back, model, record, model.added.pop(record.name))
@@ -331,7 +347,7 @@ def _describe(model: Parts, record: TaskRecord, metrics: Mapping[str, float]) ->
     """Note what a task is made of."""
     key = task_key(record.name)
     if model.network.input_rows.has_grown:
-        record.vocab_size = model.network.input_rows.owned
+        record.vocab_size = model.network.input_rows.sizes[key]
     record.units = {group.name: group.count(key) for group in model.network.unit_groups()}
     record.metrics = dict(metrics)
     if kind_of(record).writes:

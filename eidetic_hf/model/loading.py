@@ -141,7 +141,8 @@ def _load_on_base(
     for name in SETTABLE:
         setattr(model.config, name, getattr(config, name))
     joining.bring(model, joining.shards_in(source, config, hub))
-    model.config.served, model.config.pool = config.served, config.pool
+    for name in ("served", "pool", "default_versions"):
+        setattr(model.config, name, getattr(config, name))
     return model
 
 

@@ -37,7 +37,7 @@ from ..compat import (
     set_attention,
     static_cache_shape,
 )
-from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord, check_transfer
+from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord, check_transfer, plain_name
 from ..kinds import default_kind, kind_of, name_labels
 from ..kinds.heads import LanguageModelHead
 from ..kinds.pretrained_head import LanguageHead, load_with_head, read_language_head
@@ -47,11 +47,25 @@ from ..network.backbone import base_model, hidden_size, initializer_range
 from ..network.network import Network
 from ..network.storage import Originals, ParametersIfAny, fixed_buffers, freeze, remove_hooks, restore_fixed
 from ..views import POOL, current_view, running_view, use_view
-from . import answering, certificate, extract, generation, joining, life, loading, persistence
+from . import (
+    answering,
+    branching,
+    certificate,
+    extract,
+    generation,
+    joining,
+    life,
+    loading,
+    persistence,
+    planning,
+    preserving,
+    versions,
+)
 from .answering import RoutedOutput
 from .certificate import VerificationReport
 from .learner import Learner
 from .parts import Added, committed, record_of
+from .planning import Plan
 from .pruning import PruningConfig
 from .request import Request
 from .router import Router, RouterSums
@@ -358,7 +372,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
 
     def is_committed(self, name: str) -> bool:
         """Whether a task has been learned."""
-        return self.config.task(name) is not None
+        return self.config.task(plain_name(name)) is not None
 
     def capacity(self) -> dict[str, Any]:
         """How the units are shared out.
@@ -369,6 +383,27 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             `"free"`.
         """
         return self.network.capacity([task.name for task in self.config.tasks])
+
+    def plan(self, tasks: int, like: str | None = None) -> Plan:
+        """Propose budgets for coming tasks, and say what will be left.
+
+        With `growth="fixed"`, which share of what is free each may keep so that all get the same number of units;
+        with `growth="copy"`, what a task takes for some shares of base's units. Sizes of shards are exact, for texts
+        in numbers that the router's sums hold in 32 bits (more than 100,000 a task).
+
+        Args:
+            tasks: how many are to come.
+            like: name of the task that each of them is like: its kind, its labels, the length of its name; by default
+                the last that owns units, or else sequence classification with two labels.
+
+        Returns:
+            A table, if printed.
+
+        Raises:
+            TaskError: while a task is being learned, if the model has no pool, or if there is no such task.
+            ValueError: if `tasks` is no number above 0.
+        """
+        return planning.plan(self, tasks, like)
 
     def task_tensors(self, name: str) -> dict[str, Tensor]:
         """The closed set: every tensor that a committed task's output reads, by its name in the state dict.
@@ -427,7 +462,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         """Declare a task, to be learned with `EideticTrainer(model, task=name, ...)`.
 
         Args:
-            name: 1 to 64 letters, digits, `-`, `_`, `.`; not starting with a dot.
+            name: 1 to 64 letters, digits, `-`, `_`, `.`; not starting with a dot. `agnews@2` is a version of `agnews`,
+                see `add_version`.
             task_type: the kind of task: `"sequence-classification"`, `"token-classification"`,
                 `"question-answering"`, `"multiple-choice"`, `"causal-lm"`, `"seq2seq-lm"`, `"masked-lm"`,
                 `"feature-extraction"`, or one of your own (see docs/kinds.md).
@@ -435,7 +471,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
                 For regression, names of the targets (`["score"]` by default).
             forward_transfer: which earlier tasks this one reads: `"all"`, `"none"` or names; the model's by default.
             based_on: with `growth="copy"`, the committed task that this one starts from, and whose copies it reads
-                where it makes none of its own; the backbone itself by default.
+                where it makes none of its own; the backbone itself by default. `"auto"` for what the data shows to be
+                best, which `EideticTrainer` tries in `train()`, see `choose_branch`.
             options: of the kind of task, such as `problem_type`, `pooling`, `head_dropout`, `temperature`,
                 `normalize` and `own_output_embeddings`; docs/kinds.md says which kind has which. `None` stands for
                 the default.
@@ -448,6 +485,79 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         given = list(labels) if isinstance(labels, (list, tuple)) else labels or []
         record = TaskRecord(name, task_type, labels=given)
         return life.add_task(self, record, forward_transfer, based_on, options)
+
+    def add_version(
+        self,
+        task: str,
+        labels: list[str] | None = None,
+        based_on: str | None = None,
+        forward_transfer: str | list[str] | None = None,
+        **options: Any,
+    ) -> TaskRecord:
+        """Declare the next version of a task, such as `agnews@2`, to be learned as any other task.
+
+        The older ones stay exact, and the default version goes on answering to `agnews` (`set_default_version`).
+
+        Args:
+            task: the task's own name, such as `agnews`.
+            labels: names of the labels, which may be others; by default those of the default version, as its kind.
+            based_on: with `growth="copy"`, the task that it starts from; by default the default version.
+            forward_transfer: with `growth="fixed"`, which earlier tasks it reads; by default as the model says, and
+                the default version.
+            options: of the kind of task, over those of the default version.
+
+        Returns:
+            The record of the version, with its `name`.
+
+        Raises:
+            TaskError: as in `add_task`, and if no version of the task is committed.
+        """
+        return life.add_task(self, *versions.next_version(self, task, labels, based_on, forward_transfer, options))
+
+    def set_default_version(self, task: str, version: str | int) -> None:
+        """Say which version of a task answers where it is asked for by its own name, or the router chooses it.
+
+        Args:
+            task: the task's own name, such as `agnews`.
+            version: a number, 1 for the first one; or a name, such as `agnews@2`.
+
+        Raises:
+            TaskError: if there is no such task, or no such version of it is committed.
+        """
+        versions.set_default_version(self, task, version)
+
+    def choose_branch(
+        self,
+        name: str,
+        batches: Iterable[Mapping[str, Any]],
+        pruning: PruningConfig | None = None,
+        nearest: int = 2,
+        learning_rate: float = 1e-3,
+        margin: float = 0.02,
+    ) -> str | None:
+        """Choose what a task starts from that was added with `based_on="auto"`, by trying.
+
+        Base, and the committed tasks whose texts are nearest by the router's sums, are each learned on for a step on
+        each batch but every fourth, and dropped. The task will start from the one with the lowest loss on the others;
+        from base, if none is better by a margin. All else in the model stays as it is. `EideticTrainer` calls it.
+
+        Args:
+            name: the task.
+            batches: as `forward` takes them, with targets; four at least.
+            pruning: how the task will be learned; units and random numbers are chosen accordingly.
+            nearest: how many committed tasks are tried.
+            learning_rate: of the trials.
+            margin: share of base's loss by which another one has to be better.
+
+        Returns:
+            The name of the chosen task, or `None` for base.
+
+        Raises:
+            TaskError: if the task was added otherwise, or another one is being learned.
+            ValueError: if there are fewer than four batches.
+        """
+        pruning = pruning or PruningConfig()
+        return branching.choose_branch(self, name, batches, pruning, nearest, learning_rate, margin)
 
     def begin_task(self, name: str, pruning: PruningConfig | None = None) -> Learner:
         """Open the pool for a task that was added: from here on the model has Parameters to train.
@@ -480,6 +590,34 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         """
         self.undo_cast()
         record = life.commit_task(self, metrics, router_sums)
+        self._set_labels()
+        return record
+
+    def preserve(
+        self,
+        name: str = preserving.BASE_TASK,
+        task_type: str | None = None,
+        batches: Iterable[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> TaskRecord:
+        """With `growth="copy"`, let the backbone itself answer as a task, exact for ever: it copies no unit.
+
+        It may be called at any time, as base never changes.
+
+        Args:
+            name: of the task.
+            task_type: the kind of task; by default that of the language-model head that the backbone came with, or
+                `"feature-extraction"`, where it came without one.
+            batches: texts by which the router comes to know the task, as `router_sums` takes them; without them it
+                answers only when it is named.
+            options: of the kind of task, as in `add_task`.
+
+        Raises:
+            TaskError: with `growth="fixed"`, where tasks take the backbone's units; if the name is taken, or a task
+                is being learned; if the backbone came without the head that a task of this kind needs.
+        """
+        self.undo_cast()
+        record = preserving.preserve(self, name, task_type, batches, options)
         self._set_labels()
         return record
 

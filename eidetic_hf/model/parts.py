@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from ..configuration import EideticConfig, TaskError, TaskRecord
+from ..configuration import EideticConfig, TaskError, TaskRecord, plain_name
 from ..network.network import Network
 from .learner import Learner
 from .router import Router
@@ -19,7 +19,8 @@ class Added(NamedTuple):
 
     Attributes:
         record: what is known of it.
-        forward_transfer: which earlier tasks it will read: `"all"`, `"none"` or names.
+        forward_transfer: which earlier tasks it will read: `"all"`, `"none"` or names; or `"auto"`, a branch that is
+            not chosen yet.
     """
 
     record: TaskRecord
@@ -82,6 +83,7 @@ def record_of(model: Parts, name: str) -> TaskRecord:
     Raises:
         TaskError: if there is no task of this name.
     """
+    name = plain_name(name)
     record = model.config.task(name)
     if record is not None:
         return record

@@ -21,7 +21,7 @@ from . import certificate
 from .checkpoint.layout import CheckpointError
 from .checkpoint.write import write_checkpoint
 from .life import new_head
-from .parts import Parts
+from .parts import Parts, record_of
 
 # Modules whose tensors a checkpoint brings along, in shapes of their own.
 WITHOUT_ROOM = ("probes.", "router.")
@@ -150,6 +150,7 @@ def save(
     config.architectures = [MODEL_CLASS]  # whichever class it was loaded with
     config.dtype = str(model.dtype).removeprefix("torch.")
     config.learning = None if model.learner is None else model.learner.name
+    config.learning_ancestors = None if model.learner is None else record_of(model, model.learner.name).ancestors
     name_labels(config, default_kind(config))
     config.pool = model.config.pool and include_pool
     if not include_base:

@@ -23,6 +23,7 @@ from ..network.backbone import batch_size
 from . import answering
 from .model import EideticModel
 from .parts import record_of
+from .versions import routed
 
 # What the names of arguments begin with that are for the tokenizer.
 _FOR_TOKENIZER = "tokeni"
@@ -49,8 +50,7 @@ class TaskPipeline(ABC):  # as pipelines are: else Python lets none of them chan
         preprocess, forward, postprocess = cast(Any, super())._sanitize_parameters(**_copied(given))
         self._check_tokenizers(preprocess)
         if task is not None:
-            self._check_task(task)
-            forward = {**forward, "task": task}
+            forward = {**forward, "task": self._checked(task).exact_name}
         return preprocess, forward, postprocess
 
     def _arguments(self) -> list[str]:
@@ -87,8 +87,8 @@ class TaskPipeline(ABC):  # as pipelines are: else Python lets none of them chan
             if name.startswith(_FOR_TOKENIZER) and isinstance(value, Mapping):
                 check_known(f"{name} of {type(self).__name__}", value, known)
 
-    def _check_task(self, task: Any) -> None:
-        """Refuse what is not the name of a task that this pipeline can show the answer of.
+    def _checked(self, task: Any) -> TaskRecord:
+        """The task of a name, if this pipeline can show its answer.
 
         Raises:
             TaskError: saying which tasks there are, or what loads the checkpoint for this kind of task.
@@ -98,12 +98,13 @@ class TaskPipeline(ABC):  # as pipelines are: else Python lets none of them chan
         record = record_of(self.model, answering.resolve_task(self.model, task))
         kind = kind_of(record)
         if self._writes() and kind.writes:
-            return
+            return record
         if self._writes() or record.task_type != self.model.answering:
             raise TaskError(
                 f"'{task}' is a task of {record.task_type}, which {type(self).__name__} with "
                 f"{type(self.model).__name__} does not show. Load the checkpoint with {kind.auto_class} for it."
             )
+        return record
 
     def _writes(self) -> bool:
         return bool(getattr(self, "_pipeline_calls_generate", False))
@@ -144,7 +145,7 @@ class EntailmentPipeline(ABC):
         """The tasks that can say whether a hypothesis is entailed."""
         return [
             name
-            for name in answering.tasks_of_kind(self.model)
+            for name in routed(self.model.config, answering.tasks_of_kind(self.model))
             if _number_of(record_of(self.model, name).labels, _ENTAILED) is not None
         ]
 

@@ -124,6 +124,28 @@ def _columns(parts: int, hidden: int) -> Tensor:
     return torch.cat([hidden * part + torch.arange(n) * hidden // n for part, n in enumerate(counts)])
 
 
+def count_features(parts: int, hidden: int) -> int:
+    """Number of features that are made of so many pooled trunk states of this width."""
+    return len(_columns(parts, hidden))
+
+
+def distances(sums: RouterSums, others: Mapping[str, RouterSums]) -> dict[str, float]:
+    """How unlike a task's sequences are to those of others: squared Mahalanobis distances between their means.
+
+    Args:
+        sums: of the task.
+        others: of the others, by name; the common covariance within tasks is over all of them.
+    """
+    names = sorted(others)  # added up in the same order, whichever came first
+    tasks = [*(others[name] for name in names), sums]
+    sizes = [float(task.count.sum()) for task in tasks]
+    means = torch.stack([task.total.double().sum(0) / size for task, size in zip(tasks, sizes, strict=True)])
+    within = symmetric(sum((task.moment.double() for task in tasks), torch.zeros(())), means.shape[1])
+    within -= (means.T * torch.tensor(sizes, dtype=torch.float64)) @ means
+    seen = (means[:-1] - means[-1]) @ _inverse_root(_shrunk(within / sum(sizes), sum(sizes))).T
+    return dict(zip(names, seen.square().sum(1).tolist(), strict=True))
+
+
 @dataclass(frozen=True)
 class _Space:
     """Gaussians of tasks in a space of few directions that tell groups of sequences apart.

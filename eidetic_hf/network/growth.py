@@ -103,7 +103,12 @@ class Growth(Protocol):
         ...
 
     def begin(self, group: Books, own: float) -> Tensor | None:
-        """Say which units a task that begins trains: the places of those that it copies, or `None` for the pool."""
+        """Say which units a task that begins trains: the places of those that it copies, or `None` for the pool.
+
+        Args:
+            group: the books.
+            own: share of base's units that it copies, where units are copied: one at least, unless this is 0.
+        """
         ...
 
     def take(self, group: Books, key: str) -> None:
@@ -231,10 +236,14 @@ class CopyGrowth:
     def begin(self, group: Books, own: float) -> Tensor:
         """As many copies as `own` says, at first of the first units that the parent reads; see `choose`."""
         (reads, start), inherited = self.parents(group), group.n_inherited()
-        copies = min(max(round(own * group.count(BASE)), 1), int(reads.sum()))
+        copies = min(self.n_copies(group, own), int(reads.sum()))
         group.open(torch.ones(copies, dtype=torch.bool), reads, start)
         group.progress.put("reads", reads.to(group.device))
         return self.choose(group, torch.zeros(inherited))
+
+    def n_copies(self, group: Books, own: float) -> int:
+        """How many copies a share of base's units is: one at least, unless it is 0."""
+        return max(round(own * group.count(BASE)), int(own > 0))
 
     def choose(self, group: Books, scores: Tensor) -> Tensor:
         """Let a task copy the units with the highest scores of those that its parent reads.

@@ -356,9 +356,15 @@ class Network:
             undo.callback(norm.drop, key)
             norm.commit(key)
 
-    def commit_tokens(self, key: str, takes: tuple[bool, bool], undo: ExitStack) -> None:
-        """Settle which tokens `key` knows; if it takes those of the pool, in either table, they are its own."""
-        for rows, taken in zip(self.tables(), takes, strict=False):
+    def commit_tokens(self, key: str, takes: tuple[bool, bool] | None, undo: ExitStack) -> None:
+        """Settle which tokens `key` knows; if it takes those of the pool, in either table, they are its own.
+
+        Args:
+            key: of the task.
+            takes: whether it takes them, in each table; `None` if it knows the backbone's own tokens alone.
+            undo: takes what brings the tables back to what they were.
+        """
+        for rows, taken in zip(self.tables(), takes or (None, None), strict=False):
             undo.callback(rows.undo_commit, key, rows.snapshot())
             rows.commit(key, taken)
 

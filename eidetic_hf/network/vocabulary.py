@@ -227,15 +227,20 @@ class LateRows(Slots):
             self.pack()
         return self._rows.snapshot()
 
-    def commit(self, key: str, takes: bool) -> None:
-        """Settle what `key` knows: what is owned, and if it takes the pool's rows, these too, as it trained them."""
+    def commit(self, key: str, takes: bool | None) -> None:
+        """Settle what `key` knows: what is owned, and if it takes the pool's rows, these too, as it trained them.
+
+        Args:
+            key: of the task.
+            takes: whether it takes them; `None` for a task that knows the backbone's own rows alone.
+        """
         rows = self.get(LEARNING)
         if takes and rows is not None and self._rows is not None:
             self.put(key, rows.detach().clone())
             self._rows.hand_over(key, Place(self, (key,)), [rows[:0]])
             self.put(POOL, None)
             self._rows.drop_pool()
-        self.sizes[key] = self.owned
+        self.sizes[key] = len(self.own) if takes is None else self.owned
 
     def undo_commit(self, key: str, undo: Undo | None) -> None:
         """Take a commit back."""

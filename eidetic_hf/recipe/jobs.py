@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from ..configuration import AUTO
 from ..network.growth import growth_of
 from .plugins import loaded_plugins
 from .recipe import Recipe, RecipeError, TaskRecipe
@@ -79,9 +80,15 @@ def check_jobs(recipe: Recipe, jobs: int) -> None:
 
 
 def needs(recipe: Recipe, task: TaskRecipe) -> list[str]:
-    """The tasks that a model has to have before a task begins: those on its branch, from the backbone on."""
+    """The tasks that a model has to have before a task begins: those on its branch, from the backbone on.
+
+    One that is to find its branch itself has all those before it to choose from.
+    """
     if task.based_on is None:
         return []
+    if task.based_on == AUTO:
+        names = [other.name for other in recipe.tasks]
+        return names[: names.index(task.name)]
     return [*needs(recipe, recipe.task(task.based_on)), task.based_on]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..model.answering import resolve_task
 from ..model.model import EideticModel
 from .kinds import RECIPE_KINDS, recipe_kind_of
 from .kinds.asking import ASKED_AT_ONCE, MAX_NEW_TOKENS, TOP_K, Asker, Query, Unanswerable
@@ -96,6 +97,7 @@ class Predictor:
             Then the answer, see docs/recipes.md for each kind; or an `error`, if the task can not answer that.
         """
         self.model.eval()
+        task = None if task is None else resolve_task(self.model, task)
         for start in range(0, len(queries), ASKED_AT_ONCE):
             some = queries[start : start + ASKED_AT_ONCE]
             heads = [{**query.given(), "task": task} for query in some]

@@ -56,7 +56,8 @@ class TaskRecipe:
         training: fields of `TrainingArguments`, over the recipe's.
         pruning: fields of `PruningConfig`, over the recipe's.
         forward_transfer: which earlier tasks this one reads; the recipe's by default.
-        based_on: with `growth: copy`, the earlier task that this one starts from; the backbone by default.
+        based_on: with `growth: copy`, the earlier task that this one starts from, or `auto`, for the one that is found
+            to be best; the backbone by default.
         pooling: how the head reads the sequence; the recipe's by default.
         max_length: longest sequence, in tokens; the recipe's by default.
         settings: what only this kind of task has: an object of the kind's own class of settings. In the YAML file its
@@ -99,6 +100,7 @@ class Recipe:
         trunk_layers: layers that stay at their pretrained values; a third of the depth by default.
         forward_transfer: which earlier tasks a task reads: `"all"`, `"none"` or a list of names.
         growth: how tasks come to units: `"fixed"`, out of a pool, or `"copy"`.
+        preserve: with `growth: copy`, whether the backbone itself is one of the model's tasks in the end, `base`.
         max_length: longest sequence, in tokens; longer ones are cut.
         pooling: `"mean"` over real tokens, `"first"` or `"last"`; by default the last token in a decoder, else the
             mean.
@@ -118,6 +120,7 @@ class Recipe:
     trunk_layers: int | None = None
     forward_transfer: str | list[str] = "all"
     growth: str = "fixed"
+    preserve: bool = False
     max_length: int = 128
     pooling: str | None = None
     seed: int = 0

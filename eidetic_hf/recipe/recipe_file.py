@@ -15,9 +15,11 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from ..configuration import TaskError, check_task_name
+from ..configuration import AUTO, TaskError, check_task_name, split_version
 from ..kinds.heads import POOLINGS
+from ..model.preserving import BASE_TASK
 from ..model.pruning import PruningConfig
+from ..model.versions import versions_among
 from ..network.growth import growths
 from .kinds import RECIPE_KINDS, lower_is_better
 from .kinds.base import LOSS, RecipeKind, check_columns
@@ -131,6 +133,7 @@ def _check_type(values: Mapping[str, Any], key: str, kind: type, expected: str, 
 def _check_common(values: dict[str, Any], where: str) -> None:
     """Check the keys that a recipe and its tasks share, and a recipe's own simple ones."""
     _check_type(values, "output", str, "a text", where)
+    _check_type(values, "preserve", bool, "true or false", where)
     for key, least in (("trunk_layers", 0), ("max_length", 3), ("seed", 0)):
         _check_type(values, key, int, f"a whole number >= {least}", where)
         if values.get(key) is not None and values[key] < least:
@@ -305,6 +308,18 @@ def _check_tasks(recipe: Recipe) -> None:
     for name in names:
         if names.count(name) > 1:
             raise RecipeError(f"The recipe has {names.count(name)} tasks named '{name}'. Give each a name of its own.")
+    if recipe.preserve and (recipe.growth != "copy" or BASE_TASK in names):
+        raise RecipeError(
+            f"`preserve: true` in the recipe: expected `growth: copy`, got {recipe.growth!r}, and no task that is "
+            f"named '{BASE_TASK}', which the backbone itself will be."
+        )
+    for number, name in enumerate(names):
+        of, version = split_version(name)
+        if version > 1 and not versions_among(names[:number], of):
+            raise RecipeError(
+                f"The task '{name}' would be a version of '{of}', which is no task before it; those are "
+                f"{names[:number]}."
+            )
     unknown = (
         [name for name in recipe.forward_transfer if name not in names]
         if recipe.forward_transfer not in ("all", "none")
@@ -319,10 +334,10 @@ def _check_tasks(recipe: Recipe) -> None:
                     f"`forward_transfer:` of task '{task.name}' names {ancestor!r}, which is no task before it; those "
                     f"are {names[:number]}."
                 )
-        if task.based_on is not None and (recipe.growth != "copy" or task.based_on not in names[:number]):
+        if task.based_on is not None and (recipe.growth != "copy" or task.based_on not in (AUTO, *names[:number])):
             raise RecipeError(
                 f"`based_on: {task.based_on}` of task '{task.name}': expected a task before it, of {names[:number]}, "
-                "in a recipe with `growth: copy`."
+                "or auto, in a recipe with `growth: copy`."
             )
         recipe.pruning_config(task)
         RECIPE_KINDS[task.type].check_training(task, recipe.training_arguments(task))

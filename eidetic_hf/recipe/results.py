@@ -85,7 +85,9 @@ def results_of(
             **environment_of(model),
         },
         "tasks": [
-            _describe(record, metrics[record.name], data[record.name], steps, shards) for record in model.config.tasks
+            _describe(record, metrics[record.name], data[record.name], steps, shards)
+            for record in model.config.tasks
+            if record.name in data  # base itself is of no recipe
         ],
         "reads": model.network.reads([record.name for record in model.config.tasks]),
         "metrics": metrics,

@@ -26,6 +26,7 @@ from ..kinds import check_kind
 from ..model.checkpoint.folder import COMMITTED
 from ..model.checkpoint.layout import CONFIG_FILE, shard_file
 from ..model.model import EideticModel
+from ..model.preserving import BASE_TASK
 from ..network.backbone import longest_sequence
 from ..trainer import EideticTrainer, find_checkpoint
 from ..views import task_key
@@ -220,6 +221,8 @@ class _Run:
                     f"`tokenizer:`, have changed. {way_out}"
                 )
         for record in model.config.tasks:
+            if record.name == BASE_TASK and self.recipe.preserve:
+                continue
             if record.name not in self.data:
                 raise RecipeError(
                     f"The model in {self.model_folder} has the task '{record.name}', which the recipe lacks. {way_out}"
@@ -227,9 +230,14 @@ class _Run:
             check_record(record, self.recipe.task(record.name), self.data[record.name])
         self._take(model)
         self._read_steps()
-        if model.tasks and (not self.steps or self.steps[-1]["task"] != model.tasks[-1]):
+        learned = self._learned(model)
+        if learned and (not self.steps or self.steps[-1]["task"] != learned[-1]):
             # The last run was cut off between saving the model and writing its results.
-            self._note(model.tasks[-1], None, self._measure_all())
+            self._note(learned[-1], None, self._measure_all())
+
+    def _learned(self, model: EideticModel) -> list[str]:
+        """The tasks of a model that the recipe has: all but base."""
+        return [name for name in model.tasks if name in self.data]
 
     def _load(self, folder: Path) -> tuple[EideticModel, str]:
         """The model of a checkpoint folder, if it began as this recipe's does; and what to do if it does not fit."""
@@ -373,8 +381,8 @@ class _Run:
         return evaluate_task(self.model, name, data.splits["test"], self.tokenizer, arguments, score)
 
     def _measure_all(self) -> dict[str, dict[str, float]]:
-        """`measure` for every committed task."""
-        return {name: self.measure(name) for name in self.model.tasks}
+        """`measure` for every committed task of the recipe."""
+        return {name: self.measure(name) for name in self._learned(self.model)}
 
     def _note(self, after: str, seconds: float | None, scores: dict[str, dict[str, float]]) -> None:
         """Add the row of the accuracy matrix after a task, and write the results."""
@@ -404,9 +412,12 @@ class _Run:
 
     def finish(self) -> dict[str, Any]:
         """Verify the model as it lies on the disk, let it find the tasks itself, and write the results a last time."""
+        if self.recipe.preserve and not self.model.is_committed(BASE_TASK):
+            self.model.preserve()
+            self._save()
         loaded = EideticModel.from_pretrained(self.model_folder)
         loaded.to(self.model.device)  # type: ignore[arg-type]
-        tests = {name: self.data[name].texts_to_route("test") for name in loaded.tasks}
+        tests = {name: self.data[name].texts_to_route("test") for name in self._learned(loaded)}
         routing = evaluate_routing(loaded, self.tokenizer, tests)
         shards = shards_in(self.model_folder)
         return self._write(results_of(self.recipe, self.model, self.data, self.steps, shards, loaded, routing))

@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from ..configuration import TaskRecord
 from ..kinds import kind_of
 from ..model.model import EideticModel
+from ..model.versions import routed, routed_name
 from ..network.backbone import MODEL_INPUTS
 from ..trainer import EideticTrainer
 from .kinds import RECIPE_KINDS, recipe_kind_of
@@ -176,11 +177,13 @@ def evaluate_routing(
         `tasks`, those that the router chooses from; `confusion`, for each task of `texts`, how many of its texts went
         to each of `tasks`; `scores`, for each task of `texts` and for their `mean`: `routing_accuracy`, and
         `oracle_accuracy` (the task given), `routed_accuracy` (a wrong route is wrong) and `merged_label_accuracy` (a
-        wrong route is right if it answers with labels of the right names). The latter three are `None` for tasks that
-        do not give labels to whole texts. Instead of all this `None`, if there is nothing to choose: one task only, or
-        one without router sums.
+        wrong route is right if it answers with labels of the right names). Of a task with several versions the right
+        route is to the default one. `oracle_accuracy` and the two after it are `None` for tasks that do not give
+        labels to whole texts. Instead of all this `None`, if there is nothing to choose: one task only, or one without
+        router sums.
     """
-    if len(model.tasks) < 2 or not all(model.router.has(name) for name in model.tasks):
+    routes = [name for name in routed(model.config, model.tasks) if model.router.has(name)]
+    if len(routes) < 2 or not all(model.router.has(name) for name in texts):
         return None
     confusion: dict[str, dict[str, int]] = {}
     scores: dict[str, dict[str, Any]] = {}
@@ -197,7 +200,7 @@ def evaluate_routing(
         confusion[name] = sent
         scores[name] = {
             "texts": len(data),
-            "routing_accuracy": sent[name] / len(data),
+            "routing_accuracy": sent[routed_name(model.config, model.tasks, name)] / len(data),
             **{key: value / len(data) if _names_labels(record) else None for key, value in right.items()},
         }
     mean: dict[str, float | None] = {}
@@ -228,7 +231,7 @@ def _count_routed(model: EideticModel, record: TaskRecord, batch: Mapping[str, t
     if not _names_labels(record):
         return {"tasks": chosen}
     truth = _label_names(record, batch["labels"])
-    named = _label_names(record, model(**inputs, task=record.name).logits)
+    named = _label_names(record, model(**inputs, task=record.exact_name).logits)
     answers: list[set[str] | None] = [None] * len(chosen)
     for name in dict.fromkeys(chosen):
         rows = [row for row, task in enumerate(chosen) if task == name]
@@ -241,10 +244,11 @@ def _count_routed(model: EideticModel, record: TaskRecord, batch: Mapping[str, t
             continue
         for row, answer in zip(rows, found, strict=True):
             answers[row] = answer
+    goal = routed_name(model.config, model.tasks, record.name)
     merged = [answer == true for answer, true in zip(answers, truth, strict=True)]
     return {
         "tasks": chosen,
         "oracle_accuracy": sum(answer == true for answer, true in zip(named, truth, strict=True)),
-        "routed_accuracy": sum(ok and task == record.name for ok, task in zip(merged, chosen, strict=True)),
+        "routed_accuracy": sum(ok and task == goal for ok, task in zip(merged, chosen, strict=True)),
         "merged_label_accuracy": sum(merged),
     }

@@ -104,7 +104,7 @@ class Asker:
         """Tokens that a task writes, each the likeliest, `(batch, sequence)`."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
-        return cast(Tensor, self.model.generate(**inputs, task=record.name, **options))
+        return cast(Tensor, self.model.generate(**inputs, task=record.exact_name, **options))
 
     def decode(self, ids: Tensor) -> list[str]:
         """Tokens `(texts, sequence)` as texts, without special ones."""

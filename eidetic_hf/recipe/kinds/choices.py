@@ -193,7 +193,7 @@ class MultipleChoiceRecipe(RecipeKind):
         for query in queries:  # each may have another number of choices
             choices = list(choices_of(record, query) or ())
             rows = encode_choices(asker.tokenizer, [query.text], [choices], asker.length_of(record))
-            logits = asker.model(**asker.nested(rows), task=record.name).logits[0].float().cpu()
+            logits = asker.model(**asker.nested(rows), task=record.exact_name).logits[0].float().cpu()
             scores = logits.softmax(-1).tolist()
             best = scores.index(max(scores))
             found.append({"choice": choices[best], "index": best, "score": scores[best], "scores": scores})

@@ -447,7 +447,7 @@ class MaskedRecipe(RecipeKind):
         """`masks`, the likeliest tokens of each gap, and `filled`, the text with the first of them."""
         texts = [asker.with_mask(query.text) for query in queries]
         batch = asker.batch(texts, None, asker.length_of(record))
-        logits = asker.model(**batch, task=record.name).logits.float().cpu()
+        logits = asker.model(**batch, task=record.exact_name).logits.float().cpu()
         found = []
         for filled, ids, row in zip(texts, batch["input_ids"].cpu(), logits, strict=True):
             masks = []

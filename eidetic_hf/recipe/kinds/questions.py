@@ -342,7 +342,7 @@ class QuestionAnsweringRecipe(RecipeKind):
             batch = asker.tokenizer.pad(
                 rows[first : first + ASKED_AT_ONCE], padding="max_length", max_length=width, return_tensors="pt"
             ).to(asker.model.device)
-            output = asker.model(**batch, task=record.name)
+            output = asker.model(**batch, task=record.exact_name)
             starts.append(output.start_logits.float().cpu())
             ends.append(output.end_logits.float().cpu())
         found = find_answers(

@@ -103,7 +103,7 @@ class FeatureExtractionRecipe(RecipeKind):
 
         def embed(texts: list[str]) -> Tensor:
             batch = asker.batch(texts, None, asker.length_of(record))
-            return asker.model(**batch, task=record.name).pooler_output.float().cpu()
+            return asker.model(**batch, task=record.exact_name).pooler_output.float().cpu()
 
         embeddings = embed([query.text for query in queries])
         found: list[dict[str, Any]] = [{"embedding": row.tolist()} for row in embeddings]

@@ -141,7 +141,7 @@ class SequenceClassificationRecipe(RecipeKind):
         """Label, labels or numbers, see `label_answer`."""
         found: list[dict[str, Any]] = []
         for rows in alike(queries):
-            logits = asker.model(**asker.batch_of(record, rows), task=record.name).logits.float().cpu()
+            logits = asker.model(**asker.batch_of(record, rows), task=record.exact_name).logits.float().cpu()
             found += [label_answer(record, row) for row in logits]
         return found
 

@@ -160,7 +160,7 @@ class TokenClassificationRecipe(RecipeKind):
         texts = [query.text for query in queries]
         batch = asker.batch(texts, None, asker.length_of(record), return_offsets_mapping=True)
         offsets = batch.pop("offset_mapping").tolist()
-        scores = asker.model(**batch, task=record.name).logits.float().softmax(-1).cpu()
+        scores = asker.model(**batch, task=record.exact_name).logits.float().softmax(-1).cpu()
         found = []
         for query, places, row in zip(queries, offsets, scores, strict=True):
             spans = word_spans(query.tokens) if query.tokens is not None else find_words(query.text)
