@@ -5,7 +5,7 @@ Invariant: a task's answer depends on nothing but the request and the task's own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, cast
@@ -406,12 +406,34 @@ def answer_each(
         result = RoutedOutput(tasks=list(tasks))
     records = [record_of(model, name) for name in among]
     room = _Room(kind, records, label_spans(model.config, kind.name), batch)
-    for name in dict.fromkeys(tasks):
-        rows = torch.tensor([row for row, other in enumerate(tasks) if other == name], device=model.device)
-        room.put(name, rows, _answer_rows(model, name, kind, rows, trunk, request))
+    rows = {
+        name: torch.tensor([row for row, other in enumerate(tasks) if other == name], device=model.device)
+        for name in dict.fromkeys(tasks)
+    }
+    if len(rows) > 1 and model.network.runs_beside([task_key(name) for name in rows]):
+        for name, found in _answer_beside(model, kind, rows, trunk, request):
+            room.put(name, rows[name], found)
+    else:
+        for name, own in rows.items():
+            room.put(name, own, _answer_rows(model, name, kind, own, trunk, request))
     if not batch:
         room.put(among[0], torch.zeros(0, dtype=torch.long), _answer_nothing(model, among[0], request))
     return replace(result, **cast(dict[str, Any], room.answer))
+
+
+def _answer_beside(
+    model: Parts, kind: Kind, rows: Mapping[str, Tensor], trunk: TrunkPass, request: Request
+) -> Iterator[tuple[str, Answer]]:
+    """The answers of several tasks, each to its rows of a batch whose trunk states were recorded, in one pass."""
+    part = request.rows(torch.cat(list(rows.values())))
+    sequences = {name: kind.rows(own, request.inputs) for name, own in rows.items()}
+    view = View.several({task_key(name): len(own) for name, own in sequences.items()})
+    with replay_trunk(trunk, torch.cat(list(sequences.values()))):
+        prepared = kind.prepare(part.inputs, model.network.backbone.config)
+        hidden = model.network.run(view, prepared, **part.arguments).last_hidden_state
+    for (key, own), name in zip(view.slices(len(hidden)), rows, strict=True):
+        inputs = request.rows(rows[name]).inputs
+        yield name, _head_answer(model, kind, View(key), hidden[own], inputs)
 
 
 def _answer_rows(model: Parts, name: str, kind: Kind, rows: Tensor, trunk: TrunkPass, request: Request) -> Answer:

@@ -121,6 +121,8 @@ class Architecture:
         decoder: the decoder's layers in an encoder-decoder.
         shared: paths in a layer of parameters that stay at their pretrained values, for every task.
         repeats_layers: whether the model runs the same layer several times (ALBERT).
+        shares_positions: whether projections read positions that are the same for all sequences, without a dimension
+            for these (DeBERTa): then no batch of several tasks is computed side by side.
     """
 
     model_type: str
@@ -134,6 +136,7 @@ class Architecture:
     decoder: Stack | None = None
     shared: tuple[str, ...] = ()
     repeats_layers: bool = False
+    shares_positions: bool = False
 
     @property
     def stacks(self) -> dict[str, Stack]:

@@ -9,7 +9,7 @@ import ctypes
 import sys
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar, cast
@@ -691,8 +691,8 @@ class WeightCache:
     """A bound on the memory of rows that layers gathered, because what a task sees is no slice.
 
     Each layer keeps its copies itself, in a dictionary by task: a hit is a plain lookup there, without a lock, so that
-    `torch.compile` keeps one graph. This object only counts, and drops the copies of the task that was first to make
-    some. A layer makes them again when it needs them.
+    `torch.compile` keeps one graph. This object only counts, and drops the copies of the task that was used longest
+    ago; a use is a pass, see `note_use`. A layer makes them again when it needs them.
 
     Args:
         limit: bytes that all copies of a network may take; `None` for no limit.
@@ -723,6 +723,17 @@ class WeightCache:
             self._limit = limit
             self._shrink(keep=None)
 
+    def note_use(self, keys: Iterable[str]) -> None:
+        """Remember that copies are used now: once for a pass, and not for each layer.
+
+        Nothing is remembered inside of a compiled graph, which would have to break for it.
+        """
+        if torch.compiler.is_compiling():
+            return
+        with self._lock:
+            for key in keys:
+                self._touch(key)
+
     @torch.compiler.disable
     def admit(self, plans: dict[str, Any], key: str, plan: Any, size: int) -> None:
         """Keep what a layer gathered for a task, unless the copies of this task alone do not fit.
@@ -737,6 +748,7 @@ class WeightCache:
             self._drop(plans, key)
             plans[key] = plan
             self._held.setdefault(key, {})[id(plans)] = (plans, size)
+            self._touch(key)
             self.used += size
             self._shrink(keep=key)
             if self._limit is not None and self.used > self._limit:
@@ -749,6 +761,11 @@ class WeightCache:
             for key in list(plans):
                 self._drop(plans, key)
             plans.clear()
+
+    def _touch(self, key: str) -> None:
+        """Put a task behind all others in the order in which copies go."""
+        if key in self._held:
+            self._held[key] = self._held.pop(key)
 
     def _shrink(self, keep: str | None) -> None:
         for key in list(self._held):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..views import LEARNING, POOL, current_view
+from ..views import BASE, LEARNING, POOL, current_view
 from .architecture import DECODER_LAYERS
 from .growth import FixedGrowth, Growth
 from .storage import Segment, Slots, Spans, Undo, WeightCache
@@ -47,6 +47,26 @@ class UnitView:
     positions: Tensor | None
     gates: Tensor | None
     start: int = 0
+
+
+def beside_key(key: str) -> str:
+    """What the views of a committed task are cached by that is computed beside others."""
+    return f"{key}:beside"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What one task makes of base, unit for unit, where units are copied.
+
+    Attributes:
+        gates: a factor for each of base's units, `(units,)`: 0 where it reads another version, or none.
+        units: numbers of the units of which it reads a copy, its own or another's on its branch, `(copies,)`.
+        copies: the places of these copies, and the factor for each.
+    """
+
+    gates: Tensor
+    units: Tensor
+    copies: UnitView
 
 
 class Projection(Protocol):
@@ -184,6 +204,8 @@ class UnitGroup(nn.Module):
     def seen(self) -> int:
         """Number of units that the current view sees."""
         view = current_view()
+        if view.beside:
+            return self.count(BASE)
         if view.key != LEARNING:
             return self.view(view.key).count
         ancestors, _, kept = self.learning_view(view.teacher)
@@ -234,6 +256,22 @@ class UnitGroup(nn.Module):
                     gates = None
             self._cache[key] = self._view_of(keys, read, gates)
         return self._cache[key]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def difference(self, key: str) -> Difference:
+        """What a committed task makes of base, where units are copied."""
+        name = beside_key(key)
+        if name not in self._cache:
+            keys, base = [*self.ancestors[key], key], self.count(BASE)
+            gates = self.gates.need(key)
+            gates = torch.cat([gates, gates.new_ones(self.count(key))])
+            ids = torch.cat([self.units.need(owner) for owner in keys])
+            read = (gates[base:] != 0).nonzero().squeeze(1) + base
+            factors = gates[read]
+            view = self._view_of(keys, read, None if bool((factors == 1).all()) else factors)
+            self._cache[name] = Difference(gates[:base], ids[read].long(), view)
+        return self._cache[name]
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -372,7 +410,8 @@ class UnitGroup(nn.Module):
         if key in self.order:
             self.owners.drop_last()
         self.ancestors.pop(key, None)
-        self._cache.pop(key, None)
+        for name in (key, beside_key(key)):
+            self._cache.pop(name, None)
         self.units.put(key, None)
         self.units.put(POOL, ids)
         self.gates.put(key, None)

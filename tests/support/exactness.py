@@ -9,10 +9,10 @@ import torch
 from eidetic_hf import EideticModel
 
 
-def poison(model: EideticModel, name: str) -> EideticModel:
-    """A copy of the model with NaN in every floating-point tensor that the task does not read."""
+def poison(model: EideticModel, name: str, *others: str) -> EideticModel:
+    """A copy of the model with NaN in every floating-point tensor that the task, or none of several, reads."""
     model = copy.deepcopy(model)
-    kept = model.task_tensors(name)
+    kept = {tensor for task in (name, *others) for tensor in model.task_tensors(task)}
     poisoned = 0
     for tensor_name, tensor in model.state_dict().items():
         if tensor_name not in kept and tensor.is_floating_point():

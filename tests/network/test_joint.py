@@ -1,0 +1,88 @@
+"""A batch of several tasks in one pass: base's products once for all rows, the copies' beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.backbones import ALL_CONFIGS, tiny_backbone
+from support.data import make_batch
+from support.exactness import poison
+
+from eidetic_hf import EideticModel, PruningConfig, TaskError
+
+# All but those that compute positions once for all sequences.
+ARCHITECTURES = sorted(set(ALL_CONFIGS) - {"deberta-v2", "deberta-v2-own-keys"})
+LABELS = {"first": 2, "masked": 3, "branch": 2, "other": 4}
+TASKS = ["branch", "first", "masked", "first", "branch", "masked", "first"]
+
+
+def commit(model: EideticModel, name: str, seed: int, see: float = 1.0, based_on: str | None = None) -> None:
+    """A task with random copies, gates, norms and biases, which reads a share of base."""
+    model.add_task(name, labels=[f"{name}{number}" for number in range(LABELS[name])], based_on=based_on)
+    model.begin_task(name, PruningConfig(own=0.3))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        for group in model.groups.values():
+            reads = group.kept("_ancestors")
+            masked = torch.rand(reads.shape, generator=generator) >= see
+            masked[0] = False
+            reads[masked] = False
+            group.forget_learning_views()
+    model.commit_task()
+
+
+def tasks_of(architecture: str, trunk_layers: int = 1) -> EideticModel:
+    trunk_layers = 0 if architecture == "albert" else trunk_layers
+    model = EideticModel.from_backbone(tiny_backbone(architecture), trunk_layers=trunk_layers, growth="copy")
+    commit(model, "first", 1)
+    commit(model, "masked", 2, see=0.6)
+    commit(model, "branch", 3, see=0.8, based_on="masked")
+    return model
+
+
+@torch.no_grad()
+def mixed(model: EideticModel, tasks: list[str] | None = None, **kwargs: Any) -> torch.Tensor:
+    tasks = TASKS if tasks is None else tasks
+    return model(**make_batch(rows=len(tasks)), task=tasks, **kwargs).logits
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_of_several_tasks_are_answered_in_one_pass_as_by_each_task(architecture: str) -> None:
+    model = tasks_of(architecture)
+    assert model.mixed_batches == "joint"
+    joint = mixed(model)
+    model.mixed_batches = "apart"
+    apart = mixed(model)
+    assert not torch.equal(joint, apart)  # else it was not computed in another way
+    torch.testing.assert_close(joint, apart, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "t5"])
+def test_later_tasks_and_files_change_no_bit_of_a_mixed_batch(architecture: str, tmp_path: Path) -> None:
+    model = tasks_of(architecture)
+    answers = mixed(model)
+    commit(model, "other", 4, based_on="branch")
+    assert torch.equal(mixed(model)[:, : answers.shape[1]], answers)
+    model.save_pretrained(tmp_path)
+    loaded = EideticModel.from_pretrained(tmp_path)
+    assert loaded.mixed_batches == "joint"
+    assert torch.equal(mixed(loaded)[:, : answers.shape[1]], answers)
+    pair = ["first", "branch", "first"]  # reads no private tensor of "masked", but its units
+    assert torch.equal(mixed(poison(model, *set(pair)), pair), mixed(model, pair))
+    assert torch.equal(mixed(poison(model, *set(TASKS))), mixed(model))
+
+
+def test_a_row_is_the_same_up_to_rounding_whatever_the_other_rows_are() -> None:
+    model = tasks_of("bert")
+    batch = make_batch(rows=6)
+    with torch.no_grad():
+        whole = model(**batch, task=["first", "masked", "branch"] * 2).logits
+        for rows in ([0, 1], [5, 0, 4], [3, 2, 1, 4]):
+            part = {name: value[rows] for name, value in batch.items()}
+            names = [["first", "masked", "branch"][row % 3] for row in rows]
+            torch.testing.assert_close(model(**part, task=names).logits, whole[rows], rtol=1e-5, atol=1e-5)
