@@ -86,3 +86,20 @@ def test_a_row_is_the_same_up_to_rounding_whatever_the_other_rows_are() -> None:
             part = {name: value[rows] for name, value in batch.items()}
             names = [["first", "masked", "branch"][row % 3] for row in rows]
             torch.testing.assert_close(model(**part, task=names).logits, whole[rows], rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_used_longest_ago_leaves_the_cache_first() -> None:
+    model = tasks_of("bert")
+    model.cache_bytes = 0
+    model.cache_bytes = None
+    mixed(model, ["first"] * 7)
+    size = model.network.cache.used
+    mixed(model, ["masked"] * 7)
+    mixed(model, ["first"] * 7)  # which gathers nothing
+    model.cache_bytes = model.network.cache.used
+    before = mixed(model, ["masked"] * 3 + ["first"] * 4)  # its own cache: what "first" copied is read in place
+    mixed(model, ["branch"] * 7)
+    linear = model.network.projections[-1]
+    held = {key for key in ("@first", "@masked", "@branch") if key in linear._plans}
+    assert size > 0 and held == {"@first", "@branch"}
+    assert torch.equal(mixed(model, ["masked"] * 3 + ["first"] * 4), before)
