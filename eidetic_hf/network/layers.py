@@ -22,10 +22,24 @@ from torch.nn import functional as F
 from ..views import BASE, LEARNING, POOL, View, current_view
 from .importance import UnitProbe
 from .storage import Place, Segment, Slots, Undo, freeze, named_tensors, shell, thaw
-from .units import UnitGroup, UnitView, beside_key, learning_key
+from .units import LEARNING_KEYS, LearningDifference, UnitGroup, UnitView, beside_key, learning_key
 
 # Names of the tensors of a segment, whose rows lie in parallel.
 _LEAVES = ("weight", "bias")
+
+
+class _Copies(NamedTuple):
+    """Copies that the task being learned reads in a projection.
+
+    Attributes:
+        columns: numbers of the features of their units, in base's order, `(copies * width,)`.
+        weight: their rows, `(copies * width, features)`.
+        bias: of an in-projection, `(copies * width,)`.
+    """
+
+    columns: Tensor
+    weight: Tensor
+    bias: Tensor | None
 
 
 class _Beside(NamedTuple):
@@ -132,8 +146,8 @@ class TaskLinear(nn.Module):
 
     def forget_learning_views(self) -> None:
         """Drop cached weights of the task being learned."""
-        for teacher in (False, True):
-            self._plans.pop(learning_key(teacher), None)
+        for key in LEARNING_KEYS:
+            self._plans.pop(key, None)
 
     # -- life of a task -------------------------------------------------------------------------------------------
 
@@ -280,11 +294,14 @@ class TaskLinear(nn.Module):
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what a trace computes with is not to be kept
             return plan
         copied = 0 if view.positions is None and view.start == 0 else self._rows.copied_bytes(read)
+        self._keep_plan(key, plan, copied)
+        return plan
+
+    def _keep_plan(self, key: str, plan: Any, copied: int) -> None:
         if copied:
             self.group.cache.admit(self._plans, key, plan, copied)
         else:
             self._plans[key] = plan
-        return plan
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Project with the units that the current view sees (see the class for shapes)."""
@@ -305,7 +322,7 @@ class TaskLinear(nn.Module):
     def _make_plan_beside(self, key: str) -> _Beside:
         difference = self.group.difference(key)
         weight, bias = self._read(difference.copies)
-        size = self._rows.copied_bytes([weight, bias])
+        copied = self._rows.copied_bytes([weight, bias])
         gates = copy_gates = None
         if self.is_output:
             gates = difference.gates.repeat_interleave(self.width)
@@ -314,7 +331,7 @@ class TaskLinear(nn.Module):
             weight, bias = weight.t(), self.biases.get(key)
         plan = _Beside(self.rows(difference.units), weight, bias, gates, copy_gates)
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            self.group.cache.admit(self._plans, beside_key(key), plan, size)
+            self._keep_plan(beside_key(key), plan, copied)
         return plan
 
     def _input_beside(self, hidden: Tensor, view: View) -> Tensor:
@@ -355,13 +372,51 @@ class TaskLinear(nn.Module):
             bias = None if bias is None else bias.index_select(0, rows)
         return self._plans[key][0], self._plans[key][1], weight, bias
 
+    def _learning_copies(self, teacher: bool, difference: LearningDifference) -> tuple[_Copies, _Copies | None]:
+        """The working copy, and other tasks' copies that the task being learned reads, if there are any."""
+        key, working = beside_key(learning_key(teacher)), self.segment(LEARNING)
+        if key not in self._plans:
+            others = None
+            if difference.copies.count:
+                others = _Copies(self.rows(difference.units), *self._read(difference.copies))
+            self._plans[key] = (self.rows(difference.own), others)
+        columns, others = self._plans[key]
+        return _Copies(columns, working.weight, working.bias), others
+
     def _learning_input(self, hidden: Tensor, view: View) -> Tensor:
+        difference = self.group.learning_difference(view.teacher)
+        if difference is not None:  # base is read where it lies, and no gradient is computed for it
+            base = self.segment(BASE)
+            output = F.linear(hidden, base.weight, base.bias)
+            for copies in self._learning_copies(view.teacher, difference):
+                if copies is not None:
+                    output.index_copy_(-1, copies.columns, F.linear(hidden, copies.weight, copies.bias))
+            return output
         old_weight, old_bias, weight, bias = self._learning_weights(view)
         # Two products instead of one over joined weights: no gradient is computed for what is frozen.
         parts = [F.linear(hidden, w, b) for w, b in ((old_weight, old_bias), (weight, bias)) if len(w)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
+    def _learning_on_base(self, hidden: Tensor, view: View, difference: LearningDifference) -> Tensor:
+        """The out-projection of base's units, each with its gate, and beside it that of the copies."""
+        group, places = self.group, difference.places
+        gates = 1 + group.gates.need(LEARNING)
+        if view.probe is not None:
+            of_layer = view.in_decoder() if group.is_decoder else view
+            hidden = UnitProbe.apply(hidden, group.readings(), difference.readings, of_layer)
+        on_base = (gates[: len(difference.reads)] * difference.reads).repeat_interleave(self.width)
+        output = F.linear(hidden * on_base.to(hidden.dtype), self.segment(BASE).weight.t(), self.biases.get(LEARNING))
+        own, others = self._learning_copies(view.teacher, difference)
+        output = output + F.linear(hidden.index_select(-1, own.columns), own.weight.t())
+        if others is not None:
+            factors = gates[places].repeat_interleave(self.width).to(hidden.dtype)
+            output = output + F.linear(hidden.index_select(-1, others.columns) * factors, others.weight.t())
+        return output
+
     def _learning_output(self, hidden: Tensor, view: View) -> Tensor:
+        difference = self.group.learning_difference(view.teacher)
+        if difference is not None:
+            return self._learning_on_base(hidden, view, difference)
         old_weight, _, weight, _ = self._learning_weights(view)
         _, kept_ancestors, kept = self.group.learning_view(view.teacher)
         group, bias = self.group, self.biases.get(LEARNING)
@@ -405,6 +460,12 @@ class TaskTable(TaskLinear):
             return self._look_up_beside(indices, view)
         if view.key != LEARNING:
             return F.embedding(indices, self._plan(view.key)[0].t())
+        difference = self.group.learning_difference(view.teacher)
+        if difference is not None:
+            table = self.segment(BASE).weight
+            for copies in self._learning_copies(view.teacher, difference):
+                table = table if copies is None else table.index_copy(0, copies.columns, copies.weight)
+            return F.embedding(indices, table.t())
         old, _, new, _ = self._learning_weights(view)
         return F.embedding(indices, torch.cat([old, new]).t())
 

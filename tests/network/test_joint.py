@@ -11,7 +11,9 @@ from support.backbones import ALL_CONFIGS, tiny_backbone
 from support.data import make_batch
 from support.exactness import poison
 
-from eidetic_hf import EideticModel, PruningConfig, TaskError
+from eidetic_hf import EideticModel, PruningConfig
+from eidetic_hf.network import units
+from eidetic_hf.views import BASE, LEARNING, View
 
 # All but those that compute positions once for all sequences.
 ARCHITECTURES = sorted(set(ALL_CONFIGS) - {"deberta-v2", "deberta-v2-own-keys"})
@@ -103,3 +105,60 @@ def test_what_was_used_longest_ago_leaves_the_cache_first() -> None:
     held = {key for key in ("@first", "@masked", "@branch") if key in linear._plans}
     assert size > 0 and held == {"@first", "@branch"}
     assert torch.equal(mixed(model, ["masked"] * 3 + ["first"] * 4), before)
+
+
+# -- learning ---------------------------------------------------------------------------------------------------------
+
+
+def gradients(model: EideticModel, probe: str) -> dict[str, torch.Tensor]:
+    """The loss, the gradients of all that is trained, and what probes read, of a step."""
+    batch = {**make_batch(rows=4), "labels": torch.tensor([0, 1, 1, 0])}
+    model.zero_grad()
+    for group in model.groups.values():
+        group.reset()
+        group.kept("_ancestors")[3] = False
+        group.forget_learning_views()
+    loss = model(**batch, view=View(LEARNING, probe=probe)).loss
+    loss.backward()
+    found = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    for name, group in model.groups.items():
+        found |= {f"{name}{suffix}": group.reading(suffix).clone() for suffix in ("", "_ancestors")}
+    return {**found, "loss": loss.detach()}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "opt", "phi3", "t5", "deberta-v2"])
+def test_base_read_where_it_lies_gives_what_gathered_units_give(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tasks_of(architecture)
+    model.add_task("next", labels=["x", "y"], based_on="branch")
+    model.begin_task("next", PruningConfig(own=0.1))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    monkeypatch.setattr(units, "_DETOUR", 10)
+    in_place = gradients(model, "fisher")
+    assert all("learning:False" not in projection._plans for projection in model.network.projections)
+    monkeypatch.setattr(units, "_DETOUR", 0)
+    of_copies = gradients(model, "fisher")
+    assert all("learning:False" in projection._plans for projection in model.network.projections)
+    assert in_place.keys() == of_copies.keys() and len(in_place) > 20
+    for name, value in of_copies.items():
+        torch.testing.assert_close(in_place[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_what_is_learned_masks_out_much_of_base_before_its_units_are_gathered() -> None:
+    model = tasks_of("bert")
+    model.add_task("next", labels=["x", "y"])
+    model.begin_task("next", PruningConfig(own=0.05))
+    group = model.groups["layers_2_neurons"]
+    assert group.learning_difference(False) is not None and group.learning_difference(True) is not None
+    group.kept("_ancestors")[: group.count(BASE) // 2] = False
+    group.forget_learning_views()
+    assert group.learning_difference(False) is None and group.learning_difference(True) is not None
+    whole = EideticModel.from_backbone(tiny_backbone("bert"), trunk_layers=1)
+    whole.add_task("next", labels=["x", "y"])
+    whole.begin_task("next")
+    assert whole.groups["layers_2_neurons"].learning_difference(False) is None
