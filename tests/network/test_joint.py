@@ -121,7 +121,8 @@ def gradients(model: EideticModel, probe: str) -> dict[str, torch.Tensor]:
     loss = model(**batch, view=View(LEARNING, probe=probe)).loss
     loss.backward()
     found = {
-        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in model.named_parameters()
     }
     for name, group in model.groups.items():
         found |= {f"{name}{suffix}": group.reading(suffix).clone() for suffix in ("", "_ancestors")}
