@@ -22,7 +22,7 @@ from ..kinds.collators import PAIR
 from ..network.backbone import DECODER_TEXTS, MODEL_INPUTS, evaluation_mode, flat_sequences, hidden_size
 from ..network.trunk import TrunkPass, replay_trunk
 from ..network.vocabulary import highest_tokens
-from ..views import LEARNING, View, running_view, task_key
+from ..views import LEARNING, View, running_view, task_key, task_name
 from .parts import Parts, committed, record_of
 from .request import Request
 
@@ -111,6 +111,12 @@ def answer(model: Parts, name: str, view: View, request: Request) -> tuple[Answe
         The answer by name, and the backbone's output.
     """
     kind = kind_of(record_of(model, name))
+    hidden, output = _run(model, kind, view, request)
+    return _head_answer(model, kind, view, hidden, request.inputs), output
+
+
+def _run(model: Parts, kind: Kind, view: View, request: Request) -> tuple[Tensor, Any]:
+    """Hidden states of the tokens that a head is to read, `(sequences, tokens, hidden)`, and the backbone's output."""
     prepared = kind.prepare(request.inputs, model.network.backbone.config)
     if view.probe is not None:
         view = replace(view, token_mask=prepared.get("attention_mask"))
@@ -120,7 +126,7 @@ def answer(model: Parts, name: str, view: View, request: Request) -> tuple[Answe
     hidden = output.last_hidden_state
     if kind.reads_vocabulary:  # scoring every token of a prompt is most of the work
         hidden = hidden[:, kept if isinstance(kept, Tensor) else slice(-kept if kept else None, None)]
-    return _head_answer(model, kind, view, hidden, request.inputs), output
+    return hidden, output
 
 
 def _head_answer(model: Parts, kind: Kind, view: View, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Answer:
@@ -232,6 +238,9 @@ def respond(
     model: Parts, request: Request, task: str | Sequence[str] | None, abstain: bool | float, view: View | None
 ) -> ModelOutput:
     """What `EideticModel.forward` returns, for one task or for several."""
+    running = running_view()
+    if running is not None and running.beside:
+        return _go_on_beside(model, running, request)
     request = _as_configured(model, request)
     routes = task is None and view is None and model.learner is None and (len(tasks_of_kind(model)) > 1 or abstain)
     if routes and request.targets and model.run_task in committed(model):  # the Trainer that learned it evaluates it
@@ -434,6 +443,17 @@ def _answer_beside(
     for (key, own), name in zip(view.slices(len(hidden)), rows, strict=True):
         inputs = request.rows(rows[name]).inputs
         yield name, _head_answer(model, kind, View(key), hidden[own], inputs)
+
+
+def _go_on_beside(model: Parts, view: View, request: Request) -> ModelOutput:
+    """What tasks that write side by side answer in one step of transformers' generation, with the state it goes on."""
+    first, _ = view.beside[0]
+    kind = kind_of(record_of(model, cast(str, task_name(first))))
+    hidden, output = _run(model, kind, view, request)
+    found = [
+        _head_answer(model, kind, View(key), hidden[rows], request.inputs) for key, rows in view.slices(len(hidden))
+    ]
+    return kind.output(None, {part: torch.cat([each[part] for each in found]) for part in found[0]}, {}, output)
 
 
 def _answer_rows(model: Parts, name: str, kind: Kind, rows: Tensor, trunk: TrunkPass, request: Request) -> Answer:

@@ -10,6 +10,7 @@ import torch
 from support.backbones import ALL_CONFIGS, tiny_backbone
 from support.data import make_batch
 from support.exactness import poison
+from support.writers import GREEDY, WRITERS, kind_of_writing, pretrained, prompts
 
 from eidetic_hf import EideticModel, PruningConfig
 from eidetic_hf.network import units
@@ -21,9 +22,17 @@ LABELS = {"first": 2, "masked": 3, "branch": 2, "other": 4}
 TASKS = ["branch", "first", "masked", "first", "branch", "masked", "first"]
 
 
-def commit(model: EideticModel, name: str, seed: int, see: float = 1.0, based_on: str | None = None) -> None:
+def commit(
+    model: EideticModel,
+    name: str,
+    seed: int,
+    see: float = 1.0,
+    based_on: str | None = None,
+    task_type: str = "sequence-classification",
+) -> None:
     """A task with random copies, gates, norms and biases, which reads a share of base."""
-    model.add_task(name, labels=[f"{name}{number}" for number in range(LABELS[name])], based_on=based_on)
+    labels = [f"{name}{number}" for number in range(LABELS[name])] if "classification" in task_type else None
+    model.add_task(name, task_type, labels, based_on=based_on)
     model.begin_task(name, PruningConfig(own=0.3))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -38,12 +47,15 @@ def commit(model: EideticModel, name: str, seed: int, see: float = 1.0, based_on
     model.commit_task()
 
 
-def tasks_of(architecture: str, trunk_layers: int = 1) -> EideticModel:
-    trunk_layers = 0 if architecture == "albert" else trunk_layers
-    model = EideticModel.from_backbone(tiny_backbone(architecture), trunk_layers=trunk_layers, growth="copy")
-    commit(model, "first", 1)
-    commit(model, "masked", 2, see=0.6)
-    commit(model, "branch", 3, see=0.8, based_on="masked")
+def tasks_of(architecture: str, writes: bool = False) -> EideticModel:
+    """Three tasks that classify, or that write."""
+    backbone = pretrained(architecture) if writes else tiny_backbone(architecture)
+    trunk_layers = 0 if architecture == "albert" else 1
+    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth="copy")
+    task_type = kind_of_writing(model) if writes else "sequence-classification"
+    commit(model, "first", 1, task_type=task_type)
+    commit(model, "masked", 2, see=0.6, task_type=task_type)
+    commit(model, "branch", 3, see=0.8, based_on="masked", task_type=task_type)
     return model
 
 
@@ -105,6 +117,58 @@ def test_what_was_used_longest_ago_leaves_the_cache_first() -> None:
     held = {key for key in ("@first", "@masked", "@branch") if key in linear._plans}
     assert size > 0 and held == {"@first", "@branch"}
     assert torch.equal(mixed(model, ["masked"] * 3 + ["first"] * 4), before)
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": GREEDY,
+    "beams": {"max_new_tokens": 5, "num_beams": 3, "num_return_sequences": 2},
+    "sampling": {"max_new_tokens": 5, "do_sample": True, "top_k": 1, "num_return_sequences": 2},
+}
+
+
+def written(model: EideticModel, way: str, **options: Any) -> tuple[list[list[int]], int]:
+    """What prompts of several tasks are continued with, and how often the backbone ran for it."""
+    runs = 0
+
+    def count(*_: Any) -> None:
+        nonlocal runs
+        runs += 1
+
+    batch, tasks = prompts(model, rows=6), ["branch", "first", "masked", "first", "masked", "branch"]
+    handle = model.backbone.register_forward_pre_hook(count)
+    model.mixed_batches = way
+    texts = model.generate(**batch, task=tasks, **options)
+    handle.remove()
+    return texts.tolist(), runs
+
+
+@pytest.mark.parametrize("architecture", WRITERS)
+def test_texts_of_several_tasks_are_written_in_one_loop(architecture: str) -> None:
+    model = tasks_of(architecture, writes=True)
+    for name, options in WAYS.items():
+        joint, runs = written(model, "joint", **options)
+        apart, runs_apart = written(model, "apart", **options)
+        assert joint == apart, name
+        assert 3 * runs == runs_apart or model.config.is_encoder_decoder, name
+        assert len({tuple(text) for text in joint}) > 3
+
+
+def test_a_text_that_has_ended_is_filled_up_while_others_go_on() -> None:
+    model = tasks_of("gpt2", writes=True)
+    end = written(model, "apart", **GREEDY)[0][1][8]  # what the second text begins with
+    options = {**GREEDY, "eos_token_id": end, "pad_token_id": 3}
+    joint, _ = written(model, "joint", **options)
+    assert joint == written(model, "apart", **options)[0]
+    assert joint[1][8:] == [end, *[3] * 6] and any(3 not in text[8:] for text in joint)
+
+
+def test_tasks_whose_texts_end_otherwise_write_one_after_another() -> None:
+    model = tasks_of("gpt2", writes=True)
+    model.record("masked").special_tokens = {"eos_token_id": 7, "pad_token_id": 9}
+    joint, runs = written(model, "joint", **GREEDY)
+    assert (joint, runs) == written(model, "apart", **GREEDY)
 
 
 # -- learning ---------------------------------------------------------------------------------------------------------
