@@ -615,12 +615,19 @@ class CopiedRows:
     def __init__(self) -> None:
         self.owners = Spans()
         self._places: dict[str, Place] = {}
+        self._laid: list[tuple[torch.dtype, torch.device]] = []
 
     def place(self, key: str, place: Place) -> None:
         """Add the rows that are registered in a place; the pool's place is a model for others, without rows."""
         if key != POOL:
             self.owners.add(key, len(place))
         self._places[key] = place
+        self._laid = self._lie()
+
+    def _lie(self) -> list[tuple[torch.dtype, torch.device]]:
+        """Dtype and device of the rows of each owner, in the order of their owners' names."""
+        tensors = (self._places[key].tensors()[0] for key in sorted(self._places))
+        return [(tensor.dtype, tensor.device) for tensor in tensors if tensor is not None]
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -628,10 +635,11 @@ class CopiedRows:
         """Lay each owner's rows into fresh, aligned memory."""
         for place in self._places.values():
             place.put([tensor if tensor is None else tensor.clone() for tensor in place.tensors()])
+        self._laid = self._lie()
 
     def is_packed(self) -> bool:
-        """What is registered is all that there is, wherever it was moved."""
-        return True
+        """Whether no owner's rows were moved or cast since: copies that were made of them are then out of date."""
+        return self._laid == self._lie()
 
     def is_torn(self) -> bool:
         """A copy by `pickle` is as good."""
@@ -678,6 +686,7 @@ class CopiedRows:
         """Forget who came after a snapshot."""
         while len(self.owners.order) > undo.owners:
             del self._places[self.owners.drop_last()]
+        self._laid = self._lie()
 
 
 def _rows(tensors: Sequence[Tensor | None], start: int, stop: int) -> list[Tensor | None]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.backbones import ALL_CONFIGS, tiny_backbone
+from support.backbones import ALL_CONFIGS, CONFIGS, tiny_backbone
 from support.data import make_batch
 from support.exactness import poison
 from support.writers import GREEDY, WRITERS, kind_of_writing, pretrained, prompts
+from transformers import BertForMaskedLM
 
-from eidetic_hf import EideticModel, PruningConfig
+from eidetic_hf import EideticModel, PruningConfig, TaskError
 from eidetic_hf.network import units
 from eidetic_hf.views import BASE, LEARNING, View
 
@@ -34,17 +35,23 @@ def commit(
     labels = [f"{name}{number}" for number in range(LABELS[name])] if "classification" in task_type else None
     model.add_task(name, task_type, labels, based_on=based_on)
     model.begin_task(name, PruningConfig(own=0.3))
+    scatter(model, seed, see)
+    batch = {**make_batch(seed, rows=16), "labels": torch.arange(16) % LABELS[name]}
+    model.commit_task(router_sums=model.router_sums([batch]) if labels else None)
+
+
+@torch.no_grad()
+def scatter(model: EideticModel, seed: int, see: float = 1.0) -> None:
+    """Draw all that the task being learned trains, and which share of base it reads."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-        for group in model.groups.values():
-            reads = group.kept("_ancestors")
-            masked = torch.rand(reads.shape, generator=generator) >= see
-            masked[0] = False
-            reads[masked] = False
-            group.forget_learning_views()
-    model.commit_task()
+    for parameter in model.parameters():
+        parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    for group in model.groups.values():
+        reads = group.kept("_ancestors")
+        masked = torch.rand(reads.shape, generator=generator) >= see
+        masked[0] = False
+        reads[masked] = False
+        group.forget_learning_views()
 
 
 def tasks_of(architecture: str, writes: bool = False) -> EideticModel:
@@ -117,6 +124,112 @@ def test_what_was_used_longest_ago_leaves_the_cache_first() -> None:
     held = {key for key in ("@first", "@masked", "@branch") if key in linear._plans}
     assert size > 0 and held == {"@first", "@branch"}
     assert torch.equal(mixed(model, ["masked"] * 3 + ["first"] * 4), before)
+
+
+KINDS = {
+    "token-classification": {"labels": ["O", "B-x", "I-x"]},
+    "question-answering": {},
+    "multiple-choice": {},
+    "masked-lm": {},
+    "feature-extraction": {"pooling": "mean"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_task_answers_each_row_with_its_own_head(kind: str) -> None:
+    model = EideticModel.from_backbone(BertForMaskedLM(CONFIGS["bert"]()), trunk_layers=1, growth="copy")
+    for seed, name in enumerate(("first", "branch")):
+        model.add_task(name, kind, **KINDS[kind])
+        model.begin_task(name, PruningConfig(own=0.3))
+        scatter(model, seed)
+        model.commit_task()
+    batch = make_batch(rows=6)
+    if kind == "multiple-choice":
+        batch = {name: value.unflatten(0, (3, 2)) for name, value in batch.items()}
+    names = ["branch", "first", "branch"] if kind == "multiple-choice" else ["branch", "first"] * 3
+    answers = {}
+    for way in ("joint", "apart"):
+        model.mixed_batches = way
+        with torch.no_grad():
+            answers[way] = model(**batch, task=names)
+    parts = [part for part, value in answers["joint"].items() if isinstance(value, torch.Tensor)]
+    assert parts
+    for part in parts:
+        assert not torch.equal(answers["joint"][part], answers["apart"][part])
+        torch.testing.assert_close(answers["joint"][part], answers["apart"][part], rtol=1e-5, atol=1e-5)
+
+
+def test_the_router_sends_rows_of_one_batch_to_several_tasks_side_by_side() -> None:
+    model = tasks_of("bert")
+    batch = make_batch(rows=8)
+    with torch.no_grad():
+        routed = model(**batch)
+        given = model(**batch, task=routed.tasks)
+    assert len(set(routed.tasks)) > 1
+    assert torch.equal(routed.logits, given.logits)
+
+
+def test_gradients_reach_what_a_mixed_batch_was_computed_from() -> None:
+    model = tasks_of("bert")
+    ids = make_batch(rows=4)["input_ids"]
+    found = {}
+    for way in ("joint", "apart"):
+        model.mixed_batches = way
+        embedded = model.get_input_embeddings()(ids).requires_grad_()
+        logits = model(inputs_embeds=embedded, task=["first", "masked", "branch", "first"]).logits
+        logits[logits.isfinite()].square().sum().backward()
+        found[way] = embedded.grad
+    assert float(found["apart"].abs().max()) > 0
+    torch.testing.assert_close(found["joint"], found["apart"], rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_and_autocast_answer_mixed_batches() -> None:
+    model = tasks_of("bert")
+    exact = mixed(model)
+    finite = exact.isfinite()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = mixed(model)
+    torch.testing.assert_close(cast.float()[finite], exact[finite], rtol=0.1, atol=0.1)
+    model.mixed_batches = "apart"
+    mixed(model)
+    model.to(torch.bfloat16)  # what was gathered before is gathered again
+    for way in ("apart", "joint"):
+        model.mixed_batches = way
+        half = mixed(model)
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.float()[finite], exact[finite], rtol=0.1, atol=0.1)
+
+
+def test_tasks_that_know_other_tokens_are_computed_apart() -> None:
+    model = tasks_of("bert")
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    batch = {"input_ids": torch.full((2, 6), 4), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    batch["input_ids"][1, 2] = 121
+    model.add_task("other", labels=list("wxyz"))
+    model.begin_task("other", PruningConfig(own=0.3))
+    model(**batch, labels=torch.tensor([0, 1]))  # reads a new token, and so takes them all
+    model.commit_task()
+    assert model.network.runs_beside(["@first", "@masked"]) and not model.network.runs_beside(["@first", "@other"])
+    with torch.no_grad():
+        together = model(**batch, task=["first", "other"]).logits
+        alone = model(input_ids=batch["input_ids"][1:], task="other").logits
+    torch.testing.assert_close(together[1:, -4:], alone)
+
+
+def test_the_way_is_chosen_where_there_are_two() -> None:
+    model = tasks_of("bert")
+    with pytest.raises(TaskError, match="mixed_batches='both': expected 'joint' or 'apart'"):
+        model.mixed_batches = "both"
+    fixed = EideticModel.from_backbone(tiny_backbone("bert"))
+    assert fixed.mixed_batches == "apart"
+    with pytest.raises(TaskError, match="is for growth='copy'"):
+        fixed.mixed_batches = "joint"
+    shared = EideticModel.from_backbone(tiny_backbone("deberta-v2"), growth="copy")
+    assert shared.mixed_batches == "apart"
+    with pytest.raises(TaskError, match="computes its relative positions once"):
+        shared.mixed_batches = "joint"
+    with pytest.raises(ValueError, match=r"5 rows for 2 sequences.*mixed_batches = 'apart'"):
+        list(View.several({"@a": 1, "@b": 1}).slices(5))
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
