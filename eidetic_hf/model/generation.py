@@ -351,7 +351,7 @@ def _write_beside(
     view = View.several({task_key(name): len(own) for name, own in rows.items()})
     order = [row for own in rows.values() for row in own]
     written = _write_as(model, next(iter(rows)), view, generation_config, _rows_of(kwargs, order, len(names)))
-    texts = written.sequences if isinstance(written, ModelOutput) else written
+    texts = cast(Any, written).sequences if isinstance(written, ModelOutput) else written
     sequences = torch.empty_like(texts).unflatten(0, (len(names), -1))
     sequences[order] = texts.unflatten(0, (len(names), -1))
     if isinstance(written, ModelOutput):

@@ -299,7 +299,7 @@ class Network:
         self.mixed_batches = way
 
     def runs_beside(self, keys: Sequence[str]) -> bool:
-        """Whether rows of several tasks are computed side by side: if that was chosen, and they know the same tokens."""
+        """Whether rows of several tasks are computed side by side: as was chosen, if they know the same tokens."""
         return self.mixed_batches == JOINT and all(
             len({rows.size(View(key)) for key in keys}) == 1 for rows in self.tables()
         )
