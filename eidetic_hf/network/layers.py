@@ -322,7 +322,7 @@ class TaskLinear(nn.Module):
     def _make_plan_beside(self, key: str) -> _Beside:
         difference = self.group.difference(key)
         weight, bias = self._read(difference.copies)
-        copied = self._rows.copied_bytes([weight, bias])
+        read = [weight, bias]
         gates = copy_gates = None
         if self.is_output:
             gates = difference.gates.repeat_interleave(self.width)
@@ -331,7 +331,7 @@ class TaskLinear(nn.Module):
             weight, bias = weight.t(), self.biases.get(key)
         plan = _Beside(self.rows(difference.units), weight, bias, gates, copy_gates)
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            self._keep_plan(beside_key(key), plan, copied)
+            self._keep_plan(beside_key(key), plan, self._rows.copied_bytes(read))
         return plan
 
     def _input_beside(self, hidden: Tensor, view: View) -> Tensor:

@@ -655,6 +655,9 @@ class CopiedRows:
     def gather(self, rows: Tensor) -> list[Tensor | None]:
         """Copies of rows given by number."""
         order = self.owners.order
+        if torch.compiler.is_compiling():  # a trace can not ask whose rows these are
+            owned = zip(*(self._places[key].tensors() for key in order), strict=True)
+            return [None if parts[0] is None else torch.cat(cast(list[Tensor], parts))[rows] for parts in owned]
         starts = torch.tensor([self.owners.run(key)[0] for key in order], device=rows.device)
         which = torch.bucketize(rows, starts, right=True) - 1
         gathered: list[Tensor | None] = []

@@ -377,6 +377,8 @@ class UnitGroup(nn.Module):
         for key in self.ancestors:
             if key != LEARNING:
                 self.view(key)
+                if self.growth.copies:
+                    self.difference(key)
 
     def forget_views(self) -> None:
         """Drop all cached views, after memory changed."""

@@ -277,6 +277,16 @@ def test_a_text_that_has_ended_is_filled_up_while_others_go_on() -> None:
     assert joint[1][8:] == [end, *[3] * 6] and any(3 not in text[8:] for text in joint)
 
 
+def test_output_embeddings_of_a_tasks_own_score_its_rows_alone() -> None:
+    model = EideticModel.from_backbone(pretrained("gpt2"), trunk_layers=1, growth="copy")
+    for seed, name in enumerate(("first", "masked", "branch")):
+        model.add_task(name, "causal-lm", own_output_embeddings=name == "masked")
+        model.begin_task(name, PruningConfig(own=0.3))
+        scatter(model, seed)
+        model.commit_task()
+    assert written(model, "joint", **GREEDY)[0] == written(model, "apart", **GREEDY)[0]
+
+
 def test_tasks_whose_texts_end_otherwise_write_one_after_another() -> None:
     model = tasks_of("gpt2", writes=True)
     model.record("masked").special_tokens = {"eos_token_id": 7, "pad_token_id": 9}
