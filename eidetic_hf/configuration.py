@@ -246,7 +246,7 @@ class EideticConfig(PreTrainedConfig):
         Beam search of transformers 5.17 takes the width of the logits from the configuration.
         """
         view = running_view()
-        name = None if view is None else task_name(view.key)
+        name = None if view is None else task_name(view.beside[0][0] if view.beside else view.key)
         task = None if name is None else self.task(name)
         if task is None or task.vocab_size in (None, self.vocab_size):
             return self

@@ -6,7 +6,7 @@ The view of the pass in progress is kept per thread, so that several threads may
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from torch import Tensor
 POOL = "pool"
 LEARNING = "learning"
 TRUNK = "trunk"
+SEVERAL = "several"
 BASE = "base"  # owns the backbone's units where tasks copy them, for every task to read
 
 
@@ -49,14 +50,17 @@ class View:
     """Which subnetwork a forward pass runs.
 
     Attributes:
-        key: `task_key` of a committed task, or `LEARNING`.
+        key: `task_key` of a committed task, `LEARNING`, or `SEVERAL`.
         teacher: run the network being learned with every unit, as it was before pruning.
         probe: importance measure to accumulate in the backward pass (`"fisher"` or `"taylor"`), or `None`.
         token_mask: 1 for real tokens and 0 for padding, `(batch, sequence)`; `None` if all are real.
         decoder_token_mask: the same for what a decoder reads beside its encoder.
-        batch: number of sequences, for code that flattens them into one list of tokens; known while probing.
+        batch: number of sequences, for code that flattens them into one list of tokens; known while probing, and of
+            several tasks.
         whole_vocabulary: whether it knows every token, as the router does; else those that the task knows.
         part: which part of the token embeddings is being looked up, where they come in several; `None` for all.
+        beside: of a batch of several tasks that are computed side by side, whose key is `SEVERAL`: key and number of
+            sequences of each, in the order of the rows.
     """
 
     key: str
@@ -67,6 +71,32 @@ class View:
     batch: int = 0
     whole_vocabulary: bool = False
     part: int | None = None
+    beside: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def several(cls, sequences: Mapping[str, int]) -> View:
+        """The view of a batch of several tasks side by side, each of which has so many sequences one after another."""
+        return cls(SEVERAL, beside=tuple(sequences.items()), batch=sum(sequences.values()))
+
+    def slices(self, rows: int) -> Iterator[tuple[str, slice]]:
+        """Key and rows of each task of a batch of several, in a tensor of so many rows.
+
+        A sequence has as many rows as any other: several where beams search for its text, or where tokens of all
+        sequences are in one list, as OPT's MLP has them.
+
+        Raises:
+            ValueError: if it is not so.
+        """
+        sequences = sum(count for _, count in self.beside)
+        if rows % sequences:
+            raise ValueError(
+                f"A layer was given {rows} rows for {sequences} sequences of several tasks: this backbone mixes "
+                "sequences before it. Set model.mixed_batches = 'apart'."
+            )
+        start, each = 0, rows // sequences
+        for key, count in self.beside:
+            yield key, slice(start, start + count * each)
+            start += count * each
 
     def in_decoder(self) -> View:
         """This view, as the units of a decoder beside an encoder need it."""

@@ -147,6 +147,25 @@ def test_the_cost_of_inference_and_of_checkpoints_is_measured(tmp_path: Path) ->
     assert "% of the units, 32 x 128 tokens" in names and "checkpoint of five tasks" in names
 
 
+def test_the_cost_of_copies_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cost, out = script("benchmark_growth_cost"), tmp_path / "cost.json"
+    for name, value in {"BATCH": 6, "MIXES": ((1, 6), (3, 4)), "TRAIN_BATCH": 4, "WRITING_TASKS": 2}.items():
+        monkeypatch.setattr(cost, name, value)
+    tiny_backbone().save_pretrained(tmp_path / "backbone")
+    monkeypatch.setattr(cost, "peak_memory", lambda backbone, random, way: 300.0 if way == cost.OURS else 200.0)
+    command = ["cost", "--backbone", str(tmp_path / "backbone"), "--rounds", "1", "--cpu-time", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    cost.main()
+    found = json.loads(out.read_text())
+    assert all(each["ratio"] == pytest.approx(each["ours"] / each["other"]) for each in found.values())
+    assert found["peak training memory (MB), against full fine-tuning"]["ratio"] == 1.5
+    names = " ".join(found)
+    assert "6 x 4 tokens of 3 tasks, against a pass for each task" in names and "for 6 prompts of 2 tasks" in names
+    assert "one task at see=0.5" in names and "training step, against full fine-tuning" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_matrix_of_architectures_says_what_passed_and_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

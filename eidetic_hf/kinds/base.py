@@ -106,6 +106,20 @@ class Kind(ABC):
             vocabulary: output embeddings of the tokens that the task knows.
         """
 
+    def answer_each(
+        self, heads: list[nn.Module], hidden: list[Tensor], inputs: Mapping[str, Any], vocabulary: TokenTable
+    ) -> Answer:
+        """What `answer` makes of the rows of several tasks that write side by side, one after another.
+
+        Args:
+            heads: of the tasks.
+            hidden: last hidden states of the rows of each, `(sequences, tokens, hidden)`.
+            inputs: as in `answer`.
+            vocabulary: as in `answer`; all of the tasks know the same tokens.
+        """
+        found = [self.answer(head, rows, inputs, vocabulary) for head, rows in zip(heads, hidden, strict=True)]
+        return {part: torch.cat([each[part] for each in found]) for part in found[0]}
+
     @abstractmethod
     def loss(self, task: TaskRecord, answer: Answer, targets: Mapping[str, Tensor]) -> Tensor:
         """Mean loss of a batch.

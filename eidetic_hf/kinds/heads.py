@@ -186,17 +186,32 @@ class LanguageModelHead(nn.Module):
         Of the embeddings only the first `vocab_size` are read, as the vocabulary may have grown since; none, if the
         head has its own.
         """
-        if self.transform is not None:
-            hidden = self.transform(hidden)
-        if self.scale != 1.0:
-            hidden = hidden * self.scale
         if self.embeddings is not None:
             embeddings = self.embeddings
         table = embeddings if isinstance(embeddings, TokenTable) else TokenTable((embeddings,))
-        logits = table.first(self.vocab_size).score(hidden, self.bias)
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+        return self._cap(table.first(self.vocab_size).score(self._features(hidden), self.bias))
+
+    @staticmethod
+    def forward_each(heads: list[LanguageModelHead], hidden: list[Tensor], embeddings: TokenTable) -> Tensor:
+        """What several tasks' heads make of their rows, one after another, as one tensor.
+
+        Where nothing of their own comes behind the tokens' embeddings, all rows are scored in one product.
+        """
+        first = heads[0]
+        if any(head.embeddings is not None or head.bias is not None for head in heads):
+            return torch.cat([head(rows, embeddings) for head, rows in zip(heads, hidden, strict=True)])
+        features = torch.cat([head._features(rows) for head, rows in zip(heads, hidden, strict=True)])
+        return first._cap(embeddings.first(first.vocab_size).score(features))
+
+    def _features(self, hidden: Tensor) -> Tensor:
+        """What is multiplied with the tokens' embeddings."""
+        if self.transform is not None:
+            hidden = self.transform(hidden)
+        return hidden if self.scale == 1.0 else hidden * self.scale
+
+    def _cap(self, logits: Tensor) -> Tensor:
+        """Logits, which some models hold between bounds."""
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def as_layer(self, embeddings: TokenTable) -> nn.Module | None:
         """The same as one layer with `weight` and `bias`, if there is nothing but a product."""

@@ -170,6 +170,12 @@ class LanguageModel(Kind):
         table = vocabulary if own.embeddings is None else TokenTable((own.embeddings,))
         write_language_head(plain, own, table.first(own.vocab_size).joined().detach())
 
+    def answer_each(
+        self, heads: list[nn.Module], hidden: list[Tensor], inputs: Mapping[str, Any], vocabulary: TokenTable
+    ) -> Answer:
+        """The vocabulary is read once, and not for each task."""
+        return {"logits": LanguageModelHead.forward_each(cast(list[LanguageModelHead], heads), hidden, vocabulary)}
+
     def _aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the tokens that they are to write."""
         if self._shift == 0:

@@ -5,7 +5,7 @@ Invariant: a task's answer depends on nothing but the request and the task's own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, cast
@@ -22,7 +22,7 @@ from ..kinds.collators import PAIR
 from ..network.backbone import DECODER_TEXTS, MODEL_INPUTS, evaluation_mode, flat_sequences, hidden_size
 from ..network.trunk import TrunkPass, replay_trunk
 from ..network.vocabulary import highest_tokens
-from ..views import LEARNING, View, running_view, task_key
+from ..views import LEARNING, View, running_view, task_key, task_name
 from .parts import Parts, committed, record_of
 from .request import Request
 from .versions import answering_name, routed
@@ -112,6 +112,12 @@ def answer(model: Parts, name: str, view: View, request: Request) -> tuple[Answe
         The answer by name, and the backbone's output.
     """
     kind = kind_of(record_of(model, name))
+    hidden, output = _run(model, kind, view, request)
+    return _head_answer(model, kind, view, hidden, request.inputs), output
+
+
+def _run(model: Parts, kind: Kind, view: View, request: Request) -> tuple[Tensor, Any]:
+    """Hidden states of the tokens that a head is to read, `(sequences, tokens, hidden)`, and the backbone's output."""
     prepared = kind.prepare(request.inputs, model.network.backbone.config)
     if view.probe is not None:
         view = replace(view, token_mask=prepared.get("attention_mask"))
@@ -121,7 +127,7 @@ def answer(model: Parts, name: str, view: View, request: Request) -> tuple[Answe
     hidden = output.last_hidden_state
     if kind.reads_vocabulary:  # scoring every token of a prompt is most of the work
         hidden = hidden[:, kept if isinstance(kept, Tensor) else slice(-kept if kept else None, None)]
-    return _head_answer(model, kind, view, hidden, request.inputs), output
+    return hidden, output
 
 
 def _head_answer(model: Parts, kind: Kind, view: View, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Answer:
@@ -233,6 +239,9 @@ def respond(
     model: Parts, request: Request, task: str | Sequence[str] | None, abstain: bool | float, view: View | None
 ) -> ModelOutput:
     """What `EideticModel.forward` returns, for one task or for several."""
+    running = running_view()
+    if running is not None and running.beside:
+        return _go_on_beside(model, running, request)
     request = _as_configured(model, request)
     routes = task is None and view is None and model.learner is None
     routes = routes and (len(routed(model.config, tasks_of_kind(model))) > 1 or bool(abstain))
@@ -412,12 +421,45 @@ def answer_each(
         result = RoutedOutput(tasks=list(tasks))
     records = [record_of(model, name) for name in among]
     room = _Room(kind, records, label_spans(model.config, kind.name), batch)
-    for name in dict.fromkeys(tasks):
-        rows = torch.tensor([row for row, other in enumerate(tasks) if other == name], device=model.device)
-        room.put(name, rows, _answer_rows(model, name, kind, rows, trunk, request))
+    rows = {
+        name: torch.tensor([row for row, other in enumerate(tasks) if other == name], device=model.device)
+        for name in dict.fromkeys(tasks)
+    }
+    if len(rows) > 1 and model.network.runs_beside([task_key(name) for name in rows]):
+        for name, found in _answer_beside(model, kind, rows, trunk, request):
+            room.put(name, rows[name], found)
+    else:
+        for name, own in rows.items():
+            room.put(name, own, _answer_rows(model, name, kind, own, trunk, request))
     if not batch:
         room.put(among[0], torch.zeros(0, dtype=torch.long), _answer_nothing(model, among[0], request))
     return replace(result, **cast(dict[str, Any], room.answer))
+
+
+def _answer_beside(
+    model: Parts, kind: Kind, rows: Mapping[str, Tensor], trunk: TrunkPass, request: Request
+) -> Iterator[tuple[str, Answer]]:
+    """The answers of several tasks, each to its rows of a batch whose trunk states were recorded, in one pass."""
+    part = request.rows(torch.cat(list(rows.values())))
+    sequences = {name: kind.rows(own, request.inputs) for name, own in rows.items()}
+    view = View.several({task_key(name): len(own) for name, own in sequences.items()})
+    with replay_trunk(trunk, torch.cat(list(sequences.values()))):
+        prepared = kind.prepare(part.inputs, model.network.backbone.config)
+        hidden = model.network.run(view, prepared, **part.arguments).last_hidden_state
+    for (key, own), name in zip(view.slices(len(hidden)), rows, strict=True):
+        inputs = request.rows(rows[name]).inputs
+        yield name, _head_answer(model, kind, View(key), hidden[own], inputs)
+
+
+def _go_on_beside(model: Parts, view: View, request: Request) -> ModelOutput:
+    """What tasks that write side by side answer in one step of transformers' generation, with the state it goes on."""
+    first, _ = view.beside[0]
+    kind = kind_of(record_of(model, cast(str, task_name(first))))
+    hidden, output = _run(model, kind, view, request)
+    slices = list(view.slices(len(hidden)))
+    heads, parts = [model.heads[key] for key, _ in slices], [hidden[rows] for _, rows in slices]
+    vocabulary = model.network.vocabulary(View(first) if kind.reads_vocabulary else None)
+    return kind.output(None, kind.answer_each(heads, parts, request.inputs, vocabulary), {}, output)
 
 
 def _answer_rows(model: Parts, name: str, kind: Kind, rows: Tensor, trunk: TrunkPass, request: Request) -> Answer:

@@ -27,7 +27,7 @@ from ..compat import nearest
 from ..configuration import TaskError
 from ..kinds import TASK_KINDS, kind_of
 from ..network.backbone import DECODER, batch_size, context_length, evaluation_mode, family_of
-from ..views import running_view, task_name, use_view
+from ..views import View, running_view, task_key, task_name, use_view
 from .answering import OF_ONE_TASK, check_tasks, choose, resolve_task, view_of
 from .parts import Parts, committed, record_of
 from .versions import routed
@@ -235,13 +235,21 @@ def _check_decoder_prompts(model: Parts, ids: Tensor | None) -> None:
 
 def _write(model: Parts, name: str, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> Any:
     """What transformers' `generate` returns for one task."""
+    with evaluation_mode(cast(nn.Module, model)):  # in training, a task that is being learned measures importance
+        return _write_as(model, name, view_of(model, name), generation_config, kwargs)
+
+
+def _write_as(
+    model: Parts, name: str, view: View, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+) -> Any:
+    """What transformers' `generate` returns for the view of a task, or of several whose special tokens it has."""
     generation_config, kwargs = _with_special_tokens(model, name, generation_config, kwargs)
     kwargs = _until_context_ends(model, generation_config, kwargs)
     with evaluation_mode(cast(nn.Module, model)):
-        view = view_of(model, name)  # in training, that of a task being learned would measure importance
         if model.network.input_rows.has_grown:
             known = {key: kwargs.get(key) for key in ("input_ids", "attention_mask", "decoder_input_ids")}
-            known = model.network.input_rows.readable(known, view, f"the task '{name}'")
+            who = f"the task '{name}'" if not view.beside else "the tasks of this batch"
+            known = model.network.input_rows.readable(known, view, who)
             if model.config.is_encoder_decoder and known["input_ids"] is not None:
                 kwargs = {**kwargs, "input_ids": known["input_ids"]}
         with use_view(view):
@@ -305,6 +313,8 @@ def _write_each(
     _check_several(model, generation_config, kwargs)
     written: dict[str, Any] = {}
     rows = {name: [row for row, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
+    if _can_write_beside(model, list(rows)):
+        return _write_beside(model, rows, names, scores, generation_config, kwargs)
     for name, own in rows.items():
         written[name] = _write(model, name, generation_config, _rows_of(kwargs, own, len(names)))
     texts = {name: cast(Any, out).sequences if isinstance(out, ModelOutput) else out for name, out in written.items()}
@@ -321,6 +331,33 @@ def _write_each(
     if isinstance(next(iter(written.values())), ModelOutput):
         return RoutedGeneration(sequences=sequences, tasks=names, router_scores=scores)
     return sequences
+
+
+def _can_write_beside(model: Parts, names: list[str]) -> bool:
+    """Whether one decoding loop can write for several tasks: texts begin and end in one way, with the same tokens."""
+    records = [record_of(model, name) for name in names]
+    alike = [(record.task_type, record.special_tokens, record.vocab_size) for record in records]
+    return alike.count(alike[0]) == len(alike) and model.network.runs_beside([task_key(name) for name in names])
+
+
+def _write_beside(
+    model: Parts,
+    rows: Mapping[str, list[int]],
+    names: list[str],
+    scores: Tensor | None,
+    generation_config: GenerationConfig | None,
+    kwargs: dict[str, Any],
+) -> Tensor | RoutedGeneration:
+    """Let the tasks write side by side, in one decoding loop with one cache; see `_write_each`."""
+    view = View.several({task_key(name): len(own) for name, own in rows.items()})
+    order = [row for own in rows.values() for row in own]
+    written = _write_as(model, next(iter(rows)), view, generation_config, _rows_of(kwargs, order, len(names)))
+    texts = cast(Any, written).sequences if isinstance(written, ModelOutput) else written
+    sequences = torch.empty_like(texts).unflatten(0, (len(names), -1))
+    sequences[order] = texts.unflatten(0, (len(names), -1))
+    if isinstance(written, ModelOutput):
+        return RoutedGeneration(sequences=sequences.flatten(0, 1), tasks=names, router_scores=scores)
+    return sequences.flatten(0, 1)
 
 
 def _check_several(model: Parts, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any]) -> None:
@@ -351,8 +388,9 @@ def prepare_inputs(model: Parts, inputs: dict[str, Any]) -> dict[str, Any]:
     view, rows = running_view(), model.network.input_rows
     if view is None:  # asked outside of `generate`: there is no task, and `forward` finds one
         return inputs
-    name = task_name(view.key) or (model.learner.name if model.learner else None)
-    inputs["task"] = None if name is None else record_of(model, name).exact_name
+    if not view.beside:
+        name = task_name(view.key) or (model.learner.name if model.learner else None)
+        inputs["task"] = None if name is None else record_of(model, name).exact_name
     if rows.has_grown:  # a text that has ended goes on with padding, which the task may not know
         name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
         ids = inputs.get(name)

@@ -370,6 +370,20 @@ class EideticModel(PreTrainedModel, GenerationMixin):
     def cache_bytes(self, limit: int | None) -> None:
         self.network.cache.limit = limit
 
+    @property
+    def mixed_batches(self) -> str:
+        """How a batch of several tasks is computed: `"joint"`, in one pass, or `"apart"`, in one for each task.
+
+        Joint is the way of `growth="copy"`: base's products are computed once for all rows, and those of the copies
+        beside them. A row's answer then is that of its task by itself up to rounding; apart it is the same, bit for
+        bit, as that of the task's own sub-batch. In either way later tasks change no bit of it.
+        """
+        return self.network.mixed_batches
+
+    @mixed_batches.setter
+    def mixed_batches(self, way: str) -> None:
+        self.network.set_mixed_batches(way)
+
     def is_committed(self, name: str) -> bool:
         """Whether a task has been learned."""
         return self.config.task(plain_name(name)) is not None

@@ -128,6 +128,8 @@ class Architecture:
             the number of heads; `None` where it does.
         plain_type: `config.model_type` of the same architecture with a table of position biases in every layer, which
             a task that was taken out needs; `None` where the backbone's own class has room for all of it.
+        shares_positions: whether projections read positions that are the same for all sequences, without a dimension
+            for these (DeBERTa): then no batch of several tasks is computed side by side.
     """
 
     model_type: str
@@ -144,6 +146,7 @@ class Architecture:
     n_neurons: str = "intermediate_size"
     head_dim: str | None = None
     plain_type: str | None = None
+    shares_positions: bool = False
 
     @property
     def stacks(self) -> dict[str, Stack]:

@@ -122,6 +122,7 @@ for _declaration in (
             counts=("attention.self.num_attention_heads",),
         ),
         _BERT_NEURONS,
+        shares_positions=True,
     ),
     Architecture(
         "modernbert",

@@ -13,19 +13,52 @@ and cached, see `WeightCache`. What a task does not see is never read, not even 
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..views import LEARNING, POOL, View, current_view
+from ..views import BASE, LEARNING, POOL, View, current_view
 from .importance import UnitProbe
 from .storage import Place, Segment, Slots, Undo, freeze, named_tensors, shell, thaw
-from .units import Projection, UnitGroup, UnitView, learning_key
+from .units import LEARNING_KEYS, LearningDifference, Projection, UnitGroup, UnitView, beside_key, learning_key
 
 # Names of the tensors of a segment, whose rows lie in parallel.
 _LEAVES = ("weight", "bias")
+
+
+class _Copies(NamedTuple):
+    """Copies that the task being learned reads in a projection.
+
+    Attributes:
+        columns: numbers of the features of their units, in base's order, `(copies * width,)`.
+        weight: their rows, `(copies * width, features)`.
+        bias: of an in-projection, `(copies * width,)`.
+    """
+
+    columns: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+class _Beside(NamedTuple):
+    """What one task adds to base in a projection.
+
+    Attributes:
+        columns: numbers of the features of units that it has copied, in base's order, `(copies * width,)`.
+        weight: of the copies: of an in-projection `(copies * width, in_features)`, of an out-projection
+            `(out_features, copies * width)`.
+        bias: of the copies; of an out-projection the task's private one.
+        gates: of an out-projection, a factor for each of base's features, `(units * width,)`.
+        copy_gates: the same for the copies' features, `(copies * width,)`; `None` where all are 1.
+    """
+
+    columns: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    gates: Tensor | None
+    copy_gates: Tensor | None
 
 
 class TaskLinear(nn.Module):
@@ -57,7 +90,7 @@ class TaskLinear(nn.Module):
         self.biases = Slots()
         if is_output and bias is not None:
             self.biases.put(POOL, bias.detach().clone())
-        self._plans: dict[str, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        self._plans: dict[str, Any] = {}
         group.members.append(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,8 +146,8 @@ class TaskLinear(nn.Module):
 
     def forget_learning_views(self) -> None:
         """Drop cached weights of the task being learned."""
-        for teacher in (False, True):
-            self._plans.pop(learning_key(teacher), None)
+        for key in LEARNING_KEYS:
+            self._plans.pop(key, None)
 
     # -- life of a task -------------------------------------------------------------------------------------------
 
@@ -183,7 +216,8 @@ class TaskLinear(nn.Module):
         if key in self.segments:
             del self.segments[key]
         self.biases.put(key, None)
-        self._plans.pop(key, None)
+        for name in (key, beside_key(key)):
+            self._plans.pop(name, None)
 
     def rebuild(self, key: str, n_units: int) -> None:
         """Make room for a committed task's tensors, which a checkpoint will fill."""
@@ -301,19 +335,69 @@ class TaskLinear(nn.Module):
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # what a trace computes with is not to be kept
             return plan
         copied = 0 if view.positions is None and view.start == 0 else self._rows.copied_bytes(read)
+        self._keep_plan(key, plan, copied)
+        return plan
+
+    def _keep_plan(self, key: str, plan: Any, copied: int) -> None:
         if copied:
             self.group.cache.admit(self._plans, key, plan, copied)
         else:
             self._plans[key] = plan
-        return plan
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Project with the units that the current view sees (see the class for shapes)."""
         view = current_view()
+        if view.beside:
+            return self._output_beside(hidden, view) if self.is_output else self._input_beside(hidden, view)
         if view.key == LEARNING:
             return self._learning_output(hidden, view) if self.is_output else self._learning_input(hidden, view)
         weight, bias, gates = self._plan(view.key)
         return F.linear(hidden if gates is None else hidden * gates, weight, bias)
+
+    def _plan_beside(self, key: str) -> _Beside:
+        """What a committed task adds to base where it is computed beside others, made at its first use."""
+        plan = self._plans.get(beside_key(key))
+        return self._make_plan_beside(key) if plan is None else plan
+
+    @torch.inference_mode(False)
+    def _make_plan_beside(self, key: str) -> _Beside:
+        difference = self.group.difference(key)
+        weight, bias = self._read(difference.copies)
+        read = [weight, bias]
+        gates = copy_gates = None
+        if self.is_output:
+            gates = difference.gates.repeat_interleave(self.width)
+            factors = difference.copies.gates
+            copy_gates = None if factors is None else factors.repeat_interleave(self.width)
+            weight, bias = weight.t(), self.biases.get(key)
+        plan = _Beside(self.rows(difference.units), weight, bias, gates, copy_gates)
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            self._keep_plan(beside_key(key), plan, self._rows.copied_bytes(read))
+        return plan
+
+    def _input_beside(self, hidden: Tensor, view: View) -> Tensor:
+        """Base's product for all rows, and in its place, for each task's rows, that of what the task has copied."""
+        base = self.segment(BASE)
+        output = F.linear(hidden, base.weight, base.bias)
+        for key, rows in view.slices(len(hidden)):
+            plan = self._plan_beside(key)
+            output[rows].index_copy_(-1, plan.columns, F.linear(hidden[rows], plan.weight, plan.bias))
+        return output
+
+    def _output_beside(self, hidden: Tensor, view: View) -> Tensor:
+        """Base's product of what the tasks read of base, each its own share, and then that of what they copied."""
+        slices = [(rows, self._plan_beside(key)) for key, rows in view.slices(len(hidden))]
+        gates = torch.stack([cast(Tensor, plan.gates) for _, plan in slices])
+        counts = torch.tensor([rows.stop - rows.start for rows, _ in slices], device=gates.device)
+        gates = gates.repeat_interleave(counts, 0, output_size=len(hidden))
+        gates = gates.unflatten(0, (len(hidden), *[1] * (hidden.dim() - 2)))
+        output = F.linear(hidden * gates, self.segment(BASE).weight.t())
+        for rows, plan in slices:
+            copies = hidden[rows].index_select(-1, plan.columns)
+            if plan.copy_gates is not None:
+                copies = copies * plan.copy_gates
+            output[rows] += F.linear(copies, plan.weight, plan.bias)
+        return output
 
     def _learning_weights(self, view: View) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """Ancestors' weight and bias, then the kept rows of the working copy's."""
@@ -329,13 +413,51 @@ class TaskLinear(nn.Module):
             bias = None if bias is None else bias.index_select(0, rows)
         return self._plans[key][0], self._plans[key][1], weight, bias
 
+    def _learning_copies(self, teacher: bool, difference: LearningDifference) -> tuple[_Copies, _Copies | None]:
+        """The working copy, and other tasks' copies that the task being learned reads, if there are any."""
+        key, working = beside_key(learning_key(teacher)), self.segment(LEARNING)
+        if key not in self._plans:
+            others = None
+            if difference.copies.count:
+                others = _Copies(self.rows(difference.units), *self._read(difference.copies))
+            self._plans[key] = (self.rows(difference.own), others)
+        columns, others = self._plans[key]
+        return _Copies(columns, working.weight, working.bias), others
+
     def _learning_input(self, hidden: Tensor, view: View) -> Tensor:
+        difference = self.group.learning_difference(view.teacher)
+        if difference is not None:  # base is read where it lies, and no gradient is computed for it
+            base = self.segment(BASE)
+            output = F.linear(hidden, base.weight, base.bias)
+            for copies in self._learning_copies(view.teacher, difference):
+                if copies is not None:
+                    output.index_copy_(-1, copies.columns, F.linear(hidden, copies.weight, copies.bias))
+            return output
         old_weight, old_bias, weight, bias = self._learning_weights(view)
         # Two products instead of one over joined weights: no gradient is computed for what is frozen.
         parts = [F.linear(hidden, w, b) for w, b in ((old_weight, old_bias), (weight, bias)) if len(w)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
+    def _learning_on_base(self, hidden: Tensor, view: View, difference: LearningDifference) -> Tensor:
+        """The out-projection of base's units, each with its gate, and beside it that of the copies."""
+        group, places = self.group, difference.places
+        gates = 1 + group.gates.need(LEARNING)
+        if view.probe is not None:
+            of_layer = view.in_decoder() if group.is_decoder else view
+            hidden = UnitProbe.apply(hidden, group.readings(), difference.readings, of_layer)
+        on_base = (gates[: len(difference.reads)] * difference.reads).repeat_interleave(self.width)
+        output = F.linear(hidden * on_base.to(hidden.dtype), self.segment(BASE).weight.t(), self.biases.get(LEARNING))
+        own, others = self._learning_copies(view.teacher, difference)
+        output = output + F.linear(hidden.index_select(-1, own.columns), own.weight.t())
+        if others is not None:
+            factors = gates[places].repeat_interleave(self.width).to(hidden.dtype)
+            output = output + F.linear(hidden.index_select(-1, others.columns) * factors, others.weight.t())
+        return output
+
     def _learning_output(self, hidden: Tensor, view: View) -> Tensor:
+        difference = self.group.learning_difference(view.teacher)
+        if difference is not None:
+            return self._learning_on_base(hidden, view, difference)
         old_weight, _, weight, _ = self._learning_weights(view)
         _, kept_ancestors, kept = self.group.learning_view(view.teacher)
         group, bias = self.group, self.biases.get(LEARNING)
@@ -375,10 +497,28 @@ class TaskTable(TaskLinear):
     def forward(self, indices: Tensor) -> Tensor:
         """Look up the columns that the current view sees (see the class for shapes)."""
         view = current_view()
+        if view.beside:
+            return self._look_up_beside(indices, view)
         if view.key != LEARNING:
             return F.embedding(indices, self._plan(view.key)[0].t())
+        difference = self.group.learning_difference(view.teacher)
+        if difference is not None:
+            table = self.segment(BASE).weight
+            for copies in self._learning_copies(view.teacher, difference):
+                table = table if copies is None else table.index_copy(0, copies.columns, copies.weight)
+            return F.embedding(indices, table.t())
         old, _, new, _ = self._learning_weights(view)
         return F.embedding(indices, torch.cat([old, new]).t())
+
+    def _look_up_beside(self, indices: Tensor, view: View) -> Tensor:
+        """The columns for every sequence, one sequence after another, `(..., sequences * units)`."""
+        base, found = self.segment(BASE).weight, []
+        for key, rows in view.slices(view.batch):
+            plan = self._plan_beside(key)
+            table = base.index_copy(0, plan.columns, plan.weight)
+            columns = F.embedding(indices, table.t())
+            found.append(columns.repeat(*[1] * indices.dim(), rows.stop - rows.start))
+        return torch.cat(found, dim=-1)
 
 
 class JoinedLinear(nn.Module):
@@ -435,8 +575,12 @@ class TaskNorm(nn.Module):
         self.tasks[key] = shell(self.tasks[POOL], torch.empty_like)
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Normalize `(..., hidden)` with the current task's parameters."""
-        return self.tasks[current_view().key](hidden, *args, **kwargs)
+        """Normalize `(..., hidden)` with the current task's parameters, or each task's rows with its own."""
+        view = current_view()
+        if view.beside:
+            slices = view.slices(len(hidden))
+            return torch.cat([self.tasks[key](hidden[rows], *args, **kwargs) for key, rows in slices])
+        return self.tasks[view.key](hidden, *args, **kwargs)
 
 
 # What stands in place of a backbone's own modules above its trunk, with tensors by owner.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -12,18 +12,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..compat import forward_arguments
-from ..configuration import EideticConfig
+from ..configuration import EideticConfig, TaskError
 from ..views import BASE, LEARNING, POOL, TRUNK, View, task_key, task_name, use_view
 from .architecture import LAYERS, Architecture, ArchitectureError, find, layers_of, leftovers
 from .architectures import architecture_of
-from .backbone import DECODER, ENCODER, batch_size, evaluation_mode, family_of, flat_sequences, is_nested
+from .backbone import (
+    DECODER,
+    DECODER_TEXTS,
+    ENCODER,
+    batch_size,
+    evaluation_mode,
+    family_of,
+    flat_sequences,
+    is_nested,
+)
 from .growth import growth_of
 from .layers import TASK_MODULES, TaskLinear, TaskNorm
 from .storage import Slots, WeightCache, device_of, dtype_of, freeze, own_tensors, set_tensor, stored_tensors, thaw
 from .trunk import TrunkPass, pool_states, record_trunk, share_trunk
-from .units import UNIT_TYPES, UnitGroup
+from .units import UNIT_TYPES, UnitGroup, beside_key
 from .vocabulary import LateRows, TokenTable, read_by_view, table_of
 from .wiring import AtRest, cut_error, join_tied, refresh_buffers, replace_module, swap_class, wire_stack
+
+# How a batch of several tasks is computed.
+JOINT, APART = "joint", "apart"
 
 
 class Section(NamedTuple):
@@ -77,16 +89,19 @@ class Network:
         growth: how tasks come to units.
         cache: bounds the memory of the copies that layers make of what some task sees and is no slice.
         arguments: names of all that the backbone's `forward` does something with.
+        mixed_batches: how a batch of several tasks is computed, see `EideticModel.mixed_batches`.
     """
 
     def __init__(self, config: EideticConfig, backbone: PreTrainedModel, empty: bool) -> None:
         architecture = architecture_of(config.base_config)
+        self._shares_positions = architecture.shares_positions
         layers = layers_of(architecture, backbone)
         for path in architecture.unused:
             replace_module(backbone, path, None)
         self.config, self.backbone = config, backbone
         self.growth = growth_of(config.growth)
         self.cache = WeightCache()
+        self.mixed_batches = JOINT if self.growth.copies and not self._shares_positions else APART
         self.groups = nn.ModuleDict()
         self.output_embeddings = Slots()
         self.input_rows = LateRows(table_of(backbone.get_input_embeddings()))
@@ -270,11 +285,41 @@ class Network:
         self._place_behind_padding(given)
         if self.input_rows.has_grown:
             given = self.input_rows.readable(given, view, _reader(view))
+        if view.beside:
+            decoder = next((given[name] for name in DECODER_TEXTS if name in given), None)
+            view = replace(view, batch=batch_size(given) if decoder is None else len(decoder))
         if view.probe is not None:
             tokens = given["input_ids"] if "input_ids" in given else given["inputs_embeds"]
             view = replace(view, decoder_token_mask=given.get("decoder_attention_mask"), batch=len(tokens))
+        self.cache.note_use([beside_key(key) for key, _ in view.beside] or [view.key])
         with use_view(view):
             return self.backbone(**given, return_dict=True)
+
+    def set_mixed_batches(self, way: str) -> None:
+        """Choose how a batch of several tasks is computed, see `EideticModel.mixed_batches`.
+
+        Raises:
+            TaskError: if there is no such way, or this network does not have it.
+        """
+        if way not in (JOINT, APART):
+            raise TaskError(f"mixed_batches={way!r}: expected {JOINT!r} or {APART!r}.")
+        if way == JOINT and not self.growth.copies:
+            raise TaskError(
+                f"mixed_batches={way!r} is for growth='copy', where all tasks read the same base; with "
+                f"growth={self.growth.name!r} their networks have different shapes, and each runs by itself."
+            )
+        if way == JOINT and self._shares_positions:
+            raise TaskError(
+                f"mixed_batches={way!r}: a {self.backbone.config.model_type!r} computes its relative positions once "
+                "for all sequences of a batch, so that these can not be of several tasks. Leave it at 'apart'."
+            )
+        self.mixed_batches = way
+
+    def runs_beside(self, keys: Sequence[str]) -> bool:
+        """Whether rows of several tasks are computed side by side: as was chosen, if they know the same tokens."""
+        return self.mixed_batches == JOINT and all(
+            len({rows.size(View(key)) for key in keys}) == 1 for rows in self.tables()
+        )
 
     def _place_behind_padding(self, given: dict[str, Any]) -> None:
         """Let a decoder's positions begin with the first real token, where padding stands before it.
@@ -526,4 +571,6 @@ def _reader(view: View) -> str:
     """What an error calls the reader of a batch."""
     if view.whole_vocabulary:
         return "the model"
+    if view.beside:
+        return "the tasks " + ", ".join(f"'{task_name(key)}'" for key, _ in view.beside)
     return "the task being learned" if view.key == LEARNING else f"the task '{task_name(view.key)}'"

@@ -9,7 +9,7 @@ import ctypes
 import sys
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
@@ -669,12 +669,19 @@ class CopiedRows:
     def __init__(self) -> None:
         self.owners = Spans()
         self._places: dict[str, Place] = {}
+        self._laid: list[tuple[torch.dtype, torch.device]] = []
 
     def place(self, key: str, place: Place) -> None:
         """Add the rows that are registered in a place; the pool's place is a model for others, without rows."""
         if key != POOL:
             self.owners.add(key, len(place))
         self._places[key] = place
+        self._laid = self._lie()
+
+    def _lie(self) -> list[tuple[torch.dtype, torch.device]]:
+        """Dtype and device of the rows of each owner, in the order of their owners' names."""
+        tensors = (self._places[key].tensors()[0] for key in sorted(self._places))
+        return [(tensor.dtype, tensor.device) for tensor in tensors if tensor is not None]
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -682,11 +689,13 @@ class CopiedRows:
         """Lay each owner's rows into fresh, aligned memory."""
         for place in self._places.values():
             place.put([tensor if tensor is None else tensor.clone() for tensor in place.tensors()])
+        self._laid = self._lie()
 
     def drop(self, key: str) -> None:
         """Let an owner go with its rows; those after it move up."""
         self.owners.drop(key)
         del self._places[key]
+        self._laid = self._lie()
 
     def books(self) -> Any:
         """What `put_books` needs, without any tensor's values."""
@@ -695,10 +704,11 @@ class CopiedRows:
     def put_books(self, books: Any) -> None:
         """Be as it was when `books` was called; what is registered comes back with its `Arrangement`."""
         self.owners, self._places = books
+        self._laid = self._lie()
 
     def is_packed(self) -> bool:
-        """What is registered is all that there is, wherever it was moved."""
-        return True
+        """Whether no owner's rows were moved or cast since: copies that were made of them are then out of date."""
+        return self._laid == self._lie()
 
     def is_torn(self) -> bool:
         """A copy by `pickle` is as good."""
@@ -714,6 +724,9 @@ class CopiedRows:
     def gather(self, rows: Tensor) -> list[Tensor | None]:
         """Copies of rows given by number."""
         order = self.owners.order
+        if torch.compiler.is_compiling():  # a trace can not ask whose rows these are
+            owned = zip(*(self._places[key].tensors() for key in order), strict=True)
+            return [None if parts[0] is None else torch.cat(cast(list[Tensor], parts))[rows] for parts in owned]
         starts = torch.tensor([self.owners.run(key)[0] for key in order], device=rows.device)
         which = torch.bucketize(rows, starts, right=True) - 1
         gathered: list[Tensor | None] = []
@@ -745,6 +758,7 @@ class CopiedRows:
         """Forget who came after a snapshot."""
         while len(self.owners.order) > undo.owners:
             del self._places[self.owners.drop_last()]
+        self._laid = self._lie()
 
 
 def _rows(tensors: Sequence[Tensor | None], start: int, stop: int) -> list[Tensor | None]:
@@ -758,8 +772,8 @@ class WeightCache:
     """A bound on the memory of rows that layers gathered, because what a task sees is no slice.
 
     Each layer keeps its copies itself, in a dictionary by task: a hit is a plain lookup there, without a lock, so that
-    `torch.compile` keeps one graph. This object only counts, and drops the copies of the task that was first to make
-    some. A layer makes them again when it needs them.
+    `torch.compile` keeps one graph. This object only counts, and drops the copies of the task that was used longest
+    ago; a use is a pass, see `note_use`. A layer makes them again when it needs them.
 
     Args:
         limit: bytes that all copies of a network may take; `None` for no limit.
@@ -790,6 +804,17 @@ class WeightCache:
             self._limit = limit
             self._shrink(keep=None)
 
+    def note_use(self, keys: Iterable[str]) -> None:
+        """Remember that copies are used now: once for a pass, and not for each layer.
+
+        Nothing is remembered inside of a compiled graph, which would have to break for it.
+        """
+        if torch.compiler.is_compiling():
+            return
+        with self._lock:
+            for key in keys:
+                self._touch(key)
+
     @torch.compiler.disable
     def admit(self, plans: dict[str, Any], key: str, plan: Any, size: int) -> None:
         """Keep what a layer gathered for a task, unless the copies of this task alone do not fit.
@@ -804,6 +829,7 @@ class WeightCache:
             self._drop(plans, key)
             plans[key] = plan
             self._held.setdefault(key, {})[id(plans)] = (plans, size)
+            self._touch(key)
             self.used += size
             self._shrink(keep=key)
             if self._limit is not None and self.used > self._limit:
@@ -816,6 +842,11 @@ class WeightCache:
             for key in list(plans):
                 self._drop(plans, key)
             plans.clear()
+
+    def _touch(self, key: str) -> None:
+        """Put a task behind all others in the order in which copies go."""
+        if key in self._held:
+            self._held[key] = self._held.pop(key)
 
     def _shrink(self, keep: str | None) -> None:
         for key in list(self._held):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..views import LEARNING, POOL, current_view
+from ..views import BASE, LEARNING, POOL, current_view
 from .architecture import DECODER_LAYERS
 from .growth import FixedGrowth, Growth
 from .storage import Segment, Slots, Spans, Undo, WeightCache
@@ -30,7 +30,25 @@ def learning_key(teacher: bool) -> str:
     return f"{LEARNING}:{teacher}"
 
 
-_LEARNING_KEYS = (learning_key(False), learning_key(True))
+@dataclass(frozen=True)
+class LearningDifference:
+    """What the task being learned makes of base, unit for unit, where units are copied.
+
+    Attributes:
+        reads: 1 for each of base's units that it reads as it is, else 0, `(units,)`.
+        own: numbers of the units that it copies itself, `(own,)`.
+        units: numbers of the units of which it reads another task's copy, `(copies,)`.
+        places: of these copies among those that it may read, `(copies,)`.
+        copies: the same places, as a view.
+        readings: where the importance of each of base's units is read, see `UnitGroup.readings`, `(units,)`.
+    """
+
+    reads: Tensor
+    own: Tensor
+    units: Tensor
+    places: Tensor
+    copies: UnitView
+    readings: Tensor
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,35 @@ class UnitView:
     positions: Tensor | None
     gates: Tensor | None
     start: int = 0
+
+
+def beside_key(key: str) -> str:
+    """What the views of a committed task are cached by that is computed beside others."""
+    return f"{key}:beside"
+
+
+LEARNING_KEYS = tuple(
+    key for teacher in (False, True) for key in (learning_key(teacher), beside_key(learning_key(teacher)))
+)
+
+# Base's whole product and the copies' beside it may take so much more than that of the gathered units alone: where a
+# task masks more of base out, its units are gathered while it is being learned, too.
+_DETOUR = 1.4
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What one task makes of base, unit for unit, where units are copied.
+
+    Attributes:
+        gates: a factor for each of base's units, `(units,)`: 0 where it reads another version, or none.
+        units: numbers of the units of which it reads a copy, its own or another's on its branch, `(copies,)`.
+        copies: the places of these copies, and the factor for each.
+    """
+
+    gates: Tensor
+    units: Tensor
+    copies: UnitView
 
 
 class Projection(Protocol):
@@ -168,11 +215,11 @@ class UnitGroup(nn.Module):
         growth.lay(self, n_units)
         self.gates = Slots()
         self.progress = Slots()
-        self._readings: dict[str, Tensor] = {}
+        self._readings: Tensor | None = None
         self._cache: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        committed = {key: view for key, view in self._cache.items() if key not in _LEARNING_KEYS}
+        committed = {key: view for key, view in self._cache.items() if key not in LEARNING_KEYS}
         return {**self.__dict__, "_cache": committed}
 
     @property
@@ -207,8 +254,12 @@ class UnitGroup(nn.Module):
     def seen(self) -> int:
         """Number of units that the current view sees."""
         view = current_view()
+        if view.beside:
+            return self.count(BASE)
         if view.key != LEARNING:
             return self.view(view.key).count
+        if self.learning_difference(view.teacher) is not None:
+            return self.count(BASE)
         ancestors, _, kept = self.learning_view(view.teacher)
         return ancestors.count + (self.kept().numel() if kept is None else kept.numel())
 
@@ -230,10 +281,16 @@ class UnitGroup(nn.Module):
 
     def reading(self, suffix: str = "") -> Tensor:
         """What probes read of the units of `kept` in the step in progress, by this process alone, `(units,)`."""
-        total, reading = self.importance(suffix), self._readings.get(suffix)
-        if reading is None or reading.shape != total.shape or reading.device != total.device:
-            reading = self._readings[suffix] = torch.zeros_like(total)
-        return reading
+        own = len(self.importance())
+        return self.readings()[own:-1] if suffix else self.readings()[:own]
+
+    def readings(self) -> Tensor:
+        """All of `reading`, the units that it trains and then its ancestors'; and a last one that means nothing."""
+        total = self.importance()
+        size = len(total) + len(self.importance("_ancestors")) + 1
+        if self._readings is None or len(self._readings) != size or self._readings.device != total.device:
+            self._readings = total.new_zeros(size)
+        return self._readings
 
     def positions(self, keys: list[str]) -> Tensor:
         """Places of the units of these tasks in packed order, `(units,)`."""
@@ -260,6 +317,22 @@ class UnitGroup(nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
+    def difference(self, key: str) -> Difference:
+        """What a committed task makes of base, where units are copied."""
+        name = beside_key(key)
+        if name not in self._cache:
+            keys, base = [*self.ancestors[key], key], self.count(BASE)
+            gates = self.gates.need(key)
+            gates = torch.cat([gates, gates.new_ones(self.count(key))])
+            ids = torch.cat([self.units.need(owner) for owner in keys])
+            read = (gates[base:] != 0).nonzero().squeeze(1) + base
+            factors = gates[read]
+            view = self._view_of(keys, read, None if bool((factors == 1).all()) else factors)
+            self._cache[name] = Difference(gates[:base], ids[read].long(), view)
+        return self._cache[name]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def learning_view(self, teacher: bool) -> tuple[UnitView, Tensor | None, Tensor | None]:
         """What the task being learned sees: ancestors' units, which of these it keeps, which pool units it keeps.
 
@@ -272,6 +345,37 @@ class UnitGroup(nn.Module):
             kept = [self._index(self.progress.get(name)) for name in masks]
             self._cache[key] = (self._view_of(self.ancestors[LEARNING], kept[0], None), kept[0], kept[1])
         return self._cache[key]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def learning_difference(self, teacher: bool) -> LearningDifference | None:
+        """What the task being learned makes of base; `None` where its units are to be gathered.
+
+        So it is where units are not copied, or base's whole product would be a detour.
+        """
+        name = beside_key(learning_key(teacher))
+        if name not in self._cache:
+            self._cache[name] = self._learning_difference(teacher) if self.growth.copies else None
+        return self._cache[name]
+
+    def _learning_difference(self, teacher: bool) -> LearningDifference | None:
+        mask, owned = (
+            self.progress.need(name) for name in (("opened", "kept") if teacher else ("kept_ancestors", "kept"))
+        )
+        owners, base = self.ancestors[LEARNING], self.count(BASE)
+        places = mask[base:].nonzero().squeeze(1) + base
+        copied = len(owned) + len(places)
+        seen = int(mask[:base].sum()) + copied
+        if not bool(owned.all()) or base + copied > _DETOUR * seen:
+            return None
+        ids = torch.cat([self.units.need(owner) for owner in owners]).long()
+        own = ids[self.progress.need("chosen")]
+        reads = mask[:base].to(self.members[-1].segment(POOL).weight.dtype)
+        readings = torch.full((base,), len(owned) + len(mask), device=ids.device)
+        readings[own] = torch.arange(len(own), device=ids.device)
+        for read in (mask[:base].nonzero().squeeze(1), places):
+            readings[ids[read]] = len(owned) + read
+        return LearningDifference(reads, own, ids[places], places, self._view_of(owners, places, None), readings)
 
     def _view_of(self, keys: list[str], read: Tensor | None, gates: Tensor | None) -> UnitView:
         """The view of some tasks' units, or of those that `read` picks, a mask or indices."""
@@ -304,6 +408,8 @@ class UnitGroup(nn.Module):
         for key in self.ancestors:
             if key != LEARNING:
                 self.view(key)
+                if self.growth.copies:
+                    self.difference(key)
 
     def forget_views(self) -> None:
         """Drop all cached views, after memory changed."""
@@ -313,7 +419,7 @@ class UnitGroup(nn.Module):
 
     def forget_learning_views(self) -> None:
         """Drop the views of the task being learned, after its masks changed: what committed tasks see never does."""
-        for key in _LEARNING_KEYS:
+        for key in LEARNING_KEYS:
             self._cache.pop(key, None)
         for member in self.members:
             member.forget_learning_views()
@@ -371,7 +477,7 @@ class UnitGroup(nn.Module):
         self.ancestors.pop(LEARNING, None)
         self.gates.put(LEARNING, None)
         self.progress.clear()
-        self._readings.clear()
+        self._readings = None
         for member in self.members:
             member.end()
         self.forget_learning_views()
@@ -403,7 +509,8 @@ class UnitGroup(nn.Module):
         if key in self.order:
             self.owners.drop_last()
         self.ancestors.pop(key, None)
-        self._cache.pop(key, None)
+        for name in (key, beside_key(key)):
+            self._cache.pop(name, None)
         self.units.put(key, None)
         self.units.put(POOL, ids)
         self.gates.put(key, None)

@@ -136,10 +136,10 @@ class LateRows(Slots):
         return self.total > len(self.own)
 
     def size(self, view: View) -> int:
-        """Number of tokens that a view knows."""
+        """Number of tokens that a view knows; tasks side by side know the same."""
         if view.whole_vocabulary or view.key == LEARNING:
             return self.total
-        return self.sizes.get(view.key, len(self.own))
+        return self.sizes.get(view.beside[0][0] if view.beside else view.key, len(self.own))
 
     def owners(self, size: int) -> list[str]:
         """Tasks that own some of the first `size` rows."""

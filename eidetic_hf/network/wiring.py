@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..compat import initialize, tied_weights
-from ..views import LEARNING
+from ..views import LEARNING, current_view
 from .architecture import (
     ArchitectureError,
     Fused,
@@ -226,6 +226,16 @@ class Adapted(Swapped):
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
+class BiasPerSequence(Swapped):
+    """An attention whose relative position biases are each sequence's own, where the batch is of several tasks."""
+
+    def compute_bias(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the module's own class does, `(1 or sequences, heads, queries, keys)`."""
+        bias = super().compute_bias(*args, **kwargs)  # type: ignore[misc]
+        view = current_view()
+        return bias.unflatten(1, (view.batch, -1)).squeeze(0) if view.beside else bias
+
+
 def _adapt(layer: nn.Module, paths: UnitPaths, group: UnitGroup) -> None:
     """Let the modules whose code counts this group's heads follow the current view."""
     known = {name for name, _ in layer.named_modules()}
@@ -268,6 +278,7 @@ def _wire_units(
     if table is not None and paths.table is not None:
         owner = layer.get_submodule(paths.table.path.rpartition(".")[0])
         setattr(owner, paths.table.flag, True)
+        swap_class(owner, BiasPerSequence)
         replace_module(layer, paths.table.path, TaskTable(cast(Tensor, table.weight), group))
     weight, bias = weight_and_bias(layer.get_submodule(paths.output))
     replace_module(layer, paths.output, TaskLinear(weight, bias, group, True))

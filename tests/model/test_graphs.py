@@ -99,3 +99,19 @@ def test_a_task_that_has_not_run_yet_can_be_exported(folder: Path) -> None:
 def test_a_router_is_not_exported_and_says_what_to_do(folder: Path) -> None:
     with pytest.raises(TaskError, match=r"A graph of one task can be exported, .* Pass task='<name>'"):
         torch.export.export(OfOneTask(EideticModel.from_pretrained(folder), None), (), BATCH, strict=False)
+
+
+def test_a_batch_of_several_tasks_that_copy_units_is_one_graph(tmp_path: Path) -> None:
+    backbone = AutoModel.from_config(BertConfig(**{**BERT_LIKE, "num_hidden_layers": 2}))
+    model = EideticModel.from_backbone(backbone, trunk_layers=1, growth="copy")
+    for name, parent in (("first", None), ("second", "first")):
+        model.add_task(name, labels=["x", "y"], based_on=parent)
+        model.begin_task(name)
+        model.commit_task()
+    model.save_pretrained(tmp_path)
+    names = ["first", "second", "first", "second", "second"]
+    with torch.no_grad():
+        expected = model(**BATCH, task=names).logits
+        cold = EideticModel.from_pretrained(tmp_path)
+        found = torch.compile(cold, backend="eager", fullgraph=True)(**BATCH, task=names).logits
+    assert torch.equal(found, expected)

@@ -437,12 +437,19 @@ def test_without_a_limit_every_copy_is_kept() -> None:
     assert cache.used == 60
 
 
-def test_the_task_that_copied_first_goes_first_and_whole() -> None:
+def test_the_task_that_was_used_longest_ago_goes_first_and_whole() -> None:
     cache, layers = filled(45)
     assert [list(plans) for plans in layers] == [["b", "c"], ["b", "c"]]
     assert cache.used == 40
     cache.admit(layers[0], "a", "again", 10)
     assert [list(plans) for plans in layers] == [["c", "a"], ["c"]]
+    cache, layers = filled(60)
+    cache.note_use(["a", "one that has made no copy"])
+    cache.admit(layers[0], "d", "another", 10)
+    assert [list(plans) for plans in layers] == [["a", "c", "d"], ["a", "c"]]
+    cache.note_use(["c"])
+    cache.limit = 30
+    assert [list(plans) for plans in layers] == [["c", "d"], ["c"]]
 
 
 def test_what_does_not_fit_by_itself_is_not_kept() -> None:
