@@ -62,7 +62,9 @@ def small_model(forward_transfer: str) -> EideticModel:
         intermediate_size=1024,
         max_position_embeddings=64,
     )
-    return EideticModel.from_backbone(AutoModel.from_config(config), trunk_layers=1, forward_transfer=forward_transfer)
+    return EideticModel.from_backbone(
+        AutoModel.from_config(config), trunk_layers=1, forward_transfer=forward_transfer, growth="fixed"
+    )
 
 
 def add_task(model: EideticModel) -> str:

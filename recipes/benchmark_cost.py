@@ -90,7 +90,7 @@ def training_arguments(steps: int) -> TrainingArguments:
 
 def model_with_tasks(backbone: str, tasks: int, keep: float = 0.3, trunk_layers: int | None = None) -> EideticModel:
     """A model that has committed tasks by weight norms alone, without training: cost does not depend on values."""
-    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers)
+    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth="fixed")
     for index in range(tasks):
         name = f"task-{index + 1}"
         model.add_task(name, labels=LABELS)

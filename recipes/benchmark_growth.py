@@ -177,7 +177,7 @@ class Bench:
         if before:
             return EideticModel.from_pretrained(self.kept(self.recipe.tasks[before - 1]))
         if method == "fixed":
-            return EideticModel.from_backbone(self.backbone)
+            return EideticModel.from_backbone(self.backbone, growth="fixed")
         trunk = int(settings_of(method).get("trunk", self.options.trunk_layers))
         return EideticModel.from_backbone(self.backbone, growth="copy", trunk_layers=trunk)
 

@@ -104,7 +104,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.set_verbosity_error()
     torch.manual_seed(0)
-    model = EideticModel.from_backbone(AutoModel.from_config(backbone_config()), trunk_layers=2)
+    model = EideticModel.from_backbone(AutoModel.from_config(backbone_config()), trunk_layers=2, growth="fixed")
     if options.keep_freed:
         life.give_back_memory = lambda: None
     print(f"{'task':>6}{'resident':>12}{'live tensors':>14}   in MB")

@@ -55,7 +55,7 @@ def labelled_batches(vocabulary: int, task: int, rows: int) -> Iterator[Batch]:
 
 def routed_model(backbone: str, trunk_layers: int | None) -> EideticModel:
     """Five tasks with their router sums, committed without training: cost does not depend on values."""
-    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers)
+    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth="fixed")
     for task in range(TASKS):
         model.add_task(f"task-{task}", labels=LABELS)
         model.begin_task(f"task-{task}", PruningConfig(keep=0.3, importance="l2"))
@@ -122,7 +122,7 @@ def measure_answers(backbone: str, trunk_layers: int | None, rounds: int) -> Row
 
 def measure_sums(backbone: str, trunk_layers: int | None) -> Rows:
     """Seconds to take the sums of 2000 sequences of 64 tokens, which is what a task's commit adds."""
-    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers)
+    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth="fixed")
     whole = sum(tensor.numel() * tensor.element_size() for tensor in model.backbone.state_dict().values())
     model.add_task("task", labels=LABELS)
     model.begin_task("task")

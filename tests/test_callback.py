@@ -227,7 +227,7 @@ def test_trl_fine_tunes_one_task_after_another(tmp_path: Path) -> None:
     """Its losses call the backbone and the output embeddings by themselves."""
     import trl
 
-    model = EideticModel.from_backbone(LlamaForCausalLM(LlamaConfig(**DECODER_LIKE)), trunk_layers=1)
+    model = EideticModel.from_backbone(LlamaForCausalLM(LlamaConfig(**DECODER_LIKE)), trunk_layers=1, growth="fixed")
     for seed, name in enumerate(("first", "second")):
         model.add_task(name, task_type="causal-lm")
         ids = torch.randint(3, VOCABULARY, (24, 12), generator=torch.Generator().manual_seed(seed))

@@ -314,7 +314,7 @@ def two(tmp_path: Path) -> Path:
     backbone = tiny_backbone("bert")
     backbone.save_pretrained(tmp_path / "backbone")
     for folder, names in (("ours", "ab"), ("theirs", "ac")):
-        model = EideticModel.from_backbone(str(tmp_path / "backbone"), trunk_layers=1)
+        model = EideticModel.from_backbone(str(tmp_path / "backbone"), trunk_layers=1, growth="fixed")
         for name in names:
             transfer = "none" if name == "a" else ["a"]
             learn_quickly(model, name, len(folder) + ord(name), forward_transfer=transfer)

@@ -16,7 +16,7 @@ from ..network.importance import importance_of
 from ..network.network import Thawed
 from ..network.units import UNIT_TYPES, UnitGroup
 from ..views import BASE, LEARNING, POOL, View
-from .pruning import SCORE_MEMORY, PruningConfig, choose_units, cubic_keep
+from .pruning import DEFAULT_KEEP, SCORE_MEMORY, PruningConfig, choose_units, cubic_keep
 
 _NO_CLOCK = (-1, -1, -1)
 _NO_SEARCH = (math.nan, 0.0, 1.0, 0.0)
@@ -223,7 +223,7 @@ class Learner(nn.Module):
         """Share of the units that it trains to keep, where it is not searched for."""
         if self.copies:
             return self.config.own if self._settles else 1.0
-        return cast(float, self.config.keep)
+        return DEFAULT_KEEP if self.config.keep is None else self.config.keep
 
     @property
     def _keep_ancestors(self) -> float:

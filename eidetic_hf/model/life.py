@@ -37,7 +37,7 @@ from ..views import LEARNING, POOL, View, task_key
 from .certificate import certify
 from .learner import Learner
 from .parts import Added, Parts, committed, record_of
-from .pruning import PruningConfig
+from .pruning import OF_COPY, OF_FIXED, PruningConfig, said_of_the_other
 from .router import RouterSums, reference_inputs
 from .versions import check_version
 
@@ -120,7 +120,7 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig, is_base: bool = 
             f"made, call model.choose_branch({name!r}, batches) before."
         )
     check_kind(record, model.config)
-    _check_growth(model)
+    _check_growth(model, pruning)
     std = initializer_range(network.backbone.config)
     expanded = {}
     if not network.growth.copies:
@@ -152,8 +152,17 @@ def begin_task(model: Parts, name: str, pruning: PruningConfig, is_base: bool = 
     return model.learner
 
 
-def _check_growth(model: Parts) -> None:
-    """Raise if there is nothing to copy from, where units are copied."""
+def _check_growth(model: Parts, pruning: PruningConfig) -> None:
+    """Raise if there is nothing to copy from, where units are copied, or a setting is the other growth's."""
+    copies = model.network.growth.copies
+    name = said_of_the_other(pruning, copies)
+    if name is not None:
+        other, ours = ("fixed", OF_COPY) if copies else ("copy", OF_FIXED)
+        raise TaskError(
+            f"PruningConfig({name}={getattr(pruning, name)!r}) is for growth='{other}', and this model has "
+            f"growth='{model.config.growth}'. Leave it out; here {', '.join(f'{each}=' for each in ours)} say what a "
+            f"task takes. Or make the model with from_backbone(..., growth='{other}')."
+        )
     if model.network.growth.copies and not model.config.trunk_pretrained:
         raise TaskError(
             "growth='copy' copies units of a pretrained backbone, and this one is random. Train it first, as "

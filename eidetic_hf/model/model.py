@@ -44,6 +44,7 @@ from ..kinds.pretrained_head import LanguageHead, load_with_head, read_language_
 from ..network.architecture import choose_trunk, layers_of
 from ..network.architectures import architecture_of, is_declared
 from ..network.backbone import base_model, hidden_size, initializer_range
+from ..network.growth import growth_of
 from ..network.network import Network
 from ..network.storage import Originals, ParametersIfAny, fixed_buffers, freeze, remove_hooks, restore_fixed
 from ..views import POOL, current_view, running_view, use_view
@@ -196,7 +197,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         backbone: str | os.PathLike | PreTrainedConfig | PreTrainedModel,
         trunk_layers: int | None = None,
         forward_transfer: str | list[str] = "all",
-        growth: str = "fixed",
+        growth: str | None = None,
         **kwargs: Any,
     ) -> EideticModel:
         """Start from a pretrained model, with no task learned yet.
@@ -207,16 +208,25 @@ class EideticModel(PreTrainedModel, GenerationMixin):
                 a language model starts from.
             trunk_layers: layers that stay at their pretrained values; a third of the depth by default.
             forward_transfer: which earlier tasks a new task reads: `"all"`, `"none"` or a list of names.
-            growth: how tasks come to units: `"fixed"`, each takes some out of a pool; or `"copy"`, each copies those
-                that it changes, see docs/growth.md.
+            growth: how tasks come to units: `"copy"`, each copies those that it changes; or `"fixed"`, each takes some
+                out of a pool. By default `"copy"` for a pretrained backbone, and `"fixed"` for a random one; see
+                docs/growth.md.
             kwargs: further arguments for the `from_pretrained` of the backbone's class, such as `revision` or
                 `attn_implementation`.
 
         Raises:
             ArchitectureError: if the backbone's architecture is not declared.
-            ValueError: if `trunk_layers` is out of range or `forward_transfer` is not understood.
+            ValueError: if `trunk_layers` is out of range or `forward_transfer` is not understood, or says something
+                where units are copied.
         """
         pretrained = not isinstance(backbone, PreTrainedConfig)
+        growth = growth or ("copy" if pretrained else "fixed")
+        if growth_of(growth).copies and forward_transfer != "all":
+            raise ValueError(
+                f"forward_transfer={forward_transfer!r} says which earlier tasks one reads with growth='fixed'. With "
+                "growth='copy' a task reads the backbone, or the one that add_task(..., based_on=...) names; make the "
+                "model with growth='fixed', or leave it out."
+            )
         head, own = None, ("trunk_layers", "forward_transfer", "growth")
         if isinstance(backbone, PreTrainedModel):
             check_known("EideticModel.from_backbone with a loaded model", kwargs, own)

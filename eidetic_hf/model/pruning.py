@@ -6,7 +6,7 @@ Only free units are ever scored or dropped. An owned unit is in no tensor that t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 import torch
@@ -18,7 +18,11 @@ from ..network.importance import importances
 RECYCLES = ("pretrained", "random")
 SELECTS = ("first", "last", "random")  # how units are chosen that a task copies
 # What is meant where nothing is said: for a share of the units, and for a search.
-DEFAULTS = {"keep": 0.3, "start": 0.3, "end": 0.6}
+DEFAULTS = {"start": 0.3, "end": 0.6}
+DEFAULT_KEEP = 0.3
+# What says something in one growth alone, so that the other refuses it.
+OF_FIXED = ("keep", "keep_ancestors", "recycle", "on_exhausted", "expand_by")
+OF_COPY = ("own", "see", "select")
 SEARCHING = {"start": 0.5, "end": 0.9}
 
 # Scores of one pruning event fade by this factor before the next, so that a decision rests on more than one interval.
@@ -120,6 +124,13 @@ class PruningConfig:
         check(is_number(self.distillation) and 0 <= self.distillation < 1, "distillation", "a weight in [0, 1)")
         check(is_number(self.temperature) and self.temperature > 0, "temperature", "a number > 0")
         check(is_number(self.expand_by) and self.expand_by > 0, "expand_by", "a share > 0")
+
+
+def said_of_the_other(config: PruningConfig, copies: bool) -> str | None:
+    """A setting that was given and says nothing in this growth; `None` if there is none."""
+    names = OF_FIXED if copies else OF_COPY
+    usual = {field.name: field.default for field in fields(PruningConfig)}
+    return next((name for name in names if getattr(config, name) != usual[name]), None)
 
 
 def cubic_keep(progress: float, keep: float) -> float:

@@ -99,7 +99,8 @@ class Recipe:
             `{train: byte}`, to make one from the training texts of the tasks.
         trunk_layers: layers that stay at their pretrained values; a third of the depth by default.
         forward_transfer: which earlier tasks a task reads: `"all"`, `"none"` or a list of names.
-        growth: how tasks come to units: `"fixed"`, out of a pool, or `"copy"`.
+        growth: how tasks come to units: `"copy"`, by copying the backbone's; or `"fixed"`, out of a pool, as in every
+            recipe whose backbone is a configuration.
         preserve: with `growth: copy`, whether the backbone itself is one of the model's tasks in the end, `base`.
         max_length: longest sequence, in tokens; longer ones are cut.
         pooling: `"mean"` over real tokens, `"first"` or `"last"`; by default the last token in a decoder, else the
@@ -119,7 +120,7 @@ class Recipe:
     tokenizer: str | dict[str, Any] | None = None
     trunk_layers: int | None = None
     forward_transfer: str | list[str] = "all"
-    growth: str = "fixed"
+    growth: str = "copy"
     preserve: bool = False
     max_length: int = 128
     pooling: str | None = None

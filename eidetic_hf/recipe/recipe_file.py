@@ -18,9 +18,9 @@ from transformers import TrainingArguments
 from ..configuration import AUTO, TaskError, check_task_name, split_version
 from ..kinds.heads import POOLINGS
 from ..model.preserving import BASE_TASK
-from ..model.pruning import PruningConfig
+from ..model.pruning import PruningConfig, said_of_the_other
 from ..model.versions import versions_among
-from ..network.growth import growths
+from ..network.growth import growth_of, growths
 from .kinds import RECIPE_KINDS, lower_is_better
 from .kinds.base import LOSS, RecipeKind, check_columns
 from .kinds.settings import SettingError, Settings
@@ -89,6 +89,7 @@ def read_recipe(path: str | os.PathLike, output: str | os.PathLike | None = None
     _check_backbone(values["backbone"], values.get("tokenizer"))
     values["tasks"] = [_read_task(task, number) for number, task in enumerate(values["tasks"], 1)]
     values["output"] = Path(output or values.get("output") or Path("runs") / path.stem)
+    values["growth"] = values.get("growth") or ("copy" if isinstance(values["backbone"], str) else "fixed")
     recipe = Recipe(name=path.stem, folder=folder, source=source, **_given(values))
     _check_tasks(recipe)
     return recipe
@@ -308,6 +309,21 @@ def _check_tasks(recipe: Recipe) -> None:
     for name in names:
         if names.count(name) > 1:
             raise RecipeError(f"The recipe has {names.count(name)} tasks named '{name}'. Give each a name of its own.")
+    copies = growth_of(recipe.growth).copies
+    if copies and recipe.forward_transfer != "all":
+        raise RecipeError(
+            f"`forward_transfer: {recipe.forward_transfer!r}` in the recipe is for `growth: fixed`. Write that into "
+            "the recipe, or `based_on:` into the tasks that start from another."
+        )
+    for task in recipe.tasks:
+        pruning = recipe.pruning_config(task)
+        setting = said_of_the_other(pruning, copies)
+        if setting is not None:
+            raise RecipeError(
+                f"Task '{task.name}' has `pruning: {{{setting}: {getattr(pruning, setting)!r}}}`, which says nothing "
+                f"with `growth: {recipe.growth}`. Leave it out, or write `growth: {'fixed' if copies else 'copy'}` "
+                "into the recipe."
+            )
     if recipe.preserve and (recipe.growth != "copy" or BASE_TASK in names):
         raise RecipeError(
             f"`preserve: true` in the recipe: expected `growth: copy`, got {recipe.growth!r}, and no task that is "

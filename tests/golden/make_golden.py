@@ -194,7 +194,7 @@ def main(output: Path) -> None:
     runs = output / "runs"
     answers: dict[str, Tensor] = {}
     for name, config, tasks in (("bert", BertConfig(**BERT), BERT_TASKS), ("t5", T5Config(**T5), T5_TASKS)):
-        model = EideticModel.from_backbone(backbone(config), trunk_layers=1)
+        model = EideticModel.from_backbone(backbone(config), trunk_layers=1, growth="fixed")
         answers |= {f"{name}|{task}": answer for task, answer in learn(model, tasks, runs).items()}
         model.save_pretrained(output / name)
     model, trainer = resumable(output, output / "bert", runs)

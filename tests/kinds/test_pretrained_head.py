@@ -45,7 +45,7 @@ def test_a_language_model_starts_from_the_pretrained_ones_logits(architecture: s
     expected = expected_logits(pretrained, batch)
     pretrained.save_pretrained(tmp_path)
     for source in (tmp_path, pretrained):  # a loaded model last: its modules are taken over
-        model = EideticModel.from_backbone(source, trunk_layers=TRUNKS.get(architecture, 1))
+        model = EideticModel.from_backbone(source, trunk_layers=TRUNKS.get(architecture, 1), growth="fixed")
         model.add_task("texts", task_type=kind)
         model.begin_task("texts", PruningConfig(keep=1.0))
         with torch.no_grad():
@@ -57,7 +57,7 @@ def test_a_language_model_starts_from_the_pretrained_ones_logits(architecture: s
 def test_a_committed_language_model_reads_no_pretrained_head(architecture: str) -> None:
     kind, pretrained = with_head(architecture)
     batch = batch_for(pretrained)
-    model = EideticModel.from_backbone(pretrained, trunk_layers=TRUNKS.get(architecture, 1))
+    model = EideticModel.from_backbone(pretrained, trunk_layers=TRUNKS.get(architecture, 1), growth="fixed")
     model.add_task("first", task_type=kind)
     model.begin_task("first", PruningConfig(keep=0.5))
     model.commit_task()
@@ -74,7 +74,7 @@ def test_a_committed_language_model_reads_no_pretrained_head(architecture: str) 
 def test_a_pretrained_head_is_saved_for_the_next_language_model(tmp_path: Path) -> None:
     kind, pretrained = with_head("bert")
     expected = pretrained.cls.predictions.transform.dense.weight.detach().clone()
-    model = EideticModel.from_backbone(pretrained, trunk_layers=1)
+    model = EideticModel.from_backbone(pretrained, trunk_layers=1, growth="fixed")
     model.save_pretrained(tmp_path)
     loaded = EideticModel.from_pretrained(tmp_path)
     loaded.add_task("texts", task_type=kind)
@@ -108,7 +108,7 @@ def test_output_embeddings_of_their_own_are_kept_and_only_language_models_read_t
     pretrained = LlamaForCausalLM(LlamaConfig(**DECODER_LIKE, tie_word_embeddings=False)).eval()
     batch = batch_for(pretrained)
     expected = expected_logits(pretrained, batch)
-    model = EideticModel.from_backbone(pretrained, trunk_layers=1)
+    model = EideticModel.from_backbone(pretrained, trunk_layers=1, growth="fixed")
     assert model.config.output_embeddings == [120, 32]
     model.add_task("texts", task_type="causal-lm")
     model.add_task("labels", labels=["x", "y"])
@@ -126,7 +126,9 @@ def test_output_embeddings_of_their_own_are_kept_and_only_language_models_read_t
 
 
 def test_without_its_output_embeddings_a_backbone_is_no_language_model() -> None:
-    model = EideticModel.from_backbone(LlamaForCausalLM(LlamaConfig(**DECODER_LIKE)).model, trunk_layers=1)
+    model = EideticModel.from_backbone(
+        LlamaForCausalLM(LlamaConfig(**DECODER_LIKE)).model, trunk_layers=1, growth="fixed"
+    )
     with pytest.raises(TaskError, match="output embeddings of this 'llama' are not its input embeddings"):
         model.add_task("texts", task_type="causal-lm")
     assert model.add_task("labels", labels=["x", "y"]).pooling == "last"
@@ -134,7 +136,7 @@ def test_without_its_output_embeddings_a_backbone_is_no_language_model() -> None
 
 def test_a_random_backbones_output_embeddings_are_learned_by_its_first_language_model() -> None:
     config = LlamaConfig(**DECODER_LIKE, tie_word_embeddings=False)
-    model = EideticModel.from_backbone(config, trunk_layers=1)
+    model = EideticModel.from_backbone(config, trunk_layers=1, growth="fixed")
     model.add_task("texts", task_type="causal-lm")
     model.begin_task("texts", PruningConfig(keep=0.5))
     before = model.output_embeddings.need("weight").detach().clone()
@@ -152,7 +154,9 @@ def test_a_random_backbones_output_embeddings_are_learned_by_its_first_language_
 
 
 def test_a_random_backbone_whose_first_task_was_none_learns_no_language_model_later() -> None:
-    model = EideticModel.from_backbone(LlamaConfig(**DECODER_LIKE, tie_word_embeddings=False), trunk_layers=1)
+    model = EideticModel.from_backbone(
+        LlamaConfig(**DECODER_LIKE, tie_word_embeddings=False), trunk_layers=1, growth="fixed"
+    )
     before = model.output_embeddings.need("weight").clone()
     model.add_task("labels", labels=["x", "y"])
     model.add_task("early", task_type="causal-lm")
@@ -184,7 +188,7 @@ def test_fresh_heads_have_what_their_family_has() -> None:
 
 
 def test_encoders_without_a_head_start_with_a_random_transform() -> None:
-    model = EideticModel.from_backbone(tiny_backbone("electra"), trunk_layers=1)
+    model = EideticModel.from_backbone(tiny_backbone("electra"), trunk_layers=1, growth="fixed")
     assert model.config.language_head is None
     model.add_task("gaps", task_type="masked-lm")
     model.begin_task("gaps", PruningConfig(keep=0.5))

@@ -428,7 +428,7 @@ class MadeUpConfig(PreTrainedConfig):
 def test_a_backbone_of_an_undeclared_architecture_is_refused(config: PreTrainedConfig) -> None:
     message = rf"'{config.model_type}' is not declared; declared are \[.*'bert'.*register_architecture"
     with pytest.raises(ArchitectureError, match=message):
-        EideticModel.from_backbone(config)
+        EideticModel.from_backbone(config, growth="fixed")
 
 
 @pytest.mark.parametrize("trunk_layers", [-1, 3, 99, 1.5, "1"])
@@ -445,7 +445,7 @@ def test_a_plain_model_folder_is_no_eidetic_one(tmp_path: Path) -> None:
 
 def test_an_eidetic_folder_is_no_backbone(folder: Path, trained: EideticModel) -> None:
     with pytest.raises(ValueError, match=r"an EideticModel already. Load it with EideticModel.from_pretrained"):
-        EideticModel.from_backbone(folder)
+        EideticModel.from_backbone(folder, growth="fixed")
     assert same(answers(EideticModel.from_pretrained(folder)), answers(trained))
 
 
@@ -758,7 +758,7 @@ def test_a_beginning_that_fails_is_taken_back_and_can_be_repeated(
 @pytest.mark.parametrize("name", ["certify", "new_head"])
 def test_a_failure_in_the_first_task_of_a_random_backbone_takes_the_trunk_back(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
-    model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1)
+    model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1, growth="fixed")
     with unharmed(model):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="boom"):
             fail_at_call(patch, life, name, 0, RuntimeError)
@@ -830,6 +830,6 @@ def test_an_argument_that_no_backbone_takes_names_the_nearest(tmp_path: Path, sa
     tiny_backbone().save_pretrained(tmp_path)
     for source in (tmp_path, CONFIGS["bert"]()):
         with pytest.raises(TypeError, match=r"'trunk_layer'\. Did you mean 'trunk_layers'\?"):
-            EideticModel.from_backbone(source, trunk_layer=1)
+            EideticModel.from_backbone(source, trunk_layer=1, growth="fixed")
     with pytest.raises(TypeError, match=r"got 'tsks', which it does not know. Did you mean 'tasks'\?"):
         EideticModel.from_pretrained(saved, tsks=["first"])

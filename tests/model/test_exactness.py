@@ -258,7 +258,7 @@ def test_a_random_backbones_trunk_is_trained_by_the_first_task_alone(tmp_path: P
     from support.backbones import CONFIGS
 
     torch.manual_seed(0)
-    model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1)
+    model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1, growth="fixed")
     before = model.backbone.embeddings.word_embeddings.weight.clone()
     learn_three(model, tmp_path)
     after = model.backbone.embeddings.word_embeddings.weight

@@ -210,7 +210,7 @@ def test_an_architecture_that_is_derived_needs_nothing_more(trunk_layers: int, t
             max_position_embeddings=66, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         )
     )  # fmt: skip
-    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers)
+    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth="fixed")
     for kind in ("sequence-classification", "token-classification", "causal-lm"):
         commit(model, kind, kind)
         assert_same_answers(model, kind, reload(model, kind, tmp_path / kind))
@@ -225,7 +225,7 @@ def test_a_derived_encoder_is_told_how_to_read_a_sequence(pooling: str) -> None:
             vocab_size=VOCABULARY, max_position_embeddings=66, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         )
     )  # fmt: skip
-    model = EideticModel.from_backbone(backbone, trunk_layers=1)
+    model = EideticModel.from_backbone(backbone, trunk_layers=1, growth="fixed")
     commit(model, "task", pooling=pooling)
     assert_same_answers(model, "task", model.extract_task("task"))
 
@@ -243,7 +243,7 @@ def test_an_ancestor_of_a_task_that_was_loaded_alone_can_be_taken_out_too(tmp_pa
 
 
 def test_a_model_in_bfloat16_gives_one() -> None:
-    model = EideticModel.from_backbone(tiny_backbone("bert").to(torch.bfloat16), trunk_layers=1)
+    model = EideticModel.from_backbone(tiny_backbone("bert").to(torch.bfloat16), trunk_layers=1, growth="fixed")
     commit(model, "task", pooling="first")
     plain, batch = model.extract_task("task"), texts(model, "sequence-classification")
     assert plain.dtype == torch.bfloat16

@@ -35,7 +35,7 @@ from eidetic_hf.network.backbone import DECODER, family_of
 
 @functools.cache
 def _writer(architecture: str) -> EideticModel:
-    model = EideticModel.from_backbone(pretrained(architecture), trunk_layers=1)
+    model = EideticModel.from_backbone(pretrained(architecture), trunk_layers=1, growth="fixed")
     for seed, name in enumerate(("first", "second")):
         learn_to_write(model, name, seed)
     return model
@@ -70,7 +70,7 @@ def test_a_cache_changes_no_token_and_logits_by_rounding_only(architecture: str)
 @pytest.mark.parametrize("architecture", WRITERS)
 def test_a_task_that_keeps_everything_writes_what_the_pretrained_model_writes(architecture: str) -> None:
     plain = pretrained(architecture)
-    model = EideticModel.from_backbone(copy.deepcopy(plain), trunk_layers=1)
+    model = EideticModel.from_backbone(copy.deepcopy(plain), trunk_layers=1, growth="fixed")
     learn_to_write(model, "all", steps=0, keep=1.0)
     batch, asked = prompts(model), {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 7}
     for how in ({"do_sample": False}, {"num_beams": 3, "num_return_sequences": 2}):
@@ -93,7 +93,7 @@ def test_rows_of_a_batch_of_several_tasks_are_each_tasks_own_call(architecture: 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma3_text", "t5", "bart"])
 def test_what_a_task_writes_never_changes(architecture: str, tmp_path: Path) -> None:
-    model = EideticModel.from_backbone(pretrained(architecture), trunk_layers=1)
+    model = EideticModel.from_backbone(pretrained(architecture), trunk_layers=1, growth="fixed")
     batch = prompts(model)
     labels = {} if family_of(model.backbone.config) == DECODER else {"decoder_input_ids": batch["input_ids"]}
 
@@ -333,7 +333,7 @@ def styled(style: int, rows: int = 16, seed: int = 0) -> Tensor:
 def stylist() -> EideticModel:
     """A GPT-2 that counts up, or down."""
     torch.manual_seed(0)
-    model = EideticModel.from_backbone(GPT2LMHeadModel(ALL_CONFIGS["gpt2"]()), trunk_layers=1)
+    model = EideticModel.from_backbone(GPT2LMHeadModel(ALL_CONFIGS["gpt2"]()), trunk_layers=1, growth="fixed")
     for style, name in enumerate(("up", "down")):
         learn_to_write(model, name, steps=60, keep=0.5, texts=styled(style))
     return model
@@ -399,7 +399,7 @@ def test_the_generation_configuration_is_kept_with_the_checkpoint(tmp_path: Path
     plain = pretrained("gpt2")
     plain.generation_config.update(max_new_tokens=3, do_sample=True, top_k=1, eos_token_id=7)
     plain.save_pretrained(tmp_path / "plain")
-    model = EideticModel.from_backbone(tmp_path / "plain", trunk_layers=1)
+    model = EideticModel.from_backbone(tmp_path / "plain", trunk_layers=1, growth="fixed")
     assert model.generation_config.top_k == 1
     learn_to_write(model, "first")
     model.generation_config.max_new_tokens = 5
@@ -431,7 +431,7 @@ def test_a_task_keeps_the_special_tokens_that_it_was_committed_with(tmp_path: Pa
 
 
 def test_a_task_that_was_committed_without_an_end_goes_on_after_one_is_known() -> None:
-    model = EideticModel.from_backbone(pretrained("gpt2"), trunk_layers=1)
+    model = EideticModel.from_backbone(pretrained("gpt2"), trunk_layers=1, growth="fixed")
     model.generation_config.eos_token_id = None
     learn_to_write(model, "endless")
     batch = prompts(model)
@@ -512,7 +512,7 @@ def test_the_snippets_of_the_documentation_run(stylist: EideticModel, tmp_path: 
 @pytest.fixture(scope="module")
 def mixed_kinds() -> EideticModel:
     """A GPT-2 with a task that writes, one that does not, and one that is only added."""
-    model = EideticModel.from_backbone(pretrained("gpt2"), trunk_layers=1)
+    model = EideticModel.from_backbone(pretrained("gpt2"), trunk_layers=1, growth="fixed")
     learn_to_write(model, "texts")
     model.add_task("labels", labels=["x", "y"])
     model.begin_task("labels", PruningConfig(keep=0.5))
@@ -591,11 +591,11 @@ def test_a_model_without_a_task_that_writes_says_how_to_get_one(trained: Eidetic
         trained.generate(ids)
     with pytest.raises(TaskError, match=r"'first' \(sequence-classification\) has no text to write"):
         trained.generate(ids, task="first")
-    model = EideticModel.from_backbone(pretrained("t5"), trunk_layers=1)
+    model = EideticModel.from_backbone(pretrained("t5"), trunk_layers=1, growth="fixed")
     with pytest.raises(TaskError, match=r"there are \[\]. Learn one with .*task_type='seq2seq-lm'"):
         model.generate(ids)
     with pytest.raises(TaskError, match=r"task_type='causal-lm'"):
-        EideticModel.from_backbone(tiny_backbone("gpt2"), trunk_layers=1).generate(ids)
+        EideticModel.from_backbone(tiny_backbone("gpt2"), trunk_layers=1, growth="fixed").generate(ids)
 
 
 ONLY_ONE: dict[str, dict[str, Any]] = {

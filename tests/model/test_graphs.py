@@ -31,7 +31,10 @@ def fresh_graphs() -> Iterator[None]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a task that reads its own units, and one that masks some of the other's out."""
     backbone = AutoModel.from_config(BertConfig(**{**BERT_LIKE, "num_hidden_layers": 2}))
-    model, folder = EideticModel.from_backbone(backbone, trunk_layers=1), tmp_path_factory.mktemp("graphs")
+    model, folder = (
+        EideticModel.from_backbone(backbone, trunk_layers=1, growth="fixed"),
+        tmp_path_factory.mktemp("graphs"),
+    )
     for number, (name, transfer) in enumerate({"alone": "none", "masked": "all"}.items()):
         model.add_task(name, labels=["x", "y"], forward_transfer=transfer)
         model.begin_task(name)

@@ -243,7 +243,7 @@ def test_a_failure_on_the_way_leaves_the_model_as_it_was(
 @pytest.mark.parametrize("form", ["format_1", "format_2"])
 def test_tasks_come_out_of_a_folder_of_any_format(form: str, tmp_path: Path) -> None:
     folder = GOLDEN / form / "bert"
-    model = EideticModel.from_backbone(make_golden.backbone(BertConfig(**BERT)), trunk_layers=1)
+    model = EideticModel.from_backbone(make_golden.backbone(BertConfig(**BERT)), trunk_layers=1, growth="fixed")
     assert model.load_task(folder, "answers", name="mine") == ["mine"]
     assert model.load_task(folder, "names", name="tags") == ["topics", "answers", "tags"]
     golden = EideticModel.from_pretrained(folder, tasks=["names"])
@@ -379,7 +379,7 @@ def test_expanded_units_return_to_the_pool_as_new_ones() -> None:
 
 
 def test_a_model_made_from_a_configuration_loses_no_task_that_trained_its_trunk() -> None:
-    model = EideticModel.from_backbone(BertConfig(**BERT_LIKE), trunk_layers=1)
+    model = EideticModel.from_backbone(BertConfig(**BERT_LIKE), trunk_layers=1, growth="fixed")
     learn(model, "a", 0)
     learn(model, "b", 1)
     with pytest.raises(TaskError, match="'a' can not be removed: it trained the trunk of a random backbone"):

@@ -160,7 +160,7 @@ def test_the_callers_arguments_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_an_argument_that_nobody_takes_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"got 'trunk_layer', which it does not know. Did you mean 'trunk_layers'\?"):
-        EideticModel.from_backbone(tiny_backbone(), trunk_layer=1)
+        EideticModel.from_backbone(tiny_backbone(), trunk_layer=1, growth="fixed")
     with pytest.raises(TypeError, match=r"got 'include_pol', which it does not know. Did you mean 'include_pool'\?"):
         tiny_model().save_pretrained(tmp_path, include_pol=False)
     assert not list(tmp_path.iterdir())

@@ -312,7 +312,7 @@ def test_the_first_task_of_a_random_backbone_sets_the_reference_after_training(t
     from support.backbones import CONFIGS
 
     torch.manual_seed(0)
-    model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1)
+    model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1, growth="fixed")
     learn_topics(model, (0, 1), tmp_path)
     assert set(model(**topic_batch([0, 1, 1])).tasks) <= {"alpha", "beta"}
 

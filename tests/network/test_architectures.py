@@ -129,7 +129,9 @@ def model_of(architecture: str, lively: bool = False, dtype: torch.dtype = torch
         for parameter in backbone.parameters():
             if parameter.dim() > 1:
                 parameter.data.normal_(0, 0.3, generator=generator)
-    return EideticModel.from_backbone(backbone.to(dtype), trunk_layers=0 if architecture == "albert" else 1)
+    return EideticModel.from_backbone(
+        backbone.to(dtype), trunk_layers=0 if architecture == "albert" else 1, growth="fixed"
+    )
 
 
 def begun(architecture: str) -> EideticModel:
@@ -261,7 +263,7 @@ def test_dense(architecture: str) -> None:
     inputs = inputs_of(architecture, **make_batch())
     with torch.no_grad():
         expected = backbone(**inputs).last_hidden_state
-        model = EideticModel.from_backbone(backbone)
+        model = EideticModel.from_backbone(backbone, growth="fixed")
         model.add_task("all", labels=["x", "y"])
         model.begin_task("all")
         model.eval()
@@ -476,7 +478,7 @@ def test_tied_embeddings_are_one_tensor_in_memory_and_in_the_checkpoint(architec
 @pytest.mark.parametrize("architecture", ["t5", "gpt2", "gemma3_text"])
 def test_a_random_backbones_trunk_is_trained_by_the_first_task_alone(architecture: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = EideticModel.from_backbone(ALL_CONFIGS[architecture](), trunk_layers=1)
+    model = EideticModel.from_backbone(ALL_CONFIGS[architecture](), trunk_layers=1, growth="fixed")
     embeddings = model.get_input_embeddings()
     before = embeddings.weight.clone()
     learn(model, "first", tmp_path, 0, max_steps=6)
@@ -490,15 +492,15 @@ def test_a_random_backbones_trunk_is_trained_by_the_first_task_alone(architectur
 
 
 def test_the_trunk_of_albert_is_its_embeddings() -> None:
-    assert EideticModel.from_backbone(tiny_backbone("albert")).config.trunk_layers == 0
+    assert EideticModel.from_backbone(tiny_backbone("albert"), growth="fixed").config.trunk_layers == 0
     with pytest.raises(ValueError, match=r"albert runs the same layer at every depth.*Only trunk_layers=0"):
-        EideticModel.from_backbone(tiny_backbone("albert"), trunk_layers=1)
+        EideticModel.from_backbone(tiny_backbone("albert"), trunk_layers=1, growth="fixed")
 
 
 @pytest.mark.parametrize("trunk_layers", [0, 2])
 @pytest.mark.parametrize("architecture", ["t5", "gpt2", "deberta-v2-own-keys", "modernbert"])
 def test_a_trunk_of_another_depth_is_exact(architecture: str, trunk_layers: int, tmp_path: Path) -> None:
-    model = EideticModel.from_backbone(tiny_backbone(architecture), trunk_layers=trunk_layers)
+    model = EideticModel.from_backbone(tiny_backbone(architecture), trunk_layers=trunk_layers, growth="fixed")
     for seed, name in enumerate(TASKS[:2]):
         learn(model, name, tmp_path, seed, max_steps=4)
     assert model.eval().verify().ok
@@ -549,7 +551,7 @@ def test_the_backbone_is_taken_out_of_a_model_with_a_head(architecture: str, cla
     inputs = inputs_of(architecture, **make_batch())
     with torch.no_grad():
         expected = whole(**inputs, output_hidden_states=True).decoder_hidden_states[-1]
-        model = EideticModel.from_backbone(whole, trunk_layers=1)
+        model = EideticModel.from_backbone(whole, trunk_layers=1, growth="fixed")
         model.add_task("all", labels=["x", "y"])
         model.begin_task("all")
         actual = model.eval().network.run(View(LEARNING), inputs).last_hidden_state
@@ -573,12 +575,12 @@ def test_positions_that_depend_on_earlier_sequences_are_refused() -> None:
     config = ALL_CONFIGS["llama"]()
     config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     with pytest.raises(ArchitectureError, match=r"rope_type is 'dynamic'.*Set another rope_type"):
-        EideticModel.from_backbone(AutoModel.from_config(config))
+        EideticModel.from_backbone(AutoModel.from_config(config), growth="fixed")
 
 
 def test_attributes_that_count_heads_follow_the_view_and_nothing_else() -> None:
     backbone = tiny_backbone("phi3")
-    model = EideticModel.from_backbone(backbone, trunk_layers=1)
+    model = EideticModel.from_backbone(backbone, trunk_layers=1, growth="fixed")
     trunk, above = (layer.self_attn for layer in model.backbone.layers[:2])
     assert isinstance(above, Adapted) and not isinstance(trunk, Adapted)
     model.add_task("begun", labels=["x", "y"])
@@ -616,13 +618,13 @@ def test_one_module_may_count_the_units_of_two_groups() -> None:
 def test_embeddings_that_differ_though_the_configuration_ties_them_are_refused() -> None:
     backbone = tiny_backbone("bart")
     backbone.decoder.embed_tokens.weight = nn.Parameter(backbone.shared.weight.detach().clone())
-    copied = EideticModel.from_backbone(copy.deepcopy(backbone))
+    copied = EideticModel.from_backbone(copy.deepcopy(backbone), growth="fixed")
     assert copied.backbone.decoder.embed_tokens.weight is copied.backbone.shared.weight
     backbone.decoder.embed_tokens.weight.data += 1
     with pytest.raises(
         ArchitectureError, match=r"ties decoder.embed_tokens.weight to shared.weight .*but they differ"
     ):
-        EideticModel.from_backbone(backbone)
+        EideticModel.from_backbone(backbone, growth="fixed")
 
 
 # -- unknown architectures --------------------------------------------------------------------------------------------
@@ -649,7 +651,7 @@ def test_an_undeclared_architecture_is_derived_from_its_tensor_parallel_plan(
 ) -> None:
     assert not architectures.is_declared(config_class())
     torch.manual_seed(0)
-    model = EideticModel.from_backbone(AutoModel.from_config(config_class(**SMALL)), trunk_layers=1)
+    model = EideticModel.from_backbone(AutoModel.from_config(config_class(**SMALL)), trunk_layers=1, growth="fixed")
     assert {group.name: group.total for group in model.groups.values()} == {
         "layers.1.heads": 2,
         "layers.1.neurons": 64,
@@ -681,7 +683,7 @@ def test_declared_architectures_are_what_their_plans_say() -> None:
 )
 def test_an_architecture_whose_code_needs_all_units_is_not_derived(model_type: str, why: str) -> None:
     with pytest.raises(ArchitectureError, match=re.escape(why)) as error:
-        EideticModel.from_backbone(AutoConfig.for_model(model_type))
+        EideticModel.from_backbone(AutoConfig.for_model(model_type), growth="fixed")
     assert f"register_architecture(Architecture(\n        model_type='{model_type}'" in str(error.value)
 
 
@@ -764,9 +766,9 @@ def made_up() -> Iterator[type[MadeUpModel]]:
 
 def test_an_architecture_of_ones_own_takes_one_declaration(made_up: type[MadeUpModel], tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match="'made-up-rows' is not declared"):
-        EideticModel.from_backbone(made_up(MadeUpConfig()))
+        EideticModel.from_backbone(made_up(MadeUpConfig()), growth="fixed")
     register(MADE_UP)
-    model = EideticModel.from_backbone(made_up(MadeUpConfig()), trunk_layers=1)
+    model = EideticModel.from_backbone(made_up(MadeUpConfig()), trunk_layers=1, growth="fixed")
     model.check_architecture()
     then = {}
     for seed, name in enumerate(TASKS):
@@ -809,18 +811,18 @@ def test_a_declaration_that_does_not_fit_is_refused(
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.3)
     with pytest.raises(ArchitectureError, match=message):
-        EideticModel.from_backbone(backbone, trunk_layers=1).check_architecture()
+        EideticModel.from_backbone(backbone, trunk_layers=1, growth="fixed").check_architecture()
 
 
 def test_three_units_can_not_share_thirty_two_features(made_up: type[MadeUpModel]) -> None:
     register(MADE_UP)
     with pytest.raises(ArchitectureError, match="has 32 features, which 3 units can not share evenly"):
-        EideticModel.from_backbone(made_up(MadeUpConfig(n_head=3)), trunk_layers=1)
+        EideticModel.from_backbone(made_up(MadeUpConfig(n_head=3)), trunk_layers=1, growth="fixed")
 
 
 def test_a_causal_model_with_a_head_gives_its_backbone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)).save_pretrained(tmp_path)
-    model = EideticModel.from_backbone(tmp_path, trunk_layers=1)
+    model = EideticModel.from_backbone(tmp_path, trunk_layers=1, growth="fixed")
     assert {group.total for group in model.groups.values()} == {2, 64}
     assert tiny_model("llama").backbone.__class__ is model.backbone.__class__

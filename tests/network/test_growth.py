@@ -143,7 +143,7 @@ def test_the_units_that_matter_most_to_a_task_are_copied() -> None:
     chosen = set(group.progress.need("chosen").tolist())
     assert model(**batch).loss.isfinite() and all(parameter.grad is None for parameter in model.parameters())
     # The same by hand: the squared gradient of a gate on each unit, for each sequence.
-    whole = EideticModel.from_backbone(tiny_backbone("bert"), trunk_layers=1)
+    whole = EideticModel.from_backbone(tiny_backbone("bert"), trunk_layers=1, growth="fixed")
     whole.add_task("a", labels=["x", "y", "z"])
     whole.begin_task("a")
     whole.heads[LEARNING].load_state_dict(model.heads[LEARNING].state_dict())
@@ -201,7 +201,9 @@ def test_what_copies_can_not_do_is_said(branches: EideticModel) -> None:
         model.expand(4)
     model.add_task("next", labels=["x", "y"])
     with pytest.raises(TaskError, match="based_on= is for growth='copy'"):
-        EideticModel.from_backbone(tiny_backbone("bert")).add_task("a", labels=["x", "y"], based_on="b")
+        EideticModel.from_backbone(tiny_backbone("bert"), growth="fixed").add_task(
+            "a", labels=["x", "y"], based_on="b"
+        )
     random = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1, growth="copy")
     random.add_task("a", labels=["x", "y"])
     with pytest.raises(TaskError, match="this one is random"):

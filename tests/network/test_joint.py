@@ -220,7 +220,7 @@ def test_the_way_is_chosen_where_there_are_two() -> None:
     model = tasks_of("bert")
     with pytest.raises(TaskError, match="mixed_batches='both': expected 'joint' or 'apart'"):
         model.mixed_batches = "both"
-    fixed = EideticModel.from_backbone(tiny_backbone("bert"))
+    fixed = EideticModel.from_backbone(tiny_backbone("bert"), growth="fixed")
     assert fixed.mixed_batches == "apart"
     with pytest.raises(TaskError, match="is for growth='copy'"):
         fixed.mixed_batches = "joint"
@@ -346,7 +346,7 @@ def test_what_is_learned_masks_out_much_of_base_before_its_units_are_gathered() 
     group.kept("_ancestors")[: group.count(BASE) // 2] = False
     group.forget_learning_views()
     assert group.learning_difference(False) is None and group.learning_difference(True) is not None
-    whole = EideticModel.from_backbone(tiny_backbone("bert"), trunk_layers=1)
+    whole = EideticModel.from_backbone(tiny_backbone("bert"), trunk_layers=1, growth="fixed")
     whole.add_task("next", labels=["x", "y"])
     whole.begin_task("next")
     assert whole.groups["layers_2_neurons"].learning_difference(False) is None

@@ -30,7 +30,7 @@ NEW = torch.tensor([[121, 20, 125, 30, 122, 40, 124, 50]])
 
 def language_model(architecture: str = "gpt2") -> EideticModel:
     """A model with a language model `old` of the backbone's vocabulary."""
-    model = EideticModel.from_backbone(pretrained(architecture), trunk_layers=1)
+    model = EideticModel.from_backbone(pretrained(architecture), trunk_layers=1, growth="fixed")
     learn_to_write(model, "old")
     return model
 
@@ -95,7 +95,7 @@ def test_old_tasks_do_not_move_when_the_vocabulary_grows_and_a_later_task_learns
 def test_later_language_models_of_a_random_backbone_have_output_embeddings_of_their_own(
     architecture: str, tmp_path: Path
 ) -> None:
-    model = EideticModel.from_backbone(ALL_CONFIGS[architecture](), trunk_layers=1)
+    model = EideticModel.from_backbone(ALL_CONFIGS[architecture](), trunk_layers=1, growth="fixed")
     for seed, name in enumerate(("old", "later", "newest")):
         if name == "newest":
             model.resize_token_embeddings(GROWN)
@@ -122,7 +122,7 @@ def test_later_language_models_of_a_random_backbone_have_output_embeddings_of_th
 def test_tokens_that_the_first_task_never_saw_can_be_written_by_a_later_one() -> None:
     losses = {}
     for own in (False, None):
-        model = EideticModel.from_backbone(ALL_CONFIGS["llama"](), trunk_layers=1)
+        model = EideticModel.from_backbone(ALL_CONFIGS["llama"](), trunk_layers=1, growth="fixed")
         torch.manual_seed(0)
         first, texts = torch.randint(5, 60, (8, 12)), torch.randint(60, VOCABULARY, (8, 12))
         learn_to_write(model, "first", steps=20, texts=first)
@@ -150,7 +150,7 @@ def test_output_embeddings_are_the_pretrained_ones_unless_asked() -> None:
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "albert", "deberta-v2", "modernbert"])
 def test_encoders_learn_new_tokens(architecture: str, tmp_path: Path) -> None:
     kind, backbone = with_head(architecture)
-    model = EideticModel.from_backbone(backbone, trunk_layers=TRUNKS.get(architecture, 1))
+    model = EideticModel.from_backbone(backbone, trunk_layers=TRUNKS.get(architecture, 1), growth="fixed")
     batch = make_batch()
     late = {"input_ids": new_texts(2)}
     then: dict[str, Tensor] = {}
@@ -333,7 +333,7 @@ def learn_added(model: EideticModel) -> None:
 
 def test_pretrained_biases_of_the_head_start_at_zero_for_new_tokens() -> None:
     kind, backbone = with_head("bart")
-    model = EideticModel.from_backbone(backbone, trunk_layers=1)
+    model = EideticModel.from_backbone(backbone, trunk_layers=1, growth="fixed")
     bias = model.language_head["pool"].bias
     assert float(bias.abs().sum()) > 0
     model.resize_token_embeddings(GROWN)
@@ -343,7 +343,7 @@ def test_pretrained_biases_of_the_head_start_at_zero_for_new_tokens() -> None:
 
 
 def test_the_trunk_of_a_random_backbone_grows_itself_before_the_first_task(tmp_path: Path) -> None:
-    model = EideticModel.from_backbone(ALL_CONFIGS["gpt_neox"](), trunk_layers=1)
+    model = EideticModel.from_backbone(ALL_CONFIGS["gpt_neox"](), trunk_layers=1, growth="fixed")
     model.resize_token_embeddings(GROWN)
     assert not any("rows" in name for name in model.state_dict())
     learn_to_write(model, "first", texts=new_texts())
@@ -432,7 +432,7 @@ def test_new_tokens_are_looked_up_apart_with_the_bits_and_gradients_of_a_joined_
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "gemma", "t5", "gpt_neox"])
 def test_no_table_is_joined_while_new_tokens_are_learned(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = EideticModel.from_backbone(
-        with_head(architecture)[1] if architecture == "bert" else pretrained(architecture)
+        with_head(architecture)[1] if architecture == "bert" else pretrained(architecture), growth="fixed"
     )
     model.resize_token_embeddings(GROWN)
     kind = {"bert": "masked-lm", "t5": "seq2seq-lm"}.get(architecture, "causal-lm")

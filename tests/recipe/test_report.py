@@ -305,7 +305,7 @@ def test_the_report_of_copies_shows_branches_and_no_pool(
 
 
 def test_a_pool_shows_which_share_of_whose_units_is_read() -> None:
-    model = EideticModel.from_backbone(tiny_backbone(), trunk_layers=1)
+    model = EideticModel.from_backbone(tiny_backbone(), trunk_layers=1, growth="fixed")
     for name, keep_ancestors in (("first", 1.0), ("second", 0.5)):
         model.add_task(name, labels=["x", "y"])
         model.begin_task(name, PruningConfig(keep=0.5, keep_ancestors=keep_ancestors))

@@ -151,4 +151,4 @@ def tiny_backbone(architecture: str = "bert", seed: int = 0) -> PreTrainedModel:
 
 def tiny_model(architecture: str = "bert", **kwargs: object) -> EideticModel:
     """A model on such a backbone, with a trunk of one layer."""
-    return EideticModel.from_backbone(tiny_backbone(architecture), **{"trunk_layers": 1, **kwargs})
+    return EideticModel.from_backbone(tiny_backbone(architecture), **{"trunk_layers": 1, "growth": "fixed", **kwargs})

@@ -72,7 +72,7 @@ def main(folder: Path) -> dict[str, object]:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
     backbone = BertConfig(**shape, vocab_size=VOCABULARY, max_position_embeddings=64)
-    model = EideticModel.from_backbone(backbone, trunk_layers=1)
+    model = EideticModel.from_backbone(backbone, trunk_layers=1, growth="fixed")
     model.add_task("first", labels=LABELS)
     Trainer(
         model=model,

@@ -179,7 +179,7 @@ def loud_backbone(architecture: str) -> Any:
 
 def kind_model(architecture: str) -> EideticModel:
     """A model on such a backbone."""
-    return EideticModel.from_backbone(loud_backbone(architecture), trunk_layers=1)
+    return EideticModel.from_backbone(loud_backbone(architecture), trunk_layers=1, growth="fixed")
 
 
 def learn_kind(

@@ -37,7 +37,9 @@ def learn_quickly(
         options: for `add_task`.
     """
     model.add_task(name, labels=["x", "y", "z"], **options)
-    model.begin_task(name, PruningConfig(keep=keep, own=own, see=see, keep_ancestors=see))
+    copies = {"own": own, "see": see}
+    pruning = copies if model.config.growth == "copy" else {"keep": keep, "keep_ancestors": see}
+    model.begin_task(name, PruningConfig(**pruning))
     generator = torch.Generator().manual_seed(seed)
     data = make_data(seed, rows=16)
     batch = {column: torch.tensor(data[column][:]) for column in data.column_names}

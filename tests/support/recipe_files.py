@@ -163,7 +163,8 @@ def write_recipe(folder: Path, tasks: list[dict[str, Any]] | None = None, **valu
         "output": str(folder / "output"),
         "max_length": 16,
         "training": TRAINING,
-        "pruning": {"keep": 0.4},
+        "growth": "fixed",
+        "pruning": {} if values.get("growth") == "copy" else {"keep": 0.4},
         "tasks": [write_task(folder, "first"), write_task(folder, "second")] if tasks is None else tasks,
         **values,
     }

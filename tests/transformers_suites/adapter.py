@@ -91,7 +91,7 @@ def base_config(architecture: str, **values: Any) -> PreTrainedConfig:
 
 def eidetic_config(base: PreTrainedConfig) -> EideticConfig:
     """The configuration of a model without tasks, which has chosen no implementation of attention yet."""
-    config = EideticModel.from_backbone(copy.deepcopy(base), trunk_layers=1).config
+    config = EideticModel.from_backbone(copy.deepcopy(base), trunk_layers=1, growth="fixed").config
     values = config.to_dict()
     return EideticConfig(**{**values, "base_config": base})
 

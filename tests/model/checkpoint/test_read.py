@@ -64,7 +64,7 @@ def test_a_backbone_given_as_a_model_can_be_loaded_again(architecture: str, tmp_
 
 def test_a_backbone_given_as_a_folder_can_be_loaded_again(tmp_path: Path) -> None:
     tiny_backbone().save_pretrained(tmp_path / "bert")
-    model = EideticModel.from_backbone(tmp_path / "bert", trunk_layers=1)
+    model = EideticModel.from_backbone(tmp_path / "bert", trunk_layers=1, growth="fixed")
     learn(model, "only", tmp_path / "run")
     model.save_pretrained(tmp_path / "model")
     shutil.rmtree(tmp_path / "bert")
@@ -72,7 +72,7 @@ def test_a_backbone_given_as_a_folder_can_be_loaded_again(tmp_path: Path) -> Non
 
 
 def test_a_model_whose_first_task_trained_the_trunk_can_be_loaded_again(tmp_path: Path) -> None:
-    model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1)
+    model = EideticModel.from_backbone(CONFIGS["bert"](), trunk_layers=1, growth="fixed")
     for seed, name in enumerate(("first", "second")):
         learn(model, name, tmp_path / "run", seed)
         model.save_pretrained(tmp_path / "model")
