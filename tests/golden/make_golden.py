@@ -65,6 +65,13 @@ T5_TASKS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("topics", "sequence-classification", {"labels": LABELS}, {}),
     ("writes", "seq2seq-lm", {}, {"keep_ancestors": 0.7}),
 ]
+# With `growth="copy"`: a branch, a version of a task, units that are masked out, and tokens that came later.
+COPIES_TASKS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    ("topics", "sequence-classification", {"labels": LABELS}, {}),
+    ("names", "token-classification", {"labels": ["O", "B-x", "I-x"], "based_on": "topics"}, {"see": 0.6}),
+    ("topics@2", "sequence-classification", {"labels": LABELS, "based_on": "names"}, {"own": 0.1}),
+    ("gaps", "masked-lm", {}, {"select": "last"}),
+]
 
 
 def ids(rows: int, length: int = 8, seed: int = 0, tokens: int = TOKENS) -> Tensor:
@@ -143,7 +150,8 @@ def trainer_of(
         "disable_tqdm": True,
         "logging_steps": 1000,
     }
-    config = PruningConfig(**{"keep": 0.3, "start": 0.34, "end": 0.67, "events": 4, **pruning})
+    share = {"own": 0.2} if model.config.growth == "copy" else {"keep": 0.3}
+    config = PruningConfig(**{**share, "start": 0.34, "end": 0.67, "events": 4, **pruning})
     return EideticTrainer(model, task, TrainingArguments(**{**given, **arguments}), config, train_dataset=data)
 
 
