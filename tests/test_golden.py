@@ -19,7 +19,7 @@ from eidetic_hf.model.checkpoint.layout import sha256_of
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = ("format_1", "format_2")
-FOLDERS = [f"{form}/{backbone}" for form in FORMATS for backbone in ("bert", "t5")]
+FOLDERS = [*(f"{form}/{backbone}" for form in FORMATS for backbone in ("bert", "t5")), "copies/bert"]
 # Other machines may round otherwise; on the one that wrote them, answers are equal to the last bit (`verify`).
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -73,6 +73,21 @@ def test_the_golden_checkpoints_hold_what_they_are_there_for(form: str) -> None:
     assert [t5.record(task).task_type for task in t5.tasks] == ["sequence-classification", "seq2seq-lm"]
 
 
+def test_the_golden_copies_hold_what_they_are_there_for(tmp_path: Path) -> None:
+    model = EideticModel.from_pretrained(GOLDEN / "copies" / "bert")
+    assert model.config.growth == "copy" and model.tasks == ["topics", "names", "topics@2", "gaps", "base"]
+    assert model.record("topics@2").ancestors == ["topics", "names"] and model.config.default_versions == {"topics": 2}
+    assert model.record("gaps").vocab_size == 44 and set(model.record("base").units.values()) == {0}
+    assert any(
+        bool((group.gates.need("@names") == 0).sum() > group.count("@names")) for group in model.groups.values()
+    )
+    assert model.remove_task("topics", cascade=True) == ["topics", "names", "topics@2"]
+    model.load_task(GOLDEN / "copies" / "bert", "names")
+    model.save_pretrained(tmp_path)
+    theirs = shards(GOLDEN / "copies" / "bert")
+    assert all(digest == theirs[name] for name, digest in shards(tmp_path).items()) and model.verify()
+
+
 def test_a_golden_trainer_checkpoint_resumes_in_the_middle_of_a_task(copied: Path, tmp_path: Path) -> None:
     before = shards(copied / "bert")
     model, trainer = resumable(copied, copied / "bert", tmp_path / "runs")
@@ -90,6 +105,6 @@ def test_a_golden_trainer_checkpoint_resumes_in_the_middle_of_a_task(copied: Pat
     }
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, "copies"])
 def test_the_golden_folder_stays_small(form: str) -> None:
     assert sum(path.stat().st_size for path in (GOLDEN / form).rglob("*") if path.is_file()) < 2**20

@@ -1,7 +1,7 @@
 """How the golden checkpoints of each format were made, by the version that wrote it: `python make_golden.py OUTPUT`.
 
 `bert` holds a task of every kind that an encoder can have: with masked ancestors, an expanded pool and a vocabulary
-that has grown. `t5` is an encoder-decoder. `bert-learning` is a checkpoint of the Trainer in the middle of a task.
+that has grown; in `copies`, made with `--copies`, tasks that copy units. `t5` is an encoder-decoder. `bert-learning` is a checkpoint of the Trainer in the middle of a task.
 `answers.safetensors` holds what each task answered to a batch right after it was committed, and what the task in the
 middle answered after it was resumed. What a release can have written is never made again.
 """
@@ -120,7 +120,8 @@ def batch_of(kind: str, tokens: int = TOKENS) -> dict[str, Tensor]:
 def answer_of(model: EideticModel, task: str) -> Tensor:
     """What a task answers to its batch: logits, those of both ends side by side, or embeddings."""
     kind = model.record(task).task_type
-    output = model.eval()(**batch_of(kind, GROWN if task == "gaps" else TOKENS), task=task)
+    tokens = GROWN if task == "gaps" else TOKENS
+    output = model.eval()(**batch_of(kind, tokens), task=model.record(task).exact_name)
     if kind == "question-answering":
         return torch.stack([output.start_logits, output.end_logits], -1)
     return output.pooler_output if kind == "feature-extraction" else output.logits
@@ -196,8 +197,20 @@ def resumable(folder: Path, model_folder: Path, runs: Path) -> tuple[EideticMode
     return model, trainer_of(model, task, rows_of(kind, options, 50), {"distillation": 0.5}, runs, **arguments)
 
 
+def write_copies(output: Path) -> None:
+    """Write a model whose tasks copy units, and the backbone itself among its tasks."""
+    torch.set_num_threads(1)
+    model = EideticModel.from_backbone(backbone(BertConfig(**BERT)), trunk_layers=1, growth="copy")
+    answers = {f"bert|{task}": answer for task, answer in learn(model, COPIES_TASKS, output / "runs").items()}
+    model.set_default_version("topics", 2)
+    model.preserve()
+    answers["bert|base"] = answer_of(model, "base")
+    model.save_pretrained(output / "bert")
+    save_file(answers, output / "answers.safetensors", metadata={"format": "pt"})
+
+
 def main(output: Path) -> None:
-    """Write everything."""
+    """Write everything of a pool: what `write_copies` writes has a folder of its own."""
     torch.set_num_threads(1)
     runs = output / "runs"
     answers: dict[str, Tensor] = {}
@@ -218,4 +231,4 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (write_copies if "--copies" in sys.argv else main)(Path(sys.argv[1]))
