@@ -582,7 +582,8 @@ class UnitGroup(nn.Module):
     def expand(self, n_units: int, std: float) -> None:
         """Add units to the pool: random in-projections; out-projections start at zero, so that nothing changes."""
         ids = self.units.need(POOL)
-        known = torch.cat([self.units.need(key) for key in (POOL, *self.order)])
+        owned = [self.units.get(key) for key in self.order]
+        known = torch.cat([ids, *(each for each in owned if each is not None)])
         new_ids = torch.arange(n_units, dtype=ids.dtype, device=ids.device)
         new_ids += known.max() + 1 if known.numel() else 0
         self.units.put(POOL, torch.cat([ids, new_ids]))
