@@ -216,7 +216,7 @@ def test_both_growths_are_held_against_separate_models_and_adapters(
         assert len(rows) == (3 if len(more) == 1 else 12), "what is there is not done again"
     printed = capsys.readouterr().out
     for row in rows:
-        assert row["steps"] == {"squad": 1}.get(row["task"], 1) and len(row["figures"]) == 8
+        assert row["steps"] == {"wnut17": 2}.get(row["task"], 1) and len(row["figures"]) == 8
         assert row["rate"] == max(row["validation"], key=row["validation"].get)
         assert (row["size_share"] > 1) == (row["method"] == "separate")
         items = benchmark.items(row)

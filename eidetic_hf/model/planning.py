@@ -22,8 +22,8 @@ from ..kinds import check_kind, check_task, kind_of
 from ..network.backbone import hidden_size
 from ..network.growth import CopyGrowth
 from ..network.units import UNIT_TYPES
-from ..views import POOL, TRUNK, View, owner_of, task_key
-from .certificate import PROBE_SHAPE, Evidence
+from ..views import POOL, View, owner_of, task_key
+from .certificate import EVERYBODYS, PROBE_SHAPE, Evidence
 from .checkpoint.layout import by_owner
 from .life import read_by
 from .loading import cast_floats
@@ -267,7 +267,7 @@ def _evidence(drawn: Parts, record: TaskRecord) -> dict[str, Tensor]:
     answer = kind.probe_answer(kind.answer(drawn.heads[key], hidden, batch, vocabulary))
     evidence, kept = Evidence(drawn), {**inputs, "logits": kind.probe_kept(answer)}
     for section in evidence.sections(record):
-        if section.owner in (key, TRUNK):
+        if section.owner in (key, *EVERYBODYS):
             count = len(evidence.tensors(section))
             kept[f"{section.part}_digests"] = torch.zeros(count, 32, dtype=torch.uint8)
     return {f"probes.{key}.{name}": tensor for name, tensor in kept.items()}
@@ -298,6 +298,6 @@ def _backbone_bytes(model: Parts) -> int:
     total = 0
     for name, tensor in cast(nn.Module, model).state_dict().items():
         is_unit = ".segments." in name and not model.network.growth.copies
-        if name.startswith(("backbone.", "output_embeddings.")) and (is_unit or owner_of(name) in (TRUNK, POOL)):
+        if name.startswith(("backbone.", "output_embeddings.")) and (is_unit or owner_of(name) in (*EVERYBODYS, POOL)):
             total += tensor.nbytes
     return total

@@ -582,9 +582,10 @@ class UnitGroup(nn.Module):
     def expand(self, n_units: int, std: float) -> None:
         """Add units to the pool: random in-projections; out-projections start at zero, so that nothing changes."""
         ids = self.units.need(POOL)
-        known = [self.units.need(key) for key in (POOL, *self.order)]
-        first = max((int(each.max()) + 1 for each in known if each.numel()), default=0)
-        new_ids = torch.arange(first, first + n_units, dtype=ids.dtype, device=ids.device)
+        owned = [self.units.get(key) for key in self.order]
+        known = torch.cat([ids, *(each for each in owned if each is not None)])
+        new_ids = torch.arange(n_units, dtype=ids.dtype, device=ids.device)
+        new_ids += known.max() + 1 if known.numel() else 0
         self.units.put(POOL, torch.cat([ids, new_ids]))
         for member in self.members:
             member.expand(n_units, std)

@@ -165,11 +165,11 @@ def test_what_can_not_be_preserved_is_said_and_leaves_nothing_behind() -> None:
 def test_the_command_line_preserves_base_in_a_folder(tmp_path: Path) -> None:
     copying("gpt2").save_pretrained(tmp_path)
     done = call("preserve", tmp_path, "--name", "pretrained")
-    assert done.exit_code == 0 and done.stdout.strip() == "pretrained: the backbone itself, causal-lm"
+    assert done.exit_code == 0 and done.stdout.endswith("\npretrained: the backbone itself, causal-lm\n")
     loaded = EideticModel.from_pretrained(tmp_path)
     assert loaded.tasks == ["pretrained"] and loaded.verify().ok
     assert call("verify", tmp_path).exit_code == 0
     again = call("preserve", tmp_path, "--name", "pretrained")
     assert again.exit_code == 2 and "There is a task 'pretrained' already" in again.output
     nowhere = call("preserve", tmp_path / "nowhere")
-    assert nowhere.exit_code == 2 and "There is no folder" in nowhere.output
+    assert nowhere.exit_code == 2 and "is no folder here" in nowhere.output
