@@ -567,7 +567,7 @@ def test_mixed_precision_reaches_every_task(tmp_path: Path) -> None:
 
 def test_a_share_and_a_tolerance_exclude_each_other() -> None:
     share, search = PruningConfig(), PruningConfig(tolerance=0.1)
-    assert (share.keep, share.start, share.end) == (0.3, 0.3, 0.6)
+    assert (share.keep, share.start, share.end) == (None, 0.3, 0.6)
     assert (search.keep, search.start, search.end) == (None, 0.5, 0.9)
     with pytest.raises(ValueError, match=r"keep=0.4\): expected none together with a tolerance"):
         PruningConfig(keep=0.4, tolerance=0.1)

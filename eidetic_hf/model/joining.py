@@ -157,7 +157,7 @@ def _pretrained(model: Parts, backbone: Any) -> Network:
         TaskError: if the backbone can not be had, or is another.
     """
     config = model.config
-    options: dict[str, Any] = {"trunk_layers": config.trunk_layers}
+    options: dict[str, Any] = {"trunk_layers": config.trunk_layers, "growth": config.growth}
     if not config.trunk_pretrained:
         with random_numbers_for(model.device, "remove"):
             return cast(Any, type(model)).from_backbone(deepcopy(config.base_config), **options).network
@@ -166,8 +166,9 @@ def _pretrained(model: Parts, backbone: Any) -> Network:
     try:
         if not source:
             raise OSError("the model does not say where it is")
-        options["dtype"] = model.dtype
-        fresh = cast(Any, type(model)).from_backbone(deepcopy(source), **(options if _is_place(source) else {}))
+        if _is_place(source):
+            options["dtype"] = model.dtype
+        fresh = cast(Any, type(model)).from_backbone(deepcopy(source), **options)
     except OSError as error:
         raise TaskError(
             f"A task can not be removed without the backbone: {what}, and {source!r} could not be loaded ({error}). "

@@ -92,6 +92,7 @@ def read_recipe(path: str | os.PathLike, output: str | os.PathLike | None = None
     values["growth"] = values.get("growth") or ("copy" if isinstance(values["backbone"], str) else "fixed")
     recipe = Recipe(name=path.stem, folder=folder, source=source, **_given(values))
     _check_tasks(recipe)
+    _check_growth(recipe)
     return recipe
 
 
@@ -309,21 +310,6 @@ def _check_tasks(recipe: Recipe) -> None:
     for name in names:
         if names.count(name) > 1:
             raise RecipeError(f"The recipe has {names.count(name)} tasks named '{name}'. Give each a name of its own.")
-    copies = growth_of(recipe.growth).copies
-    if copies and recipe.forward_transfer != "all":
-        raise RecipeError(
-            f"`forward_transfer: {recipe.forward_transfer!r}` in the recipe is for `growth: fixed`. Write that into "
-            "the recipe, or `based_on:` into the tasks that start from another."
-        )
-    for task in recipe.tasks:
-        pruning = recipe.pruning_config(task)
-        setting = said_of_the_other(pruning, copies)
-        if setting is not None:
-            raise RecipeError(
-                f"Task '{task.name}' has `pruning: {{{setting}: {getattr(pruning, setting)!r}}}`, which says nothing "
-                f"with `growth: {recipe.growth}`. Leave it out, or write `growth: {'fixed' if copies else 'copy'}` "
-                "into the recipe."
-            )
     if recipe.preserve and (recipe.growth != "copy" or BASE_TASK in names):
         raise RecipeError(
             f"`preserve: true` in the recipe: expected `growth: copy`, got {recipe.growth!r}, and no task that is "
@@ -357,3 +343,27 @@ def _check_tasks(recipe: Recipe) -> None:
             )
         recipe.pruning_config(task)
         RECIPE_KINDS[task.type].check_training(task, recipe.training_arguments(task))
+
+
+def _check_growth(recipe: Recipe) -> None:
+    """Refuse what says something in the other growth alone."""
+    copies = growth_of(recipe.growth).copies
+    if copies and recipe.forward_transfer != "all":
+        raise RecipeError(
+            f"`forward_transfer: {recipe.forward_transfer!r}` in the recipe is for `growth: fixed`. Write that into "
+            "the recipe, or `based_on:` into the tasks that start from another."
+        )
+    for task in recipe.tasks:
+        if copies and task.forward_transfer not in (None, "none"):
+            raise RecipeError(
+                f"`forward_transfer: {task.forward_transfer!r}` of task '{task.name}' is for `growth: fixed`. Write "
+                "`based_on:`, and the one task that it starts from; or `growth: fixed` into the recipe."
+            )
+        pruning = recipe.pruning_config(task)
+        setting = said_of_the_other(pruning, copies)
+        if setting is not None:
+            raise RecipeError(
+                f"Task '{task.name}' has `pruning: {{{setting}: {getattr(pruning, setting)!r}}}`, which says nothing "
+                f"with `growth: {recipe.growth}`. Leave it out, or write `growth: {'fixed' if copies else 'copy'}` "
+                "into the recipe."
+            )

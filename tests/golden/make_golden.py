@@ -1,7 +1,8 @@
 """How the golden checkpoints of each format were made, by the version that wrote it: `python make_golden.py OUTPUT`.
 
 `bert` holds a task of every kind that an encoder can have: with masked ancestors, an expanded pool and a vocabulary
-that has grown; in `copies`, made with `--copies`, tasks that copy units. `t5` is an encoder-decoder. `bert-learning` is a checkpoint of the Trainer in the middle of a task.
+that has grown; in `copies`, made with `--copies`, tasks that copy units. `t5` is an encoder-decoder. `bert-learning`
+is a checkpoint of the Trainer in the middle of a task.
 `answers.safetensors` holds what each task answered to a batch right after it was committed, and what the task in the
 middle answered after it was resumed. What a release can have written is never made again.
 """

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from support.backbones import tiny_backbone, tiny_model
+from support.backbones import CONFIGS, tiny_backbone, tiny_model
 from support.data import arguments, learn, logits_of, make_batch, make_data
 from transformers import AutoModel, Trainer, TrainerCallback
 
@@ -255,3 +255,18 @@ def test_freed_memory_is_given_back_when_a_task_is_over(monkeypatch: pytest.Monk
         else:
             model.abandon_task()
     assert given == ["over", "over"], "after the commit, after the drop, when what was learned with is freed"
+
+
+def test_a_setting_of_the_other_growth_is_refused_and_the_default_growth_follows_the_backbone() -> None:
+    copies, pool = (EideticModel.from_backbone(made, trunk_layers=1) for made in (tiny_backbone(), CONFIGS["bert"]()))
+    assert (copies.config.growth, pool.config.growth) == ("copy", "fixed")
+    for model, settings in ((copies, {"keep": 0.3}), (copies, {"on_exhausted": "expand"}), (pool, {"see": 0.5})):
+        model.add_task("a", labels=["x", "y"])
+        with pytest.raises(TaskError, match=rf"PruningConfig\({next(iter(settings))}=.*\) is for growth='"):
+            model.begin_task("a", PruningConfig(**settings))
+        assert model.learning is None
+        del model.added["a"]
+    with pytest.raises(
+        ValueError, match="forward_transfer='none' says which earlier tasks one reads with growth='fixed'"
+    ):
+        EideticModel.from_backbone(tiny_backbone(), trunk_layers=1, forward_transfer="none")

@@ -28,8 +28,9 @@ from eidetic_hf.views import owner_of, task_key, task_name
 def learn(model: EideticModel, name: str, folder: Path, seed: int = 0, **kwargs: Any) -> EideticTrainer:
     if name not in model.added:
         model.add_task(name, labels=["x", "y", "z"], **kwargs)
+    pruning = PruningConfig(own=0.2) if model.config.growth == "copy" else PruningConfig(keep=0.3)
     trainer = EideticTrainer(
-        model, name, arguments(folder, max_steps=6), PruningConfig(own=0.2, keep=0.3),
+        model, name, arguments(folder, max_steps=6), pruning,
         train_dataset=make_data(seed), eval_dataset=make_data(9, 16),
     )  # fmt: skip
     trainer.train()
@@ -249,7 +250,7 @@ def test_what_is_no_version_is_said(versioned: EideticModel) -> None:
         model(**make_batch(), task="news@4")
     with pytest.raises(TaskError, match="There is no task 'news@9'"):
         model(**make_batch(), task="news@9")
-    model.begin_task("news@4", PruningConfig(own=0.1, keep=0.5))
+    model.begin_task("news@4")
     assert torch.equal(logits_of(model, "news"), logits_of(versioned, "news@2"))  # not the one being learned
 
 

@@ -165,3 +165,23 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, part: st
 
 def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "can not be read" in refusal(tmp_path / "nowhere.yaml")
+
+
+def test_what_says_something_in_the_other_growth_alone_is_refused(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    first, second = yaml.safe_load(path.read_text())["tasks"]
+    assert read_recipe(path).growth == "fixed"
+    assert read_recipe(changed(path, growth=None, pruning={"own": 0.1})).growth == "copy"
+    for values, part in (
+        ({"pruning": {"keep": 0.3}}, "`pruning: {keep: 0.3}`, which says nothing with `growth: copy`"),
+        (
+            {"pruning": {"see": 0.5}, "growth": "fixed"},
+            "`pruning: {see: 0.5}`, which says nothing with `growth: fixed`",
+        ),
+        ({"pruning": {}, "forward_transfer": "none", "growth": "copy"}, "in the recipe is for `growth: fixed`"),
+        (
+            {"forward_transfer": None, "tasks": [first, {**second, "forward_transfer": ["first"]}]},
+            "of task 'second' is for `growth: fixed`. Write `based_on:`",
+        ),
+    ):
+        assert part in refusal(changed(path, **values))

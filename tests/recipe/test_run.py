@@ -254,6 +254,7 @@ def test_a_recipe_may_copy_units_and_build_on_an_earlier_task(tmp_path: Path) ->
     assert results["forgetting"] == 0.0 and results["verify"]["ok"] is True
     model = EideticModel.from_pretrained(tmp_path / "output" / "model")
     assert model.config.growth == "copy" and model.record("second").ancestors == ["first"]
-    path.write_text(yaml.safe_dump({**recipe, "growth": "fixed", "tasks": recipe["tasks"][:1]}))
+    in_a_pool = {"growth": "fixed", "pruning": {"keep": 0.3}, "tasks": recipe["tasks"][:1]}
+    path.write_text(yaml.safe_dump({**recipe, **in_a_pool}))
     with pytest.raises(RecipeError, match=r"has growth='copy', the recipe asks for 'fixed'"):
         run_recipe(read_recipe(path), say=lambda line: None)
