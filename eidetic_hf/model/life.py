@@ -184,7 +184,9 @@ def choose_units(model: Parts, batches: Iterable[Mapping[str, Any]]) -> None:
     module = cast(nn.Module, model)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     view = View(LEARNING, probe="fisher")
-    with evaluation_mode(module), torch.enable_grad():
+    # A collator may draw what it masks: what is chosen depends on the task's name and seed, and on nothing before.
+    drawn = random_numbers_for(model.device, "batches", learner.name, learner.config.seed)
+    with drawn, evaluation_mode(module), torch.enable_grad():
         for batch in batches:
             inputs = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, Tensor)}
             # Gradients are read on the way, and not left to any optimizer.

@@ -157,6 +157,21 @@ def test_the_units_that_matter_most_to_a_task_are_copied() -> None:
     assert set(group.progress.need("chosen").tolist()) == chosen  # whatever was chosen before
 
 
+def test_what_a_collator_draws_while_units_are_chosen_depends_on_nothing_before() -> None:
+    data = {name: torch.tensor(value) for name, value in make_data(0)[:16].items()}
+    chosen = []
+    for seed in (1, 2):
+        model = copying()
+        model.add_task("a", labels=["x", "y", "z"])
+        model.begin_task("a", PruningConfig(own=0.1))
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        model.choose_units({**data, "input_ids": torch.randint(3, 100, data["input_ids"].shape)} for _ in range(3))
+        assert torch.equal(torch.get_rng_state(), before)
+        chosen.append([group.progress.need("chosen") for group in model.groups.values()])
+    assert all(map(torch.equal, *chosen))
+
+
 @pytest.mark.parametrize("step", [2, 5, 9])
 def test_a_resumed_run_equals_an_uninterrupted_one(step: int, branches: EideticModel, tmp_path: Path) -> None:
     pruning = {"see": 0.6, "distillation": 0.5}
