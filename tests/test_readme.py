@@ -39,4 +39,7 @@ def test_every_command_of_the_readme_is_one_that_the_command_line_has() -> None:
     shown = CliRunner().invoke(app, ["--help"]).output
     assert all(command in shown for command in commands)
     for linked in re.findall(r"\]\(((?!http)[^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / linked).exists(), linked
+        file, _, heading = linked.partition("#")
+        text = (ROOT / file).read_text() if heading else ""
+        headings = [re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-") for line in text.splitlines()]
+        assert (ROOT / file).exists() and (not heading or heading in headings), linked

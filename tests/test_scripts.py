@@ -288,7 +288,7 @@ def test_tasks_learned_in_another_order_leave_the_same_shards_and_a_difference_i
     monkeypatch.setattr(order, "shuffled", lambda tasks, seed: tasks[::-1])
     order.main()
     found = json.loads(out.read_text())
-    assert found["shards"] == 4 and found["same_folder"] and not any(found["differ"].values())
+    assert found["shards"] == 5 and found["same_folder"] and not any(found["differ"].values())
     one = {"a.safetensors": "1", "config.json": "2"}
     wrong = {"in order": one, "turned": {**one, "a.safetensors": "3"}, "at once": one}
     with pytest.raises(SystemExit):
