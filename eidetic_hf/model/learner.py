@@ -339,6 +339,11 @@ class Learner(nn.Module):
             size += then.double().square().sum(1)
         return (moved / size.clamp(min=torch.finfo(torch.float64).tiny)).sqrt()
 
+    def read_share(self) -> float:
+        """Share of the backbone's units that it reads, as they are or as copies, where units are copied."""
+        read = sum(int(group.kept(suffix).sum()) for group in self._groups for suffix in _SUFFIXES)
+        return read / sum(group.count(BASE) for group in self._groups)
+
     def kept_share(self) -> float:
         """Share still kept of the units that pruning drops, over all kinds: the free ones, copies, or base's."""
         kept = torch.cat([group.kept(self._searched) for group in self._groups])

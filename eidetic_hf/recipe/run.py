@@ -137,13 +137,15 @@ class _ProgressLines(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say the step, the phase, the share of free units kept and the validation metric."""
+        """Say the step, the phase, the share of units kept, or read, and the validation metric."""
         learner, value = self.model.learner, (kwargs.get("metrics") or {}).get(f"eval_{self.metric}")
         if learner is not None:
             score = f", validation {self.metric} {value:.3f}" if value is not None else ""
+            kept = f"{learner.kept_share():.0%} of the free units"
+            if learner.copies:
+                kept = f"reads {learner.read_share():.0%} of the units"
             self.say(
-                f"  step {state.global_step}/{state.max_steps}: {learner.phase(state.global_step)}, "
-                f"{learner.kept_share():.0%} of the free units{score}"
+                f"  step {state.global_step}/{state.max_steps}: {learner.phase(state.global_step)}, {kept}{score}"
             )
 
 

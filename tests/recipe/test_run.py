@@ -248,8 +248,12 @@ def test_a_recipe_may_copy_units_and_build_on_an_earlier_task(tmp_path: Path) ->
     path = write_recipe(tmp_path, growth="copy", pruning={"own": 0.3})
     recipe = yaml.safe_load(path.read_text())
     recipe["tasks"][1]["based_on"] = "first"
+    recipe["training"]["eval_strategy"] = "epoch"
+    recipe["pruning"]["see"] = 0.5  # of base's, and it has copied three tenths
     path.write_text(yaml.safe_dump(recipe))
-    run(path)
+    _, lines = run(path)
+    said = [line for line in lines if line.startswith("  step ")]
+    assert "fit, reads 100% of the units" in said[0] and "recover, reads 79% of the units" in said[-1], said
     results = json.loads((tmp_path / "output" / "results.json").read_text())
     assert results["forgetting"] == 0.0 and results["verify"]["ok"] is True
     model = EideticModel.from_pretrained(tmp_path / "output" / "model")
