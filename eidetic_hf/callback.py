@@ -31,7 +31,7 @@ class EideticCallback(TrainerCallback):
 
     Args:
         task: name of an added task.
-        pruning: how to cut out its subnetwork.
+        pruning: how to cut out its subnetwork; by default, of a task that was begun by hand, as it was begun.
         router_dataset: the texts by which the router comes to know the task, as the Trainer's collator takes them; by
             default the training data. For texts that stand in a template, give them as they will be asked about.
     """
@@ -39,6 +39,7 @@ class EideticCallback(TrainerCallback):
     def __init__(self, task: str, pruning: PruningConfig | None = None, router_dataset: Any = None) -> None:
         self.task = task
         self.pruning = pruning or PruningConfig()
+        self._is_given = pruning is not None
         self.router_dataset = router_dataset
         self._wants_evaluation = False
         self._last_metrics: dict[str, float] = {}
@@ -48,8 +49,11 @@ class EideticCallback(TrainerCallback):
     ) -> None:
         """Begin the task, so that the Trainer's optimizer finds its Parameters."""
         model = unwrapped(kwargs["model"])
-        if model.learning != self.task:
+        learner = model.learner
+        if learner is None or learner.name != self.task:
             model.begin_task(self.task, self.pruning)
+        elif self._is_given and learner.config != self.pruning:
+            learner.reconfigure(self.pruning)
         model.run_task = self.task
         model.casts_are_undone = args.fp16_full_eval or args.bf16_full_eval
 

@@ -149,6 +149,9 @@ def test_pruning_given_to_the_trainer_of_a_task_begun_by_hand_is_used(tmp_path: 
     model.add_task("next", labels=["x", "y", "z"])
     model.begin_task("next", PruningConfig(keep=0.9))
     assert trainer_of(model, tmp_path, pruning=None).pruning.keep == 0.9
+    for given, kept in ((None, 0.9), (PruningConfig(keep=0.2), 0.2)):  # and a plain Trainer's callback
+        Trainer(model, arguments(tmp_path), callbacks=[EideticCallback("next", given)], train_dataset=make_data(0))
+        assert model.learner.config.keep == kept
 
 
 def test_the_callers_arguments_stay_as_they_are(tmp_path: Path) -> None:
