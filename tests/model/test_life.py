@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +99,50 @@ def test_a_model_answers_in_evaluation_mode_after_a_task_is_learned_or_dropped(t
     assert torch.equal(model(**make_batch(), task="next").logits, model(**make_batch(), task="next").logits)
 
 
-def test_a_task_without_a_counted_row_has_no_route_and_the_others_keep_theirs(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def no_rows() -> list[dict[str, torch.Tensor]]:
+    return []
+
+
+def rows_without_a_label() -> list[dict[str, torch.Tensor]]:
+    return [{**make_batch(), "labels": torch.full((5,), -100)}]
+
+
+def rows_without_a_token() -> list[dict[str, torch.Tensor]]:
+    batch = make_batch()
+    return [{**batch, "attention_mask": torch.zeros_like(batch["attention_mask"]), "labels": torch.zeros(5).long()}]
+
+
+def used_up() -> Iterator[dict[str, torch.Tensor]]:
+    rows = iter(rows_without_a_label())
+    list(rows)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> EideticModel:
     model = tiny_model()
     for seed, name in enumerate(("first", "second")):
-        learn(model, name, tmp_path, seed)
+        learn(model, name, tmp_path_factory.mktemp("two"), seed)
+    return model
+
+
+@pytest.mark.parametrize("rows", [no_rows, used_up, rows_without_a_label, rows_without_a_token])
+def test_a_task_without_a_counted_row_has_no_route_and_the_others_keep_theirs(
+    rows: Callable[[], Iterable[dict[str, torch.Tensor]]],
+    two: EideticModel,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = copy.deepcopy(two)
     alone = model.route(**make_batch())
     model.add_task("silent", labels=["x", "y"])
     model.begin_task("silent")
-    nothing = {**make_batch(), "labels": torch.full((5,), -100)}
-    with caplog.at_level("WARNING", logger="eidetic_hf"):
-        model.commit_task(router_sums=model.router_sums([nothing]))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("eidetic_hf"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        model.commit_task(router_sums=model.router_sums(rows()))
+    assert "The router learned nothing of 'silent'" in caplog.text
     routed = model.route(**make_batch())
     assert routed.tasks == alone.tasks and torch.equal(routed.router_scores[:, :2], alone.router_scores)
     assert not routed.router_scores[:, 2].any()
