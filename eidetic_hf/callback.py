@@ -41,7 +41,7 @@ class EideticCallback(TrainerCallback):
         self.pruning = pruning or PruningConfig()
         self._is_given = pruning is not None
         self.router_dataset = router_dataset
-        self._wants_evaluation = False
+        self._wants_evaluation = self._has_converged = False
         self._last_metrics: dict[str, float] = {}
 
     def on_init_end(
@@ -72,7 +72,7 @@ class EideticCallback(TrainerCallback):
         check_processes_agree(model, args, "The training can not begin")
         if state.global_step == 0 and learner.start >= 0:
             learner.restart()
-        self._wants_evaluation, self._last_metrics = False, {}
+        self._wants_evaluation, self._has_converged, self._last_metrics = False, False, {}
         learner.set_steps(state.max_steps, state.global_step)
         if model.network.growth.copies and state.global_step == 0 and not learner.has_chosen:
             model.choose_units(_first_batches(kwargs.get("train_dataloader")))
@@ -140,7 +140,9 @@ class EideticCallback(TrainerCallback):
             if good is not None:
                 logger.info(f"{self.task}: metric {metric:.4f}, {'kept' if good else 'rolled back'}; "
                             f"now {learner.kept_share():.1%} of the units")  # fmt: skip
-        if control.should_training_stop and not learner.complete and step < state.max_steps:
+        if control.should_training_stop and learner.complete:
+            self._has_converged = True  # its metric stopped improving, and there is nothing to prune
+        elif control.should_training_stop and step < state.max_steps:
             phase = learner.phase(step)
             if phase == "fit":
                 learner.start_pruning(step, state.max_steps)
@@ -177,7 +179,7 @@ class EideticCallback(TrainerCallback):
         learner = model.learner
         assert learner is not None
         model.eval()
-        if not learner.complete and state.global_step < min(learner.end, state.max_steps):
+        if state.global_step < min(learner.end, state.max_steps) and not self._has_converged:
             step, phase = state.global_step, learner.phase(state.global_step)
             logger.warning(
                 f"'{self.task}' is not committed: the run was stopped at step {step} of {state.max_steps}, in the "

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from support.backbones import CONFIGS, tiny_backbone, tiny_model
 from support.data import arguments, learn, logits_of, make_batch, make_data
-from transformers import AutoModel, Trainer, TrainerCallback
+from transformers import AutoModel, EarlyStoppingCallback, Trainer, TrainerCallback
 
 from eidetic_hf import EideticCallback, EideticModel, EideticTrainer, PruningConfig, TaskError
 from eidetic_hf.model import life
@@ -171,6 +171,30 @@ def test_a_run_that_is_stopped_before_its_budget_commits_nothing_and_can_be_resu
     trainer_of(model, tmp_path, args=args).train(resume_from_checkpoint=str(tmp_path / "runs" / f"checkpoint-{step}"))
     assert model.tasks == ["next"] and model.verify().ok
     assert torch.equal(logits_of(model, "next"), logits_of(whole, "next"))
+
+
+@pytest.mark.parametrize("growth", ["fixed", "copy"])
+def test_a_plain_trainer_that_was_stopped_commits_nothing_either(growth: str, tmp_path: Path) -> None:
+    model = tiny_model(growth=growth)
+    model.add_task("next", labels=["x", "y", "z"])
+    callbacks = [EideticCallback("next"), StopAfter(5)]
+    Trainer(model, arguments(tmp_path), callbacks=callbacks, train_dataset=make_data(0)).train()
+    assert model.learning == "next" and model.tasks == [] and not model.learner.trained
+    model.abandon_task()
+    assert model.tasks == [] and "next" in model.added
+
+
+def test_a_metric_that_stopped_improving_ends_a_run_that_has_nothing_to_prune_with_a_commit(tmp_path: Path) -> None:
+    model = tiny_model(growth="copy")
+    model.add_task("next", labels=["x", "y", "z"])
+    args = arguments(
+        tmp_path, learning_rate=0.0, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="loss",
+    )  # fmt: skip
+    given = {"args": args, "eval_dataset": make_data(9, 16), "pruning": None}
+    trainer = trainer_of(model, tmp_path, callbacks=[EarlyStoppingCallback(2)], **given)
+    trainer.train()
+    assert trainer.state.global_step == 3 and model.tasks == ["next"]
 
 
 def test_pruning_given_to_the_trainer_of_a_task_begun_by_hand_is_used(tmp_path: Path) -> None:
