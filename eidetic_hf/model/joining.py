@@ -77,8 +77,8 @@ def check_at_rest(model: Parts) -> None:
 
 
 def _count(config: EideticConfig, more: Mapping[str, int], sign: int) -> None:
-    """Keep the number of units beyond the backbone's own up to date."""
-    for name, count in more.items():
+    """Keep the number of units beyond the backbone's own up to date, by which a pool is laid out."""
+    for name, count in more.items() if config.pool else ():
         config.expanded[name] = config.expanded.get(name, 0) + sign * count
     config.expanded = {name: count for name, count in config.expanded.items() if count}
 

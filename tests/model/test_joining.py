@@ -344,6 +344,32 @@ def test_a_folder_keeps_a_task_of_the_same_name_that_is_another(pair: Pair, tmp_
     assert EideticModel.from_pretrained(tmp_path).tasks == ["a"]
 
 
+def test_a_task_that_was_removed_may_be_learned_anew_in_the_same_folder(pair: Pair, tmp_path: Path) -> None:
+    model = copy.deepcopy(pair.ours)
+    model.save_pretrained(tmp_path)
+    model.remove_task("b", backbone=backbone_for(model))
+    learn(model, "b", 99, "a")
+    then = answers(model)
+    assert not torch.equal(then["b"], pair.answers["b"])
+    model.save_pretrained(tmp_path)
+    loaded = EideticModel.from_pretrained(tmp_path)
+    assert same(answers(loaded), then) and loaded.verify().ok
+    loaded.remove_task("b", backbone=backbone_for(model))
+    loaded.load_task(pair.folder / "ours", "b")  # and the first one may come back
+    loaded.save_pretrained(tmp_path)
+    assert same(answers(EideticModel.from_pretrained(tmp_path)), {name: pair.answers[name] for name in "ab"})
+
+
+def test_tasks_come_and_go_in_a_release_without_a_pool(pair: Pair, tmp_path: Path) -> None:
+    pair.ours.save_pretrained(tmp_path / "release", include_pool=False)
+    model = EideticModel.from_pretrained(tmp_path / "release")
+    assert model.merge(pair.folder / "theirs") == ["c", "d"] and model.config.expanded == {}
+    assert model.remove_task("b") == ["b"] and model.config.expanded == {}
+    model.save_pretrained(tmp_path / "release")
+    loaded = EideticModel.from_pretrained(tmp_path / "release")
+    assert same(answers(loaded), {name: pair.answers[name] for name in "acd"}) and loaded.verify().ok
+
+
 def test_units_return_at_pretrained_values_and_only_of_the_right_backbone(tmp_path: Path) -> None:
     model = start("fixed")
     before = state(model)

@@ -770,8 +770,9 @@ def test_an_architecture_of_ones_own_takes_one_declaration(made_up: type[MadeUpM
     with pytest.raises(ArchitectureError, match="'made-up-rows' is not declared"):
         EideticModel.from_backbone(made_up(MadeUpConfig()), growth="fixed")
     register(MADE_UP)
-    model = EideticModel.from_backbone(made_up(MadeUpConfig()), trunk_layers=1, growth="fixed")
-    model.check_architecture()
+    for growth in ("copy", "fixed"):
+        model = EideticModel.from_backbone(made_up(MadeUpConfig()), trunk_layers=1, growth=growth)
+        model.check_architecture()
     then = {}
     for seed, name in enumerate(TASKS):
         learn(model, name, tmp_path, seed, max_steps=4)
@@ -803,8 +804,9 @@ def test_an_architecture_of_ones_own_takes_one_declaration(made_up: type[MadeUpM
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
+@pytest.mark.parametrize("growth", ["fixed", "copy"])
 def test_a_declaration_that_does_not_fit_is_refused(
-    made_up: type[MadeUpModel], change: dict[str, Any], message: str
+    made_up: type[MadeUpModel], growth: str, change: dict[str, Any], message: str
 ) -> None:
     register(replace(MADE_UP, **change))
     torch.manual_seed(0)
@@ -813,7 +815,7 @@ def test_a_declaration_that_does_not_fit_is_refused(
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.3)
     with pytest.raises(ArchitectureError, match=message):
-        EideticModel.from_backbone(backbone, trunk_layers=1, growth="fixed").check_architecture()
+        EideticModel.from_backbone(backbone, trunk_layers=1, growth=growth).check_architecture()
 
 
 def test_three_units_can_not_share_thirty_two_features(made_up: type[MadeUpModel]) -> None:

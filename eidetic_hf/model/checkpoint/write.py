@@ -86,8 +86,11 @@ def write_checkpoint(
         old = _existing_config(folder)
         if old is not None:
             for task in _removed(old, config, removed or {}):
-                new.remove(shard_file(task_key(task.name)))
+                file = shard_file(task_key(task.name))
                 old.tasks.remove(task)
+                old.files.pop(file, None)
+                if file not in shards:  # else another task of this name takes its place
+                    new.remove(file)
             _check_same_tasks(folder, old, config)
             _check_nothing_lost(folder, old, config, with_pool, resumable)
         files = write_tensors(new.path, shards, _kept(folder, shards, old, config))
@@ -194,13 +197,10 @@ def _existing_config(folder: Path) -> EideticConfig | None:
 
 
 def _removed(old: EideticConfig, new: EideticConfig, removed: Mapping[str, str]) -> list[TaskRecord]:
-    """The tasks of a folder that were removed from the model that is saved to it."""
-    staying = {task.name for task in new.tasks}
-    return [
-        task
-        for task in old.tasks
-        if task.name not in staying and removed.get(task.name) == task.certificate.get("weights_sha256")
-    ]
+    """The tasks of a folder that were removed from the model that is saved to it, and are not there again."""
+    staying = {(task.name, task.certificate.get("weights_sha256")) for task in new.tasks}
+    found = [(task, (task.name, task.certificate.get("weights_sha256"))) for task in old.tasks]
+    return [task for task, key in found if key not in staying and removed.get(task.name) == key[1]]
 
 
 def _check_same_tasks(folder: Path, old: EideticConfig, new: EideticConfig) -> None:
