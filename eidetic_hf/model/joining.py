@@ -26,7 +26,7 @@ from ..views import POOL, TRUNK, owner_of, task_key
 from . import certificate
 from .certificate import Evidence, renamed
 from .checkpoint.layout import CheckpointError, by_owner
-from .checkpoint.read import read_config, read_owners
+from .checkpoint.read import read_config, reader_of
 from .parts import Parts, committed, record_of
 from .persistence import fill, make_room
 from .versions import version_name
@@ -185,7 +185,7 @@ def _pretrained(model: Parts, backbone: Any) -> Network:
 
 
 def _is_place(source: Any) -> bool:
-    return isinstance(source, (str, os.PathLike))
+    return isinstance(source, str | os.PathLike)
 
 
 def _called(source: Any) -> str:
@@ -222,7 +222,7 @@ class Shards:
 
 def shards_in(source: Source, config: EideticConfig, hub: Mapping[str, Any]) -> Shards:
     """What a checkpoint holds that has this configuration."""
-    return Shards(str(source), config, lambda owner: read_owners(source, config, [owner], hub))
+    return Shards(str(source), config, reader_of(source, config, hub))
 
 
 def shards_of(source: Source | Parts, hub: Mapping[str, Any]) -> Shards:
@@ -232,7 +232,7 @@ def shards_of(source: Source | Parts, hub: Mapping[str, Any]) -> Shards:
         CheckpointError: if it is none, or holds what its certificates do not vouch for.
         TaskError: if a model is learning.
     """
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, str | os.PathLike):
         return shards_in(source, read_config(source, hub), hub)
     if source.learner is not None:
         raise TaskError(f"The other model is learning '{source.learner.name}'. Commit it, or drop it, before.")

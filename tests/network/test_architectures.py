@@ -651,6 +651,7 @@ def test_an_undeclared_architecture_is_derived_from_its_tensor_parallel_plan(
     config_class: type[PreTrainedConfig], tmp_path: Path
 ) -> None:
     assert not architectures.is_declared(config_class())
+    EideticModel.from_backbone(AutoModel.from_config(config_class(**SMALL)), trunk_layers=1, growth="copy")  # checked
     torch.manual_seed(0)
     model = EideticModel.from_backbone(AutoModel.from_config(config_class(**SMALL)), trunk_layers=1, growth="fixed")
     assert {group.name: group.total for group in model.groups.values()} == {

@@ -14,6 +14,6 @@ from .layout import sha256_of as sha256_of
 from .layout import shard_file as shard_file
 from .read import read_config as read_config
 from .read import read_generation_config as read_generation_config
-from .read import read_owners as read_owners
 from .read import read_tensors as read_tensors
+from .read import reader_of as reader_of
 from .write import write_checkpoint as write_checkpoint

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -54,18 +54,23 @@ def resolve_file(source: str | os.PathLike, name: str, hub: Mapping[str, Any]) -
 
 
 def read_tensors(source: str | os.PathLike, config: EideticConfig, hub: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors of a checkpoint's owners, see `owners_in`; raises as `read_owners`."""
-    return read_owners(source, config, owners_in(config), hub)
+    """All tensors of a checkpoint's owners, see `owners_in`; raises as `reader_of` and what it returns."""
+    read, tensors = reader_of(source, config, hub), dict[str, Tensor]()
+    with ThreadPoolExecutor() as pool:  # hashing and reading release Python's lock
+        for content in pool.map(read, owners_in(config)):
+            tensors.update(content)
+    return tensors
 
 
-def read_owners(
-    source: str | os.PathLike, config: EideticConfig, owners: Iterable[str], hub: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """All tensors of some owners.
+def reader_of(
+    source: str | os.PathLike, config: EideticConfig, hub: Mapping[str, Any]
+) -> Callable[[str], dict[str, Tensor]]:
+    """What reads the tensors of an owner. The index is read here, once.
+
+    It raises a `CheckpointError` if the owner's shard is missing, truncated, changed, swapped or no safetensors file.
 
     Raises:
-        CheckpointError: if a shard is missing, truncated, changed, swapped or no safetensors file, or if the index and
-            the configuration disagree.
+        CheckpointError: if the index and the configuration disagree.
     """
     names = read_index(resolve_file(source, INDEX_FILE, hub), source, config)
 
@@ -73,11 +78,7 @@ def read_owners(
         name = shard_file(owner)
         return read_shard(resolve_file(source, name, hub), config.files[name], names[owner])
 
-    tensors: dict[str, Tensor] = {}
-    with ThreadPoolExecutor() as pool:  # hashing and reading release Python's lock
-        for content in pool.map(read, owners):
-            tensors.update(content)
-    return tensors
+    return read
 
 
 def read_shard(path: Path, recorded: Mapping[str, Any], expected: set[str]) -> dict[str, Tensor]:
