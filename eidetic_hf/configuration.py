@@ -166,6 +166,8 @@ class EideticConfig(PreTrainedConfig):
             are not its input embeddings.
         vocab_size: tokens of a vocabulary that has grown; there is none if it is the backbone's.
         base: `name`, `revision` and `sha256` of the backbone, in a checkpoint that names it instead of holding it.
+        router_layers: the layers that the router reads, 0 for the embeddings; `None` for those that suit the growth
+            and the depth. The first task settles them.
     """
 
     model_type = "eidetic"
@@ -192,6 +194,7 @@ class EideticConfig(PreTrainedConfig):
         output_embeddings: list[int] | None = None,
         vocab_size: int | None = None,
         base: dict[str, Any] | None = None,
+        router_layers: list[int] | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
@@ -216,6 +219,7 @@ class EideticConfig(PreTrainedConfig):
         self.language_head = language_head
         self.output_embeddings = None if output_embeddings is None else list(output_embeddings)
         self.base = None if base is None else dict(base)
+        self.router_layers = None if router_layers is None else list(router_layers)
         # What an earlier format holds is written in this one.
         self.format_version = FORMAT_VERSION if format_version in range(FORMAT_VERSION) else format_version
         if vocab_size is not None:

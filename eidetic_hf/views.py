@@ -16,6 +16,7 @@ POOL = "pool"
 LEARNING = "learning"
 TRUNK = "trunk"
 SEVERAL = "several"
+TOLD = "told"  # owns what users have told the router about tasks since their commit
 BASE = "base"  # owns the backbone's units where tasks copy them, for every task to read
 
 
@@ -33,12 +34,19 @@ def task_name(key: str) -> str | None:
     return key[1:].replace("%2E", ".") if key.startswith("@") else None
 
 
+def private_key(key: str) -> str:
+    """Under which key the norms and output biases lie that a view reads: base's are what new tasks start from."""
+    return POOL if key == BASE else key
+
+
 def owner_of(tensor_name: str) -> str:
-    """Who owns a tensor, by its name: `trunk`, `base`, `pool`, `learning`, or a task's key such as `@agnews`."""
+    """Who owns a tensor, by its name: `trunk`, `base`, `pool`, `learning`, `told`, or a task's key, as `@agnews`."""
     before = ""
     for part in tensor_name.split("."):
         if part in (LEARNING, "progress", "learner"):
             return LEARNING
+        if part == TOLD and before == "router":
+            return TOLD
         if part == POOL or part.startswith("@") or (part == BASE and before in _BY_OWNER):
             return part
         before = part
@@ -50,7 +58,7 @@ class View:
     """Which subnetwork a forward pass runs.
 
     Attributes:
-        key: `task_key` of a committed task, `LEARNING`, or `SEVERAL`.
+        key: `task_key` of a committed task, `LEARNING`, `BASE` (the backbone as it came), or `SEVERAL`.
         teacher: run the network being learned with every unit, as it was before pruning.
         probe: importance measure to accumulate in the backward pass (`"fisher"` or `"taylor"`), or `None`.
         token_mask: 1 for real tokens and 0 for padding, `(batch, sequence)`; `None` if all are real.

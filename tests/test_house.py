@@ -53,7 +53,9 @@ network.plain
 kinds.base kinds.checks kinds.heads kinds.pretrained_head kinds.plain_heads kinds.collators kinds.metrics
 kinds
 
-model model.pruning model.learner model.router model.parts model.request model.versions
+model model.pruning model.learner
+model.router.features model.router.sums model.router.discriminant model.router.router model.router
+model.parts model.request model.versions model.routing
 model.checkpoint.folder model.checkpoint.layout model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
 model.answering model.certificate model.life model.branching model.preserving model.persistence model.joining
@@ -110,6 +112,8 @@ TESTED_ELSEWHERE = {
     "model.parts": ("model/test_bad_input.py", "what the model hands to its functions"),
     "model.request": ("model/test_bad_input.py", "what may be asked of the model"),
     "model.answering": ("model/test_router.py", "answers, with and without a task given"),
+    "model.routing": ("model/test_router.py", "how deep the router reads, and what it is told"),
+    "model.router.*": ("model/test_router.py", "features, sums and classifiers, alone and in a model"),
     "model.loading": ("model/checkpoint/test_read.py", "a folder as a model"),
     "model.persistence": ("model/checkpoint/test_read.py", "a folder as a model and back"),
     "model.model": ("model/test_exactness.py", "what the model promises"),

@@ -6,8 +6,7 @@ Invariant: a task's answer depends on nothing but the request and the task's own
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import NormalDist
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -19,15 +18,13 @@ from ..configuration import TaskError, TaskRecord
 from ..kinds import TASK_KINDS, kind_of, label_spans
 from ..kinds.base import Answer, Kind
 from ..kinds.collators import PAIR
-from ..network.backbone import DECODER_TEXTS, MODEL_INPUTS, evaluation_mode, flat_sequences, hidden_size
+from ..network.backbone import DECODER_TEXTS, MODEL_INPUTS, evaluation_mode, hidden_size
 from ..network.trunk import TrunkPass, replay_trunk
-from ..network.vocabulary import highest_tokens
 from ..views import LEARNING, View, running_view, task_key, task_name
 from .parts import Parts, committed, record_of
 from .request import Request
+from .routing import RoutedOutput, check_share, choose, most_likely
 from .versions import answering_name, routed
-
-ABSTAIN_SHARE = 0.05  # of a task's own sequences that abstain=True may turn away
 
 # Products over fewer tokens than this round differently than over more: such small groups run the trunk themselves.
 _SMALL_PRODUCT = 64
@@ -39,40 +36,6 @@ _BESIDE = ("output_hidden_states", "output_attentions")
 OF_ONE_TASK = (
     *_BESIDE, "encoder_outputs", "past_key_values", "cache", "logits_to_keep",
 )  # fmt: skip
-
-
-@dataclass
-class RoutedOutput(ModelOutput):
-    """What a batch of several tasks of one kind answers; what the kind does not answer is `None`.
-
-    Attributes:
-        logits: for tasks with labels, over the labels of all of them, in the order of `kinds.flat_labels`, and
-            minus infinity outside of a sequence's own task: `(batch, labels)`, or `(batch, sequence, labels)` for
-            labels of tokens. Of language models `(batch, sequence, vocabulary)`, of multiple choice
-            `(batch, choices)`.
-        start_logits: of question answering, `(batch, sequence)`.
-        end_logits: of question answering, `(batch, sequence)`.
-        last_hidden_state: of feature extraction, `(batch, sequence, hidden)`.
-        pooler_output: embeddings, of feature extraction, `(batch, hidden)`.
-        tasks: name of each sequence's task; `None` where the router turned it away. Its answer is still the most
-            likely task's.
-        router_scores: posterior of each task that the router chose among, those of one kind in the order of
-            `model.tasks`, or all of them from `route`, `(batch, tasks)`; `None` if the tasks were given.
-        abstained: which sequences belong to no task, `(batch,)` bool; `None` if that was not asked.
-        outlier_scores: how far each sequence lies from its task, in standard deviations of the task's own sequences,
-            `(batch,)`; `None` if `abstain` was not asked.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    start_logits: Tensor | None = None
-    end_logits: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    tasks: list[str | None] | None = None
-    router_scores: Tensor | None = None
-    abstained: Tensor | None = None
-    outlier_scores: Tensor | None = None
 
 
 def check_arguments(model: Parts, given: Mapping[str, Any], named: Iterable[str]) -> None:
@@ -236,7 +199,13 @@ def output_embeddings_of(model: Parts, name: str) -> nn.Module | None:
 
 
 def respond(
-    model: Parts, request: Request, task: str | Sequence[str] | None, abstain: bool | float, view: View | None
+    model: Parts,
+    request: Request,
+    task: str | Sequence[str] | None,
+    abstain: bool | float,
+    view: View | None,
+    allowed: Sequence[str] | None = None,
+    answer_all: bool = False,
 ) -> ModelOutput:
     """What `EideticModel.forward` returns, for one task or for several."""
     running = running_view()
@@ -244,7 +213,7 @@ def respond(
         return _go_on_beside(model, running, request)
     request = _as_configured(model, request)
     routes = task is None and view is None and model.learner is None
-    routes = routes and (len(routed(model.config, tasks_of_kind(model))) > 1 or bool(abstain))
+    routes = routes and (len(routed(model.config, tasks_of_kind(model))) > 1 or bool(abstain) or answer_all)
     if routes and request.targets and model.run_task in committed(model):  # the Trainer that learned it evaluates it
         task, routes = record_of(model, cast(str, model.run_task)).exact_name, False
     if routes or isinstance(task, (list, tuple)):
@@ -253,7 +222,12 @@ def respond(
                 f"{next(iter(request.targets)).capitalize()} were given, but no single task that they belong to. "
                 "Pass task='<name>'."
             )
-        return answer_each(model, cast(Sequence[str] | None, task), abstain, request)
+        return answer_each(model, cast(Sequence[str] | None, task), abstain, request, None, allowed, answer_all)
+    if (allowed is not None or answer_all) and view is None:
+        raise ValueError(
+            "tasks=[...] and answer_all are for a batch whose tasks the router chooses: leave out task=, and wait "
+            "until no task is being learned."
+        )
     if abstain and view is None:
         raise ValueError(
             "abstain lets the router turn sequences away, but here it does not choose: leave out task=, and wait "
@@ -378,6 +352,8 @@ def answer_each(
     abstain: bool | float,
     request: Request,
     candidates: list[str] | None = None,
+    allowed: Sequence[str] | None = None,
+    answer_all: bool = False,
 ) -> RoutedOutput:
     """Run each sequence's task on it, the one given or the one that the router chooses; the trunk runs once.
 
@@ -387,6 +363,8 @@ def answer_each(
         abstain: see `EideticModel.forward`.
         request: the batch.
         candidates: the tasks that the router chooses among; those that the model answers for, if not given.
+        allowed: those of them that may be chosen; all, if not given.
+        answer_all: whether all that may be chosen answer each sequence, and not the likeliest alone.
 
     Raises:
         TaskError: as `check_tasks` does, and if there is no task to choose from.
@@ -400,10 +378,12 @@ def answer_each(
             "task='<name>' for one of them."
         )
     config, batch = model.network.backbone.config, request.batch
-    _check_share(abstain)
+    check_share(abstain)
     if tasks is not None:
         if abstain:
             raise ValueError("abstain lets the router turn sequences away, but the tasks were given.")
+        if allowed is not None or answer_all:
+            raise ValueError("tasks=[...] and answer_all are for the router's choice, but the tasks were given.")
         tasks = check_tasks(model, tasks, batch)
     among = candidates or tasks_of_kind(model, record_of(model, tasks[0]).task_type if tasks else None)
     if not among:
@@ -415,12 +395,17 @@ def answer_each(
     if batch:
         trunk = model.network.record_trunk(kind.prepare(request.inputs, config), **arguments)
     if tasks is None:
-        result = choose(model, trunk, request.inputs, abstain, among)
-        tasks = _most_likely(cast(Tensor, result.router_scores), among)
+        result = choose(model, trunk, request.inputs, abstain, among, allowed)
+        tasks = most_likely(cast(Tensor, result.router_scores), among)
     else:
         result = RoutedOutput(tasks=list(tasks))
     records = [record_of(model, name) for name in among]
     room = _Room(kind, records, label_spans(model.config, kind.name), batch)
+    if answer_all and batch:
+        every = torch.arange(batch, device=model.device)
+        for name in _answering(model, among, allowed):
+            room.put(name, every, _answer_rows(model, name, kind, every, trunk, request))
+        return replace(result, **cast(dict[str, Any], room.answer))
     rows = {
         name: torch.tensor([row for row, other in enumerate(tasks) if other == name], device=model.device)
         for name in dict.fromkeys(tasks)
@@ -434,6 +419,22 @@ def answer_each(
     if not batch:
         room.put(among[0], torch.zeros(0, dtype=torch.long), _answer_nothing(model, among[0], request))
     return replace(result, **cast(dict[str, Any], room.answer))
+
+
+def _answering(model: Parts, among: list[str], allowed: Sequence[str] | None) -> list[str]:
+    """The tasks that all answer: where only labels tell answers apart, those that have some.
+
+    Raises:
+        ValueError: if the answers of several have one place.
+    """
+    names = routed(model.config, among) if allowed is None else list(allowed)
+    kind = kind_of(record_of(model, among[0]))
+    if len(names) > 1 and kind.width([record_of(model, name) for name in among]) is None:
+        raise ValueError(
+            f"answer_all=True with {names}, of {kind.name}: each answer has a place of its own for tasks with labels "
+            "only. Ask one after another with task='<name>'."
+        )
+    return names
 
 
 def _answer_beside(
@@ -485,80 +486,6 @@ def _answer_nothing(model: Parts, name: str, request: Request) -> Answer:
     return _head_answer(model, kind, View(task_key(name)), hidden, request.inputs)
 
 
-# -- the router's choice ----------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def route(model: Parts, request: Request, abstain: bool | float) -> RoutedOutput:
-    """The router's choice among all tasks, of whatever kind, see `EideticModel.route`."""
-    _check_share(abstain)
-    names = committed(model)
-    if not names:
-        raise _nothing_to_answer(model)
-    trunk = TrunkPass()
-    if request.batch:
-        trunk = model.network.record_trunk(flat_sequences(request.inputs))
-    return choose(model, trunk, request.inputs, abstain, names)
-
-
-@torch.no_grad()
-def choose(
-    model: Parts, trunk: TrunkPass, inputs: Mapping[str, Tensor], abstain: bool | float, among: list[str]
-) -> RoutedOutput:
-    """The router's choice among some tasks for each sequence of a recorded batch."""
-    routes = routed(model.config, among)
-    known = [name for name in routes if model.router.has(name)] or routes  # those without sums are only named
-    if torch.compiler.is_exporting():
-        raise TaskError(
-            "A graph of one task can be exported, but not one in which the router chooses: every task runs a network "
-            "of its own. Pass task='<name>'."
-        )
-    discriminant = model.router.discriminant(known)
-    if not trunk.states:
-        scores = torch.zeros(0, len(among), device=model.device)
-        if not abstain:
-            return RoutedOutput(tasks=[], router_scores=scores)
-        return RoutedOutput(tasks=[], router_scores=scores, abstained=scores[:, 0].bool(), outlier_scores=scores[:, 0])
-    mask = inputs.get("attention_mask")
-    empty = [] if mask is None else (mask.flatten(1).sum(1) == 0).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"The sequences {empty} have no token (attention_mask is 0): nothing to route.")
-    features = model.router.features(model.network.summarize(trunk, inputs))
-    found = _of_known_tokens(model, discriminant.log_posteriors(features, known), inputs, known).exp()
-    scores = found.new_zeros(len(found), len(among))
-    scores[:, [among.index(name) for name in known]] = found
-    best = _most_likely(scores, among)
-    if not abstain:
-        return RoutedOutput(tasks=list(best), router_scores=scores)
-    outliers = model.router.outlier_scores(features, best, known)
-    abstained = outliers > NormalDist().inv_cdf(1 - (ABSTAIN_SHARE if abstain is True else abstain))
-    return RoutedOutput(
-        tasks=[None if away else name for away, name in zip(abstained.tolist(), best, strict=True)],
-        router_scores=scores,
-        abstained=abstained,
-        outlier_scores=outliers,
-    )
-
-
-def _of_known_tokens(model: Parts, scores: Tensor, inputs: Mapping[str, Tensor], among: list[str]) -> Tensor:
-    """Log posteriors `(batch, tasks)` without the tasks that do not know a token of the sequence."""
-    rows = model.network.input_rows
-    highest = highest_tokens(inputs) if rows.has_grown else None
-    if highest is None:
-        return scores
-    sizes = [rows.size(View(task_key(name))) for name in among]
-    unknown = (highest.unsqueeze(1) >= torch.tensor(sizes, device=highest.device)).to(scores.device)
-    nobodys = unknown.all(1).nonzero().flatten().tolist()
-    if nobodys:
-        row = nobodys[0]
-        raise ValueError(
-            f"The sequence {row} holds the token {int(highest[row])}, which no task knows: {among} know "
-            f"{max(sizes)} tokens, 0 to {max(sizes) - 1}. Learn a task with it, or leave it out."
-        )
-    left = scores.masked_fill(unknown, -torch.inf).log_softmax(1)
-    return torch.where(unknown.any(1, keepdim=True), left, scores)
-
-
 class _Room:
     """Where the answers of several tasks come together. Invariant: what no task has written is minus infinity."""
 
@@ -577,13 +504,3 @@ class _Room:
                 shape = (self.batch, *value.shape[1:-1], value.shape[-1] if width is None else width)
                 self.answer[part] = value.new_full(shape, -torch.inf)
             self.answer[part][rows, ..., span] = value
-
-
-def _most_likely(scores: Tensor, among: list[str]) -> list[str]:
-    """The likeliest task of each sequence, turned away or not."""
-    return [among[index] for index in scores.argmax(-1).tolist()]
-
-
-def _check_share(abstain: bool | float) -> None:
-    if not isinstance(abstain, bool) and not 0 < abstain < 1:
-        raise ValueError(f"abstain={abstain!r}: expected True, False or a share between 0 and 1.")

@@ -28,8 +28,9 @@ from ..configuration import TaskError
 from ..kinds import TASK_KINDS, kind_of
 from ..network.backbone import DECODER, batch_size, context_length, evaluation_mode, family_of
 from ..views import View, running_view, task_key, task_name, use_view
-from .answering import OF_ONE_TASK, check_tasks, choose, resolve_task, view_of
+from .answering import OF_ONE_TASK, check_tasks, resolve_task, view_of
 from .parts import Parts, committed, record_of
+from .routing import choose
 from .versions import routed
 
 logger = logging.get_logger(__name__)

@@ -22,11 +22,8 @@ from ..configuration import AUTO, EideticConfig, TaskError, TaskRecord, check_tr
 from ..kinds import check_kind, check_task, kind_of
 from ..network import capacity
 from ..network.backbone import (
-    MODEL_INPUTS,
     evaluation_mode,
-    hidden_size,
     initializer_range,
-    longest_sequence,
     random_numbers_for,
 )
 from ..network.growth import CopyGrowth
@@ -38,7 +35,8 @@ from .certificate import certify
 from .learner import Learner
 from .parts import Added, Parts, committed, record_of
 from .pruning import OF_COPY, OF_FIXED, PruningConfig, said_of_the_other
-from .router import RouterSums, reference_inputs
+from .router import RouterSums
+from .routing import HARDLY_APART, overlaps
 from .versions import check_version
 
 logger = logging.get_logger(__name__)
@@ -328,7 +326,21 @@ def commit_task(model: Parts, metrics: Mapping[str, float] | None, router_sums: 
         certify(model, record)
         undo.pop_all()
     _end(model)
+    if router_sums is not None:
+        _say_what_overlaps(model, record.name)
     return record
+
+
+def _say_what_overlaps(model: Parts, name: str) -> None:
+    """Warn of tasks whose texts the router will hardly tell from those of one that was committed."""
+    close = {other: share for other, share in overlaps(model, name).items() if share < HARDLY_APART}
+    if close:
+        listed = ", ".join(f"'{other}' {share:.2f}" for other, share in close.items())
+        logger.warning(
+            f"The router will not always tell '{name}' from other tasks. Share of texts told apart, estimated: "
+            f"{listed}. Name the task where it is known, allow some with tasks=[...], or let both answer with "
+            "answer_all=True."
+        )
 
 
 def _check_finite(model: Parts, learner: Learner) -> None:
@@ -376,39 +388,6 @@ def _take_back(model: Parts, record: TaskRecord, added: Added) -> None:
     """Take a task out of the committed ones again."""
     model.config.tasks = [task for task in model.config.tasks if task is not record]
     model.added[record.name] = added
-
-
-# -- what it leaves behind for the router -----------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def router_sums(model: Parts, batches: Iterable[Mapping[str, Any]]) -> RouterSums:
-    """What the task being learned leaves behind for the router, see `EideticModel.router_sums`."""
-    if model.learner is None:
-        raise TaskError("No task is being learned; its sums are taken before its commit.")
-    record = record_of(model, model.learner.name)
-    kind, backbone = kind_of(record), model.network.backbone
-    with evaluation_mode(cast(nn.Module, model)), torch.autocast(model.device.type, enabled=False):
-        if not model.router.is_ready:  # look at random tokens, which stand for no task
-            ids, mask = reference_inputs(
-                backbone.config.vocab_size, longest_sequence(backbone), hidden_size(backbone.config)
-            )
-            model.router.set_reference(_summary(model, {"input_ids": ids, "attention_mask": mask}))
-        sums = RouterSums.zeros(kind.n_prototypes(record), model.router.n_features)
-        for batch in batches:
-            for text in kind.texts(record, batch):
-                features = model.router.features(_summary(model, text))
-                labels = kind.prototype_labels(record, text, len(features))
-                counted = labels >= 0
-                if text.get("attention_mask") is not None:
-                    counted &= text["attention_mask"].cpu().flatten(1).sum(1) > 0
-                sums.add(features.cpu()[counted], labels[counted])
-    return sums
-
-
-def _summary(model: Parts, text: Mapping[str, Any]) -> Tensor:
-    inputs = {name: text[name].to(model.device) for name in MODEL_INPUTS if text.get(name) is not None}
-    return model.network.trunk_summary(inputs)
 
 
 # -- room for the next ones -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -60,9 +61,9 @@ from . import (
     persistence,
     planning,
     preserving,
+    routing,
     versions,
 )
-from .answering import RoutedOutput
 from .certificate import VerificationReport
 from .learner import Learner
 from .parts import Added, committed, record_of
@@ -70,6 +71,7 @@ from .planning import Plan
 from .pruning import PruningConfig
 from .request import Request
 from .router import Router, RouterSums
+from .routing import CASCADE, RoutedOutput
 
 # Modules whose tensors a checkpoint brings along, in shapes of their own.
 WITHOUT_ROOM = ("probes.", "router.")
@@ -154,6 +156,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         self.input_rows, self.output_rows = self.network.input_rows, self.network.output_rows
         self.probes = nn.ModuleDict()
         self.router = Router()
+        self.router.read_by(partial(routing.read, self), partial(routing.labels_of, self))
+        self._routing = CASCADE
         self.learner = None
         self.added: dict[str, Added] = {}
         self.removed: dict[str, str] = {}
@@ -198,6 +202,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         trunk_layers: int | None = None,
         forward_transfer: str | list[str] = "all",
         growth: str | None = None,
+        router_layers: list[int] | None = None,
         **kwargs: Any,
     ) -> EideticModel:
         """Start from a pretrained model, with no task learned yet.
@@ -211,13 +216,15 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             growth: how tasks come to units: `"copy"`, each copies those that it changes; or `"fixed"`, each takes some
                 out of a pool. By default `"copy"` for a pretrained backbone, and `"fixed"` for a random one; see
                 docs/growth.md.
+            router_layers: the layers that the router reads, 0 for the embeddings; those that suit the growth and the
+                depth by default, see docs/routing.md. With `growth="fixed"` no deeper than the trunk.
             kwargs: further arguments for the `from_pretrained` of the backbone's class, such as `revision` or
                 `attn_implementation`.
 
         Raises:
             ArchitectureError: if the backbone's architecture is not declared.
-            ValueError: if `trunk_layers` is out of range or `forward_transfer` is not understood, or says something
-                where units are copied.
+            ValueError: if `trunk_layers` or `router_layers` are out of range, or `forward_transfer` is not understood,
+                or says something where units are copied.
         """
         pretrained = not isinstance(backbone, PreTrainedConfig)
         growth = growth or ("copy" if pretrained else "fixed")
@@ -227,7 +234,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
                 "growth='copy' a task reads the backbone, or the one that add_task(..., based_on=...) names; make the "
                 "model with growth='fixed', or leave it out."
             )
-        head, own = None, ("trunk_layers", "forward_transfer", "growth")
+        head, own = None, ("trunk_layers", "forward_transfer", "growth", "router_layers")
         if isinstance(backbone, PreTrainedModel):
             check_known("EideticModel.from_backbone with a loaded model", kwargs, own)
             architecture_of(backbone.config)
@@ -253,6 +260,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             trunk_pretrained=pretrained,
             forward_transfer=forward_transfer,
             growth=growth,
+            router_layers=router_layers,
             dtype=model.dtype,
             attn_implementation=attention_of(model.config),
         )
@@ -263,6 +271,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         elif not pretrained and not model.config.tie_word_embeddings:
             config.output_embeddings = list(cast(Tensor, model.get_input_embeddings().weight).shape)
         eidetic = cls(config, backbone=model, language_head=head)
+        routing.layers_of_router(eidetic)
         if not is_declared(model.config):
             eidetic.check_architecture()
         return eidetic
@@ -393,6 +402,20 @@ class EideticModel(PreTrainedModel, GenerationMixin):
     @mixed_batches.setter
     def mixed_batches(self, way: str) -> None:
         self.network.set_mixed_batches(way)
+
+    @property
+    def routing(self) -> str:
+        """How deep the router reads of a batch whose tasks are not named.
+
+        `"shallow"`: what the trunk says of each row, or without a trunk the first layer that it reads, decides;
+        `"cascade"`, the default: where that leaves doubt, rows go on through base to all layers that the router reads;
+        `"deep"`: all rows do, as they do wherever `abstain` is asked for. Without `growth="copy"` all are the same.
+        """
+        return self._routing
+
+    @routing.setter
+    def routing(self, way: str) -> None:
+        self._routing = routing.check_way(way)
 
     def is_committed(self, name: str) -> bool:
         """Whether a task has been learned."""
@@ -646,7 +669,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         return record
 
     def router_sums(self, batches: Iterable[Mapping[str, Any]]) -> RouterSums:
-        """What the task being learned leaves behind for the router: one pass over its data through the trunk.
+        """What the task being learned leaves behind for the router: one pass over its data, as deep as it reads.
 
         Args:
             batches: as `forward` takes them, with `labels` if the task has a single label per sequence. Sequences
@@ -661,7 +684,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             TaskError: if no task is being learned.
             ValueError: if a batch has no labels that the task needs.
         """
-        return life.router_sums(self, batches)
+        return routing.router_sums(self, batches)
 
     def choose_units(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """With `growth="copy"`, choose which units the task being learned copies, before it is trained.
@@ -843,6 +866,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         end_positions: Tensor | None = None,
         task: str | Sequence[str] | None = None,
         abstain: bool | float = False,
+        tasks: Sequence[str] | None = None,
+        answer_all: bool = False,
         return_dict: bool | None = None,
         encoder_outputs: Any = None,
         past_key_values: Any = None,
@@ -875,7 +900,11 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             task: name of the task; or a list with the name of a committed task per sequence, all of one kind; or
                 `None`, see above.
             abstain: whether the router may answer that a sequence belongs to no task. A number is the share of a
-                task's own sequences that may be turned away, `True` stands for 0.05.
+                task's own sequences that may be turned away, `True` stands for 0.05; what
+                `router.set_threshold` says of a task goes before.
+            tasks: names of the tasks that the router may choose among; all of the kind, if not given.
+            answer_all: whether all these tasks answer every sequence, each in its own place of `logits`, and not the
+                likeliest alone: for tasks on the same texts, such as topic and sentiment of a review.
             return_dict: `False` for a tuple; as the configuration says by default.
             encoder_outputs: what an encoder-decoder's encoder put out for the same task, in place of `input_ids`.
             past_key_values: cache of the tokens before these, by the same task; newer versions of transformers call
@@ -918,8 +947,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             "num_items_in_batch": num_items_in_batch,
         }
         view = kwargs.pop("view", None)  # of the unpruned network, when it teaches
-        answering.check_arguments(self, kwargs, (*given, "task", "abstain", "return_dict"))
-        output = answering.respond(self, Request.of({**given, **kwargs}), task, abstain, view)
+        answering.check_arguments(self, kwargs, (*given, "task", "abstain", "tasks", "answer_all", "return_dict"))
+        output = answering.respond(self, Request.of({**given, **kwargs}), task, abstain, view, tasks, answer_all)
         use_dict = self.config.return_dict if return_dict is None else return_dict
         return output if use_dict else output.to_tuple()
 
@@ -974,10 +1003,11 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         abstain: bool | float = False,
+        tasks: Sequence[str] | None = None,
     ) -> RoutedOutput:
         """Say which task each sequence belongs to, of whatever kind, without answering it.
 
-        The trunk runs, and nothing above it.
+        The trunk runs, and base as deep as `routing` says.
 
         Args:
             input_ids: token ids, `(batch, sequence)`, or `(batch, choices, sequence)`, as all others: the choices of
@@ -987,6 +1017,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             position_ids: `(batch, sequence)`.
             inputs_embeds: in place of `input_ids`, `(batch, sequence, hidden)`.
             abstain: as in `forward`.
+            tasks: as in `forward`.
 
         Returns:
             What `forward` returns without a task, but the answer; the scores are over all of `model.tasks`.
@@ -1002,7 +1033,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        return answering.route(self, Request.of(given), abstain)
+        return routing.route(self, Request.of(given), abstain, tasks)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]

@@ -37,6 +37,7 @@ class Parts(Protocol):
         language_head: the pretrained language-model head, from which those of tasks start, if there was one.
         probes: what each task's certificate compares with.
         router: says which task a sequence belongs to.
+        routing: how deep it reads, see `EideticModel.routing`.
         learner: state of the task being learned.
         added: tasks that were added and not committed, by name.
         generation_config: how texts are written.
@@ -52,6 +53,7 @@ class Parts(Protocol):
     language_head: nn.ModuleDict
     probes: nn.ModuleDict
     router: Router
+    routing: str
     learner: Learner | None
     added: dict[str, Added]
     removed: dict[str, str]

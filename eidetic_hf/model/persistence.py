@@ -74,6 +74,10 @@ def fill(model: Parts, tensors: dict[str, Tensor], owner: str | None = None) -> 
     missing = sorted(expected)
     if missing:
         raise CheckpointError(f"The checkpoint lacks {len(missing)} tensors that config.json expects: {missing[:3]}.")
+    if not model.config.pool and owner is None:
+        private = model.router.reference.get("private")
+        if private is not None:
+            model.network.put_base_private(private)
     model.network.pack()
 
 

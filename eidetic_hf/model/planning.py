@@ -29,7 +29,10 @@ from .life import read_by
 from .loading import cast_floats
 from .parts import Parts, record_of
 from .pruning import PruningConfig
-from .router import RouterSums, count_features
+from .router import size_of_kept, to_pool
+from .router.features import MAX_FEATURES
+from .router.sums import directions_kept
+from .routing import layers_of_router
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of base's units, that a plan for copies goes through
 # How safetensors calls what shards hold, in the order in which it lays tensors out.
@@ -274,11 +277,14 @@ def _evidence(drawn: Parts, record: TaskRecord) -> dict[str, Tensor]:
 
 
 def _sums(model: Parts, record: TaskRecord) -> dict[str, Tensor]:
-    """What the router keeps of a task, on the meta device; in 32 bits, as of all but very many texts."""
-    parts = min(model.config.trunk_layers, 1) + 1  # the mean, and behind a layer one token; see `pool_states`
-    features = count_features(parts, model.network.projections[0].in_features)
-    sums = RouterSums.zeros(kind_of(record).n_prototypes(record), features)
-    return {f"router.sums.{task_key(record.name)}.{name}": tensor.int() for name, tensor in vars(sums).items()}
+    """What the router keeps of a task, on the meta device."""
+    router, width = model.router, model.network.projections[0].in_features
+    features = min(len(to_pool(layers_of_router(model))) * width, MAX_FEATURES)
+    features = router.n_features if router.is_ready else features
+    directions = router.reference.get("directions")
+    kept = directions_kept(features, model.network.backbone_bytes()) if directions is None else int(directions)
+    tensors = size_of_kept(kind_of(record).n_prototypes(record), features, kept)
+    return {f"router.sums.{task_key(record.name)}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _file_bytes(tensors: Mapping[str, Tensor]) -> int:

@@ -15,6 +15,7 @@ from ..network.backbone import random_numbers_for
 from . import life
 from .parts import Parts
 from .pruning import PruningConfig
+from .routing import router_sums
 
 BASE_TASK = "base"  # what it is called, where nobody says otherwise
 
@@ -38,7 +39,7 @@ def preserve(
     try:
         _check_head(model, record)
         life.begin_task(model, name, PruningConfig(), is_base=True)
-        return life.commit_task(model, None, None if batches is None else life.router_sums(model, batches))
+        return life.commit_task(model, None, None if batches is None else router_sums(model, batches))
     except BaseException:
         if model.learner is not None and model.learner.name == name:
             life.abandon_task(model)

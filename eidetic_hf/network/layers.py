@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..views import BASE, LEARNING, POOL, View, current_view
+from ..views import BASE, LEARNING, POOL, View, current_view, private_key
 from .importance import UnitProbe
 from .storage import Place, Segment, Slots, Undo, freeze, named_tensors, shell, thaw
 from .units import LEARNING_KEYS, LearningDifference, Projection, UnitGroup, UnitView, beside_key, learning_key
@@ -328,7 +328,7 @@ class TaskLinear(nn.Module):
         weight, bias = self._read(view)
         read, gates = [weight, bias], None
         if self.is_output:
-            weight, bias = weight.t(), self.biases.get(key)
+            weight, bias = weight.t(), self.biases.get(private_key(key))
             if view.gates is not None:
                 gates = view.gates.repeat_interleave(self.width)
         plan = (weight, bias, gates)
@@ -580,7 +580,7 @@ class TaskNorm(nn.Module):
         if view.beside:
             slices = view.slices(len(hidden))
             return torch.cat([self.tasks[key](hidden[rows], *args, **kwargs) for key, rows in slices])
-        return self.tasks[view.key](hidden, *args, **kwargs)
+        return self.tasks[private_key(view.key)](hidden, *args, **kwargs)
 
 
 # What stands in place of a backbone's own modules above its trunk, with tensors by owner.

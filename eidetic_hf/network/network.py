@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..compat import forward_arguments
 from ..configuration import EideticConfig, TaskError
-from ..views import BASE, LEARNING, POOL, TRUNK, View, task_key, task_name, use_view
+from ..views import BASE, LEARNING, POOL, TRUNK, View, owner_of, task_key, task_name, use_view
 from .architecture import LAYERS, Architecture, ArchitectureError, find, layers_of, leftovers
 from .architectures import architecture_of
 from .backbone import (
@@ -23,13 +23,12 @@ from .backbone import (
     batch_size,
     evaluation_mode,
     family_of,
-    flat_sequences,
     is_nested,
 )
 from .growth import growth_of
 from .layers import TASK_MODULES, TaskLinear, TaskNorm
 from .storage import Slots, WeightCache, device_of, dtype_of, freeze, own_tensors, set_tensor, stored_tensors, thaw
-from .trunk import TrunkPass, pool_states, record_trunk, share_trunk
+from .trunk import TrunkPass, pool_states, record_layers, share_layers
 from .units import UNIT_TYPES, UnitGroup, beside_key
 from .vocabulary import LateRows, TokenTable, read_by_view, table_of
 from .wiring import AtRest, cut_error, join_tied, refresh_buffers, replace_module, swap_class, wire_stack
@@ -87,6 +86,7 @@ class Network:
         input_rows: rows of the input embeddings that the vocabulary has grown by.
         output_rows: the same for `output_embeddings`.
         growth: how tasks come to units.
+        depth: how many layers a sequence goes through, of those that the trunk's are the first of.
         cache: bounds the memory of the copies that layers make of what some task sees and is no slice.
         arguments: names of all that the backbone's `forward` does something with.
         mixed_batches: how a batch of several tasks is computed, see `EideticModel.mixed_batches`.
@@ -100,12 +100,18 @@ class Network:
             replace_module(backbone, path, None)
         self.config, self.backbone = config, backbone
         self.growth = growth_of(config.growth)
+        self.depth = backbone.config.num_hidden_layers if architecture.repeats_layers else len(layers)
         self.cache = WeightCache()
         self.mixed_batches = JOINT if self.growth.copies and not self._shares_positions else APART
         self.groups = nn.ModuleDict()
         self.output_embeddings = Slots()
         self.input_rows = LateRows(table_of(backbone.get_input_embeddings()))
         self.output_rows = LateRows(self.output_embeddings)
+        # RoBERTa's positions, whose table has a padding index, begin with the first token that is no padding anyway.
+        tables = [m for n, m in backbone.named_modules() if n.endswith("position_embeddings")]
+        self._counts_positions = family_of(backbone.config) == DECODER or any(
+            getattr(table, "padding_idx", None) is None for table in tables
+        )
         self._accepted, handed_on = forward_arguments(backbone.forward)
         self.arguments = self._accepted | handed_on
         join_tied(backbone, empty)
@@ -142,7 +148,9 @@ class Network:
             if norm is not None:
                 replace_module(self.backbone, path, TaskNorm(norm))
         embeddings = self.backbone.get_submodule(architecture.embeddings) if architecture.embeddings else None
-        share_trunk(embeddings, list(layers[: config.trunk_layers]), layers[config.trunk_layers])
+        # Where base is there for ever, the router may read any depth of it; else what the trunk puts out.
+        taking_part = len(layers) if self.growth.copies else config.trunk_layers + 1
+        share_layers(embeddings, list(layers[:taking_part]))
 
     # -- what it is made of ---------------------------------------------------------------------------------------
 
@@ -322,7 +330,7 @@ class Network:
         )
 
     def _place_behind_padding(self, given: dict[str, Any]) -> None:
-        """Let a decoder's positions begin with the first real token, where padding stands before it.
+        """Let positions begin with the first real token, where padding stands before it.
 
         Else what a text gives, and where it is sent, would depend on the other texts of its batch.
         """
@@ -331,7 +339,7 @@ class Network:
             torch.compiler.is_compiling()  # a look at the mask would break the graph
             or not isinstance(mask, Tensor)  # generation makes masks of four dimensions, and one per type of layer
             or mask.dim() != 2
-            or family_of(self.backbone.config) != DECODER
+            or not self._counts_positions
             or "position_ids" not in self._accepted
             or any(name in given for name in ("position_ids", "past_key_values", "cache"))
             or bool(mask[:, :1].all())
@@ -347,29 +355,69 @@ class Network:
             learning: whether to read new tokens as the task being learned has them now.
             kwargs: as in `run`.
         """
-        with record_trunk() as trunk:
+        with record_layers(self.config.trunk_layers) as trunk:
             self.run(View(LEARNING, whole_vocabulary=not learning), inputs, **kwargs)
         return trunk
 
-    @torch.no_grad()
-    def trunk_summary(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What the trunk says of each row of a batch to learn from, `(batch, parts, hidden)`; see `summarize`."""
-        return self.summarize(self.record_trunk(flat_sequences(inputs), learning=True), inputs)
+    def record_base(
+        self, trunk: TrunkPass, inputs: Mapping[str, Any], until: int, rows: Tensor | None = None, **kwargs: Any
+    ) -> TrunkPass:
+        """Go on from what the trunk put out through the layers of base, as the backbone came, which no task alters.
 
-    def summarize(self, trunk: TrunkPass, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What recorded trunk states say of each row of a batch, `(batch, parts, hidden)`; see `pool_states`.
+        Args:
+            trunk: what `record_trunk` returned.
+            inputs: of the rows, as in `run`.
+            until: number of layers, the trunk's among them.
+            rows: numbers of the rows of the recorded batch to go on with, `(rows,)`; `None` for all of them.
+            kwargs: as in `run`.
+        """
+        with record_layers(until, trunk, rows) as found:
+            self.run(View(BASE, whole_vocabulary=True), inputs, **kwargs)
+        return found
+
+    def summarize(
+        self, trunk: TrunkPass, inputs: Mapping[str, Tensor], parts: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """What recorded states say of each row of a batch, `(batch, hidden)` each; see `pool_states`.
 
         Of several sequences in a row each counts for as much as it has tokens, in whatever order they stand.
         """
         mask, is_several = inputs.get("attention_mask"), is_nested(inputs)
         flat = mask.flatten(0, 1) if is_several and mask is not None else mask
         edge = "first" if family_of(self.backbone.config) == ENCODER else "last"
-        pooled = torch.stack(pool_states(trunk.states, flat, edge), 1)
+        pooled = pool_states(trunk, parts, flat, edge)
         if not is_several:
             return pooled
-        pooled = pooled.unflatten(0, (batch_size(inputs), -1))
-        weights = pooled.new_ones(pooled.shape[:2]) if mask is None else mask.sum(2).float()
-        return (pooled * weights[:, :, None, None]).sum(1) / weights.sum(1).clamp(min=1)[:, None, None]
+        rows = [part.unflatten(0, (batch_size(inputs), -1)) for part in pooled]
+        weights = rows[0].new_ones(rows[0].shape[:2]) if mask is None else mask.sum(2).float()
+        return [(part * weights.unsqueeze(2)).sum(1) / weights.sum(1, keepdim=True).clamp(min=1) for part in rows]
+
+    def backbone_bytes(self) -> int:
+        """Size of what the backbone came with."""
+        return sum(
+            tensor.nbytes
+            for name, tensor in self.backbone.state_dict().items()
+            if owner_of(f"backbone.{name}") in (TRUNK, BASE, POOL)
+        )
+
+    def _private(self) -> list[tuple[nn.Module, str, Tensor]]:
+        """What of the backbone lies beside base's units above the trunk: its norms and output biases."""
+        found: list[tuple[nn.Module, str, Tensor]] = []
+        for module in self._owned.values():
+            own = module.tasks[POOL] if isinstance(module, TaskNorm) else cast(TaskLinear, module).biases
+            leaves = stored_tensors(own)
+            found += [(own, leaf, leaves[leaf]) for leaf in leaves if isinstance(module, TaskNorm) or leaf == POOL]
+        return found
+
+    def base_private(self) -> Tensor:
+        """What base's layers read beside its units, one after another, `(numbers,)`; see `put_base_private`."""
+        return torch.cat([tensor.detach().flatten() for _, _, tensor in self._private()])
+
+    def put_base_private(self, values: Tensor) -> None:
+        """Take back what `base_private` returned, where a checkpoint without a pool lacks it."""
+        entries = self._private()
+        for (module, leaf, tensor), part in zip(entries, values.split([t.numel() for *_, t in entries]), strict=True):
+            set_tensor(module, leaf, part.view_as(tensor).to(tensor.dtype).clone())
 
     # -- the life of a task ---------------------------------------------------------------------------------------
 

@@ -1,10 +1,11 @@
-"""One pass through the trunk, shared by the router and by every task of a batch.
+"""Passes that stop, or begin, in the middle of a backbone: what the router and every task of a batch share.
 
 The trunk answers the same for every task, so a batch goes through it once. A `TrunkPass` first records what the
 embeddings and the trunk's layers put out, and stops where the first layer above the trunk begins. Then each task's
-rows run the backbone again, with the recorded states in place of what the trunk would compute. Nothing of a backbone's
-own `forward` is copied: its embeddings, its trunk layers and the layer above them get a subclass of their class, which
-does nothing but pass on when no `TrunkPass` is in progress.
+rows run the backbone again, with the recorded states in place of what the trunk would compute. Where the backbone's
+own units are there for ever (`growth="copy"`), the router may have some rows go on through base's layers, as deep as
+it reads. Nothing of a backbone's own `forward` is copied: its embeddings and its layers get a subclass of their class,
+which does nothing but pass on when no `TrunkPass` is in progress.
 
 Where an architecture has no module whose output is the embeddings (GPT-2 adds positions to its token embeddings in
 its own `forward`), they are what enters the first layer.
@@ -13,7 +14,7 @@ its own `forward`), they are what enters the first layer.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,43 +24,51 @@ from torch import Tensor, nn
 
 from .wiring import Swapped, swap_class
 
-GATE = -1
-
 
 class TrunkDone(Exception):
-    """Ends a recording pass at the first layer above the trunk."""
+    """Ends a recording pass at the first layer that is not to run."""
 
 
 @dataclass
 class TrunkPass:
-    """What the trunk put out for a batch.
+    """What the trunk put out for a batch, and how a pass in progress makes use of it.
 
     Attributes:
-        states: the embeddings and the output of each trunk layer, by number, `(batch, sequence, features)`.
-        entry: what enters the first layer above the trunk, `(batch, sequence, hidden)`.
-        rows: rows of the batch to replay; `None` for all of them.
-        replaying: whether the states are being used instead of recorded.
+        states: the embeddings and the output of each layer, by number, `(batch, sequence, features)`.
+        entry: what enters the first layer above those that were recorded, `(batch, sequence, hidden)`.
         rest: for modules whose output is a tuple that begins with the state, what follows, by number.
-        entered: whether the first layer above the trunk has been called; some models call it several times.
+        until: number of layers to run and record, in a pass that records; `None` in one that goes through.
+        given: a recorded pass, whose states are used instead of computing them again.
+        rows: rows of it to use; `None` for all of them.
+        layers: number of layers that are done, whether computed or taken from `given`.
+        entered: whether the first layer above the given ones has been called.
     """
 
     states: dict[int, Tensor] = field(default_factory=dict)
     entry: Tensor | None = None
-    rows: Tensor | None = None
-    replaying: bool = False
     rest: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    until: int | None = None
+    given: TrunkPass | None = None
+    rows: Tensor | None = None
+    layers: int = 0
     entered: bool = False
 
     def cut(self, tensor: Tensor) -> Tensor:
-        """The rows to replay of a recorded tensor."""
+        """The rows to use of a tensor of the given pass."""
         return tensor if self.rows is None else tensor.index_select(0, self.rows)
 
-    def cut_rest(self, place: int) -> tuple[Any, ...]:
-        """The rows to replay of what follows a state; what is the same for every sequence stays."""
-        batch = len(self.states[place])
+    def state(self, number: int) -> Tensor:
+        """What a layer (or the embeddings, 0) put out for the rows in use, recorded here or in the given pass."""
+        if self.given is None or number in self.states:
+            return self.states[number]
+        return self.cut(self.given.states[number])
+
+    def cut_rest(self, given: TrunkPass, place: int) -> tuple[Any, ...]:
+        """The rows to use of what follows a state; what is the same for every sequence stays."""
+        batch = len(given.states[place])
         return tuple(
             self.cut(value) if isinstance(value, Tensor) and value.dim() and len(value) == batch else value
-            for value in self.rest[place]
+            for value in given.rest[place]
         )
 
 
@@ -84,15 +93,22 @@ def _use(trunk: TrunkPass) -> Iterator[None]:
 
 
 @contextmanager
-def record_trunk() -> Iterator[TrunkPass]:
-    """Record what the trunk puts out in the backbone's forward pass inside, which ends where the trunk does."""
-    trunk = TrunkPass()
+def record_layers(until: int, given: TrunkPass | None = None, rows: Tensor | None = None) -> Iterator[TrunkPass]:
+    """Record what the first layers put out in the backbone's forward pass inside, which ends behind them.
+
+    Args:
+        until: number of layers to run.
+        given: a recorded pass of fewer layers to go on from.
+        rows: numbers of its rows to go on with, `(rows,)`; `None` for the whole batch.
+    """
+    trunk = TrunkPass(until=until, given=given, rows=rows)
     with _use(trunk):
         try:
             yield trunk
         except TrunkDone:
             return
-    raise RuntimeError("The backbone's forward pass never came to the first layer above the trunk.")
+    if trunk.layers < until:
+        raise RuntimeError(f"The backbone's forward pass ran {trunk.layers} layers, and {until} were to be recorded.")
 
 
 @contextmanager
@@ -100,10 +116,10 @@ def replay_trunk(trunk: TrunkPass, rows: Tensor | None) -> Iterator[None]:
     """Run the backbone on some rows of a recorded batch, without computing the trunk again.
 
     Args:
-        trunk: what `record_trunk` returned.
+        trunk: what was recorded.
         rows: numbers of the rows, `(rows,)`; `None` for the whole batch.
     """
-    with _use(TrunkPass(trunk.states, trunk.entry, rows, replaying=True, rest=trunk.rest)):
+    with _use(TrunkPass(given=trunk, rows=rows)):
         yield
 
 
@@ -113,36 +129,36 @@ class _Shared(Swapped):
     _trunk_place: int
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module's own class does, unless a pass through the trunk is recorded or replayed."""
-        trunk, place = _RUNNING.trunk, self._trunk_place
-        if trunk is None or (place == GATE and trunk.entered):
+        """As the module's own class does, unless a pass is recorded or goes on from a recorded one."""
+        trunk = _RUNNING.trunk
+        if trunk is None or (trunk.until is None and trunk.entered):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        if trunk.replaying and place != GATE:
-            state = trunk.cut(trunk.states[place])
-            return (state, *trunk.cut_rest(place)) if place in trunk.rest else state
-        if place != 0:
+        is_layer, given = self._trunk_place > 0, trunk.given
+        # Some models run the same layer several times: it is the passes through layers that are counted.
+        place = trunk.layers + 1 if is_layer else 0
+        if given is not None and place in given.states:
+            trunk.layers = place
+            state = trunk.cut(given.states[place])
+            return (state, *trunk.cut_rest(given, place)) if place in given.rest else state
+        if is_layer:
             hidden, args, kwargs = _take_hidden(args, kwargs)
-            if not trunk.replaying:
+            if given is not None and not trunk.entered:
+                trunk.entered = True
+                assert given.entry is not None
+                hidden = trunk.cut(given.entry)
+            if given is None:
                 trunk.states.setdefault(0, hidden)
-            if place == GATE:
-                hidden = self._enter(trunk, hidden)
+            if trunk.until is not None and place > trunk.until:
+                trunk.entry = hidden
+                raise TrunkDone
             args = (hidden, *args)
         output = super().forward(*args, **kwargs)  # type: ignore[misc]
-        if place != GATE:
+        trunk.layers = place
+        if trunk.until is not None:
             if isinstance(output, tuple):
                 trunk.rest[place] = output[1:]
             trunk.states[place] = output[0] if isinstance(output, tuple) else output
         return output
-
-    @staticmethod
-    def _enter(trunk: TrunkPass, hidden: Tensor) -> Tensor:
-        """End a recording here; in a replay, what enters the first layer above the trunk."""
-        if not trunk.replaying:
-            trunk.entry = hidden
-            raise TrunkDone
-        trunk.entered = True
-        assert trunk.entry is not None
-        return trunk.cut(trunk.entry)
 
 
 def _take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
@@ -153,34 +169,69 @@ def _take_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
     return rest.pop("hidden_states"), (), rest
 
 
-def share_trunk(embeddings: nn.Module | None, trunk: list[nn.Module], gate: nn.Module) -> None:
-    """Let the backbone's embeddings, trunk layers and first layer above them take part in a `TrunkPass`."""
-    for place, module in [*enumerate([embeddings, *trunk]), (GATE, gate)]:
+def share_layers(embeddings: nn.Module | None, layers: list[nn.Module]) -> None:
+    """Let the backbone's embeddings, and its layers from the first on, take part in a `TrunkPass`."""
+    for place, module in enumerate([embeddings, *layers]):
         if module is not None:
             module._trunk_place = place  # type: ignore[assignment]
             swap_class(module, _Shared)
 
 
-def pool_states(states: dict[int, Tensor], mask: Tensor | None, edge: str) -> list[Tensor]:
-    """What the last state of a trunk says of whole sequences.
+# What is read of a state: its mean over the tokens of a text, its standard deviation over them, the token that has
+# seen the whole sequence; and, as it was before deeper layers were read, the mean over all tokens.
+MEAN, SPREAD, EDGE, PLAIN_MEAN = 0, 1, 2, 3
+
+
+def pool_states(trunk: TrunkPass, parts: Sequence[tuple[int, int]], mask: Tensor | None, edge: str) -> list[Tensor]:
+    """What recorded states say of whole sequences, wherever padding stands.
+
+    The first token and, where attention goes both ways, the last are no part of a text for `MEAN` and `SPREAD`: a
+    tokenizer frames it by them ([CLS] and [SEP], <s>), and a layer gathers there what has nothing to do with the text
+    (Xiao et al., arXiv 2309.17453). A sequence of fewer than three tokens is taken as a whole.
 
     Args:
-        states: the embeddings and the output of each trunk layer, by number, `(batch, sequence, hidden)` each.
+        trunk: the recorded pass; states are `(batch, sequence, hidden)`.
+        parts: which layer (0 for the embeddings) and what of its state, one of `MEAN`, `SPREAD`, `EDGE`, `PLAIN_MEAN`.
         mask: 1 for real tokens, `(batch, sequence)`; `None` if all are real.
         edge: the token that has seen the whole sequence: `"first"` where attention goes both ways, as BERT's [CLS],
             `"last"` where it goes back only.
 
     Returns:
-        The mean over real tokens and, if there is a trunk layer, the state of the first or last real token; both
-        `(batch, hidden)` float32. Below the first layer a token has seen nothing but itself.
+        Each of them, `(batch, hidden)` float32.
     """
-    state = states[max(states)]
+    state = trunk.state(parts[0][0])
     batch, length = state.shape[:2]
     if mask is None:
         mask = state.new_ones(batch, length)
-    weights = (mask / mask.sum(1, keepdim=True).clamp(min=1)).float().unsqueeze(1)
-    mean = torch.bmm(weights, state.float()).squeeze(1)
-    if max(states) == 0:
-        return [mean]
-    place = mask.int().argmax(1) if edge == "first" else length - 1 - mask.int().flip(1).argmax(1)
-    return [mean, state[torch.arange(batch, device=state.device), place].float()]
+    mask = mask.int()
+    first, last = mask.argmax(1), length - 1 - mask.flip(1).argmax(1)
+    rows = torch.arange(batch, device=state.device)
+    framed = mask.clone()
+    framed[rows, first] = 0
+    if edge == "first":
+        framed[rows, last] = 0
+    content = torch.where(mask.sum(1, keepdim=True) < 3, mask, framed)
+    weights = {True: _mean_weights(mask), False: _mean_weights(content)}
+    place = first if edge == "first" else last
+    means: dict[int, Tensor] = {}
+    found = []
+    for layer, what in parts:
+        state = trunk.state(layer)
+        if what == EDGE:
+            found.append(state[rows, place].float())
+        elif what == PLAIN_MEAN:
+            found.append(torch.bmm(weights[True], state.float()).squeeze(1))
+        else:
+            if layer not in means:
+                means[layer] = torch.bmm(weights[False], state.float()).squeeze(1)
+            mean = means[layer]
+            if what == SPREAD:
+                around = (state.float() - mean.unsqueeze(1)).square()
+                mean = torch.bmm(weights[False], around).squeeze(1).sqrt()
+            found.append(mean)
+    return found
+
+
+def _mean_weights(mask: Tensor) -> Tensor:
+    """Of each token in a mean over those of a mask, `(batch, 1, sequence)` float32."""
+    return (mask / mask.sum(1, keepdim=True).clamp(min=1)).float().unsqueeze(1)

@@ -300,9 +300,13 @@ class UnitGroup(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def view(self, key: str) -> UnitView:
-        """What a committed task sees: its ancestors' units but those that its gates mask out, then its own."""
+        """What a committed task sees: its ancestors' units but those that its gates mask out, then its own.
+
+        With `BASE`: all of base's.
+        """
         if key not in self._cache:
-            keys, gates, read = [*self.ancestors[key], key], self.gates.get(key), None
+            keys = [BASE] if key == BASE else [*self.ancestors[key], key]
+            gates, read = self.gates.get(key), None
             if gates is not None:
                 gates = torch.cat([gates, gates.new_ones(self.count(key))])
                 read = gates != 0

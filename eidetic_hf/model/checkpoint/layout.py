@@ -5,6 +5,7 @@ model.safetensors.index.json        standard index: tensor -> file
 eidetic-trunk.safetensors           written once
 eidetic-base.safetensors            the backbone's units above the trunk, where tasks copy them; written once
 eidetic-task-<name>.safetensors     written once, at the task's commit
+eidetic-router.safetensors          what the router was told about tasks since their commit; absent if it was not
 eidetic-pool.safetensors            what is still free; absent in an inference-only release
 generation_config.json              how texts are written, in a model that can
 eidetic-learning.safetensors        only in a Trainer checkpoint in the middle of a task
@@ -25,7 +26,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from ...configuration import FORMAT_VERSION, EideticConfig, TaskError
 from ...network.growth import growth_of
-from ...views import BASE, LEARNING, POOL, TRUNK, owner_of, task_key
+from ...views import BASE, LEARNING, POOL, TOLD, TRUNK, owner_of, task_key
 from .folder import FolderLocked, Transaction, recover
 
 CONFIG_FILE = "config.json"
@@ -36,13 +37,14 @@ TRUNK_FILE = "eidetic-trunk.safetensors"
 BASE_FILE = "eidetic-base.safetensors"
 POOL_FILE = "eidetic-pool.safetensors"
 LEARNING_FILE = "eidetic-learning.safetensors"
+TOLD_FILE = "eidetic-router.safetensors"
 
 # What a later save writes anew or leaves out; every other shard is there for good.
-PASSING_FILES = (POOL_FILE, LEARNING_FILE)
+PASSING_FILES = (POOL_FILE, LEARNING_FILE, TOLD_FILE)
 # By these a reader finds all others, so they take their places when all others are there.
 LAST_FILES = (INDEX_FILE, CONFIG_FILE)
 
-_FILES = {TRUNK: TRUNK_FILE, BASE: BASE_FILE, POOL: POOL_FILE, LEARNING: LEARNING_FILE}
+_FILES = {TRUNK: TRUNK_FILE, BASE: BASE_FILE, POOL: POOL_FILE, LEARNING: LEARNING_FILE, TOLD: TOLD_FILE}
 _T = TypeVar("_T")
 
 
@@ -61,6 +63,7 @@ def owners_in(config: EideticConfig) -> list[str]:
     One that names its backbone instead of holding it has the tasks', and of the trunk's what the router has measured.
     """
     tasks = [task_key(task.name) for task in config.tasks]
+    tasks += [TOLD] if TOLD_FILE in config.files else []
     if config.base is not None:
         return [*([TRUNK] if TRUNK_FILE in config.files else []), *tasks]
     base = [BASE] if growth_of(config.growth).copies else []

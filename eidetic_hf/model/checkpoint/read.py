@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 from ...configuration import EideticConfig
+from ...views import TOLD, task_key
 from .folder import find
 from .layout import (
     CONFIG_FILE,
@@ -59,6 +60,10 @@ def read_tensors(source: str | os.PathLike, config: EideticConfig, hub: Mapping[
     with ThreadPoolExecutor() as pool:  # hashing and reading release Python's lock
         for content in pool.map(read, owners_in(config)):
             tensors.update(content)
+    here = {task_key(task.name) for task in config.tasks}
+    for name in by_owner(tensors).get(TOLD, {}):  # one shard for all tasks
+        if here.isdisjoint(name.split(".")):
+            del tensors[name]
     return tensors
 
 
