@@ -185,7 +185,7 @@ class Bench:
         for changes in zip(*(changed(found, seed) for found in texts.values()), strict=True):
             ids = {task: self.encode(found) for task, (_, found) in zip(texts, changes, strict=True)}
             yield changes[0][0], self.again(before, ids)
-        padding = {"padding": "max_length", "max_length": self.max_length, "padding_side": "left"}
+        padding: dict[str, Any] = {"padding": "max_length", "max_length": self.max_length, "padding_side": "left"}
         yield PADDED, self.route(before.ids, **padding)
         yield CUT, self.again(before, {task: self.encode(found, SHORT) for task, found in texts.items()})
         yield ALONE, self.route(before.ids, batch=1)
@@ -230,7 +230,9 @@ def bands(lengths: Mapping[str, list[int]], right: Mapping[str, list[bool]]) -> 
     ]
 
 
-def measure(bench: Bench, texts: Mapping[str, list[str]], seed: int) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
+def measure(
+    bench: Bench, texts: Mapping[str, list[str]], seed: int
+) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
     """All figures of these texts; and each that goes wrong unchanged: the text, its task, the one it is sent to."""
     routed = bench.under_changes(texts, seed)
     _, before = next(routed)
