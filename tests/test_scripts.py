@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import html
 import importlib.util
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,10 +21,13 @@ from support.recipe_files import (  # noqa: F401
     private_dataset_cache,
     question_rows,
     reading,
+    size_rows,
     splits_of,
     tag_rows,
     write_backbone,
+    write_recipe,
     write_rows,
+    write_task,
     writing,
 )
 
@@ -294,3 +300,186 @@ def test_tasks_learned_in_another_order_leave_the_same_shards_and_a_difference_i
     with pytest.raises(SystemExit):
         order.report(wrong, {}, argparse.Namespace(tasks=1, json=None))
     assert "turned: 1 shards differ from those learned in order, a.safetensors" in capsys.readouterr().out
+
+
+# -- changes of texts -------------------------------------------------------------------------------------------------
+
+ORDINARY = "Don't go to \"Anna's\" on Monday. It is closed - they say so; I can not help."
+
+
+def ordinary_texts() -> list[str]:
+    """A text with a bit of everything, and the test texts of the quickstart."""
+    files = sorted((RECIPES / "data").glob("*/test.jsonl"))
+    return [ORDINARY, *(json.loads(line)["text"] for file in files for line in file.read_text().splitlines())]
+
+
+def edits(one: str, other: str) -> int:
+    """Letters to be put in, taken out or exchanged to get from one text to the other."""
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, start=1):
+        before, row = row, [i]
+        for j, sign in enumerate(other, start=1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (letter != sign)))
+    return row[-1]
+
+
+def few_edits(every: int) -> Callable[[str, str], bool]:
+    """Whether one letter in so many was mistyped, each by one edit, or two where letters are swapped."""
+
+    def promised(text: str, found: str) -> bool:
+        errors = max(1, round(sum(map(str.isalpha, text)) / every))
+        return 0.5 * errors <= edits(text, found) <= 2 * errors
+
+    return promised
+
+
+PROMISES: dict[str, Callable[[str, str], bool]] = {
+    "lower case": lambda text, found: found == text.lower(),
+    "upper case": lambda text, found: found == text.upper(),
+    "first letter small": lambda text, found: found[0] == text[0].lower() and found[1:] == text[1:],
+    "no final punctuation": lambda text, found: found[-1] not in ".!?," and text.startswith(found),
+    "no punctuation": lambda text, found: (
+        found.split() == re.sub("[^\\w\\s$+=<>-]|_", "", text).replace("-", " ").split()
+    ),
+    "typing errors, 1 in 15 letters": few_edits(15),
+    "typing errors, 1 in 8 letters": few_edits(8),
+    "contractions spread": lambda _, found: not re.search("n't|I'm|'re|'ll|I've|[Ii]t's", found),
+    "contractions joined": lambda _, found: not re.search("(do|is|are|can|will) not |I am|[Ii]t is", found),
+    "curly quotes": lambda text, found: (
+        not set(found) & set("'\"") and found.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'}) == text
+    ),
+    "HTML entities": lambda text, found: not set(found) & set("'\"<>") and html.unescape(found) == text,
+    "<br /> between sentences": lambda text, found: "<br />" in found and words(found) == text.split(),
+    "spaces in front": lambda text, found: found[0].isspace() and found.lstrip() == text,
+    "doubled spaces": lambda text, found: found.split("  ") == text.split(" "),
+    "a greeting in front": lambda text, found: found.endswith(f" {text}"),
+    "a tail behind": lambda text, found: found.startswith(f"{text} ") and found[-2:].isascii(),
+    "emoji behind": lambda text, found: found.startswith(f"{text} ") and not found[-1].isascii(),
+    "!!! behind": lambda text, found: found.endswith("!!!") and text.startswith(found[:-3]),
+    "quoted": lambda text, found: found == f'"{text}"',
+    "twice in a row": lambda text, found: found.split() == 2 * text.split(),
+    "first half of its words": lambda text, found: (
+        found.split() == text.split()[: len(found.split())] and len(found.split()) == -(-len(text.split()) // 2)
+    ),
+    "first five words": lambda text, found: found.split() == text.split()[:5],
+}
+
+
+def words(scraped: str) -> list[str]:
+    """The words of a text with tags in it."""
+    return scraped.replace("<br />", " ").split()
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_a_change_changes_a_text_and_keeps_what_it_promises(name: str) -> None:
+    changes = script("text_changes").CHANGES
+    assert list(changes) == list(PROMISES)
+    change, texts = changes[name], ordinary_texts()[::4]
+    assert change(ORDINARY, 0) != ORDINARY
+    broken = [(text, found) for text in texts if not PROMISES[name](text, found := change(text, 0))]
+    assert not broken
+    assert [change(text, 0) for text in texts] == [change(text, 0) for text in texts]
+    for little in ("a", "7", "...", "(?)"):
+        assert change(little, 0).strip(), "nothing is left of it"
+
+
+def test_a_change_chooses_by_its_seed_and_its_text_alone() -> None:
+    changes = script("text_changes")
+    mistyped = changes.CHANGES["typing errors, 1 in 8 letters"]
+    assert mistyped("set an alarm for half past seven", 0) == "set an alarm for hal psst seve", (
+        "the same in every process"
+    )
+    texts = ordinary_texts()[::4]
+    for name in ("typing errors, 1 in 15 letters", "a greeting in front", "a tail behind", "emoji behind"):
+        change = changes.CHANGES[name]
+        assert [change(text, 0) for text in texts] != [change(text, 1) for text in texts]
+    assert len({changes.greeting(text, 0).removesuffix(text) for text in texts}) == len(changes.GREETINGS)
+
+
+def test_signs_and_contractions_are_told_apart_and_what_a_change_does_not_concern_stays() -> None:
+    changes = script("text_changes")
+    assert (
+        changes.spread_contractions("Anna's cat won't; he'd know, WE'RE", 0)
+        == "Anna's cat will not; he'd know, WE are"
+    )
+    assert changes.spread_contractions("I can\u2019t", 0) == "I cannot"
+    assert changes.joined_contractions("You cannot say it is late", 0) == "You can't say it's late"
+    assert (
+        changes.no_punctuation("(it\u2019s) \u201cwell-known\u201d, a/b_c: $5 & 10%", 0) == "its well known a bc $5 10"
+    )
+    assert changes.mistyped("7:30!", 0, every=8) == "7:30!"
+    assert changes.first_half("one", 0) == "one"
+    assert changes.small_start('"Éa" B', 0) == '"éa" B'
+
+
+def test_a_typing_error_hits_a_key_that_touches_the_right_one() -> None:
+    neighbours = script("text_changes").neighbours
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    assert {letter: set(neighbours(letter)) for letter in "agp"} == {
+        "a": set("qwsz"),
+        "g": set("ftyhbv"),
+        "p": set("ol"),
+    }
+    assert all(letter in neighbours(other) for letter in letters for other in neighbours(letter))
+    assert neighbours("é") == ""
+
+
+def test_texts_of_a_task_are_joined_round_in_a_circle() -> None:
+    changes = script("text_changes")
+    found = dict(changes.changed(["one", "two", "three"], 0))
+    assert list(found) == [*changes.CHANGES, changes.WITH_THE_NEXT]
+    assert found[changes.WITH_THE_NEXT] == ["one two", "two three", "three one"]
+    assert found["twice in a row"] == ["one one", "two two", "three three"]
+
+
+def test_routes_are_measured_under_every_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(RECIPES)
+    bench, out = script("benchmark_changes"), tmp_path / "changes.json"
+    recipe = write_recipe(
+        tmp_path, [write_task(tmp_path, "colors"), write_task(tmp_path, "sizes", splits_of(size_rows))], trunk_layers=1
+    )
+    monkeypatch.setattr(bench, "CORPORA", ["sizes", "colors"])
+    rows = [{"text": "red w1 w2", "task": "colors"}, {"text": "w90 w86 w87", "task": "colors"}]
+    write_rows(tmp_path / "own.jsonl", rows)
+    command = ["changes", "--recipe", str(recipe), "--texts", "12", "--sentences", str(tmp_path / "own.jsonl")]
+    monkeypatch.setattr(sys, "argv", [*command, "--data", str(tmp_path / "data"), "--json", str(out)])
+    bench.main()
+    found, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert list(found) == ["colors", "own", "ten corpora"]
+    assert found["own"]["right"] == 0.5 and "'w90 w86 w87' (colors) is sent to sizes" in printed
+    names = [*bench.changed.__globals__["CHANGES"], "with another text of its task"]
+    for figures in found.values():
+        assert list(figures["changes"]) == [*names, "padded on the left", "cut at 16 tokens", "each text alone"]
+        same = figures["changes"]["doubled spaces"]
+        assert same["changed"] == same["points"] == 0, "the tokenizer drops them"
+        assert figures["changes"]["upper case"]["changed"] == 1, "it knows no word in capitals"
+        assert figures["changes"]["each text alone"]["right"] == figures["right"]
+    whole = found["colors"]
+    assert whole["texts"] == {"colors": 12, "sizes": 12} and whole["right"] == 1
+    assert sum(band["texts"] for band in whole["by length"]) == 24
+    upper = whole["changes"]["upper case"]
+    assert upper["right"] == 0.5 and upper["lost"] == 12 and upper["points"] == -50, "all that is unknown goes one way"
+    assert "LOSES MORE THAN 1.5" in printed.partition("ten corpora")[0]
+    write_rows(tmp_path / "own.jsonl", [{"text": "red", "task": "smells"}])
+    with pytest.raises(SystemExit, match="has sentences for smells; the recipe's tasks are colors, sizes"):
+        bench.main()
+
+
+def test_what_a_change_did_is_counted_per_text_and_shared_per_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(RECIPES)
+    bench = script("benchmark_changes")
+    before = bench.Routed({"a": [[1], [2]], "b": [[3]] * 4}, {"a": ["a", "a"], "b": ["b", "b", "b", "a"]})
+    after = bench.Routed({"a": [[1], [5]], "b": [[3]] * 4}, {"a": ["a", "b"], "b": ["b", "b", "b", "b"]})
+    assert bench.compare(before, after) == {
+        "changed": 1 / 6,
+        "right": 0.75,
+        "points": -12.5,
+        "lost": 1,
+        "won": 1,
+        "points by task": {"a": -50.0, "b": 25.0},
+    }
+    found = bench.bands({"a": [1, 2, 3], "b": [7, 8]}, {"a": [True, True, False], "b": [True, False]})
+    assert [band["tokens"] for band in found] == [[1, 2], [3, 3], [7, 7], [8, 8]]
+    assert [band["right"] for band in found] == [1, 0, 1, 0]
