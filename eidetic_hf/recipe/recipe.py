@@ -98,6 +98,7 @@ class Recipe:
         tokenizer: where it is, as for `backbone`, by default there; or `{train: bpe, vocab_size: 2048}` or
             `{train: byte}`, to make one from the training texts of the tasks.
         trunk_layers: layers that stay at their pretrained values; a third of the depth by default.
+        router_layers: the layers that the router reads; by default those that suit the growth and the depth.
         forward_transfer: which earlier tasks a task reads: `"all"`, `"none"` or a list of names.
         growth: how tasks come to units: `"copy"`, by copying the backbone's; or `"fixed"`, out of a pool, as in every
             recipe whose backbone is a configuration.
@@ -119,6 +120,7 @@ class Recipe:
     plugins: list[str] = field(default_factory=list)
     tokenizer: str | dict[str, Any] | None = None
     trunk_layers: int | None = None
+    router_layers: list[int] | None = None
     forward_transfer: str | list[str] = "all"
     growth: str = "copy"
     preserve: bool = False

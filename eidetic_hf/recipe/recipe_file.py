@@ -140,6 +140,11 @@ def _check_common(values: dict[str, Any], where: str) -> None:
         _check_type(values, key, int, f"a whole number >= {least}", where)
         if values.get(key) is not None and values[key] < least:
             raise RecipeError(f"`{key}: {values[key]}` in {where}: expected a whole number >= {least}.")
+    layers = values.get("router_layers")
+    if layers is not None and not (
+        isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)
+    ):
+        raise RecipeError(f"`router_layers: {layers!r}` in {where}: expected a list of numbers of layers.")
     if values.get("pooling") not in (None, *POOLINGS):
         raise RecipeError(f"`pooling: {values['pooling']!r}` in {where}: expected one of {list(POOLINGS)}.")
     if values.get("growth") not in (None, *growths()):

@@ -174,6 +174,7 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> EideticMod
         "trunk_layers": recipe.trunk_layers,
         "forward_transfer": recipe.forward_transfer,
         "growth": recipe.growth,
+        "router_layers": recipe.router_layers,
     }
     if isinstance(recipe.backbone, dict):
         set_seed(recipe.seed)

@@ -81,7 +81,9 @@ def test_abstaining_works_over_kinds(reading: Path) -> None:  # noqa: F811
     strange = Query("w95 w105 w110 w100 w94 w99")
     (line,) = predictor(reading).answers([strange], abstain=0.9)
     assert line["task"] is None and line["outlier_score"] > -1.2816, "a tenth of a task's own are nearer"
-    assert list(line) == ["text", "task", "task_score", "task_scores", "outlier_score"]
+    assert list(line) == ["text", "task", "task_score", "task_scores", "outlier_score", "nearest"]
+    best = sorted(line["task_scores"], key=lambda name: line["task_scores"][name], reverse=True)
+    assert line["nearest"] == best[:3]
 
 
 @pytest.mark.parametrize(
