@@ -251,7 +251,7 @@ def test_the_router_is_taught_and_explains_itself(unlike: Path, tmp_path: Path) 
     assert 0 < before["margin"] <= before["probability"] <= 1
     result = call("teach", folder, "size", text, "--label", "small", "--weight", "400")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("size ") and result.stdout.rstrip().endswith(text)
+    assert "\nsize " in result.stdout and result.stdout.rstrip().endswith(text)
     assert json.loads(call("predict", folder, text).stdout)["task"] == "size"
     assert {path.name for path in folder.glob("eidetic-*")} == {*shards, "eidetic-router.safetensors"}
     assert call("teach", folder, "size", text, "--label", "small", "--forget").exit_code == 0

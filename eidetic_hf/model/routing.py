@@ -123,11 +123,6 @@ def layers_of_router(model: Parts) -> list[int]:
     return check_layers(layers, config.trunk_layers, depth, growth.copies)
 
 
-def _first_layer(layout: Layout, trunk_layers: int) -> int:
-    """Up to which layer features are read of every row: the deepest one that the trunk has, or the first of all."""
-    return max((layer for layer in layout.layers if 0 < layer <= trunk_layers), default=layout.layers[0])
-
-
 def _pooled(
     model: Parts,
     trunk: TrunkPass,
@@ -280,7 +275,7 @@ def _log_posteriors(
     """Log posteriors of tasks, `(batch, tasks)`, and the features that were read of every row."""
     router, trunk_layers = model.router, model.config.trunk_layers
     layout = router.layout(trunk_layers)
-    first, last = _first_layer(layout, trunk_layers), layout.layers[-1]
+    first, last = layout.first_layer(trunk_layers), layout.layers[-1]
     priors = router.log_priors(known)
     way = DEEP if deep or first == last else model.routing
 

@@ -91,7 +91,7 @@ class Groups:
             at_most: number of directions.
             own_share: how far a task's covariance may be its own.
         """
-        root = torch.linalg.cholesky(within)  # W = L Lᵀ; with Z = L⁻ᵀ U, U spans what whitened means differ in
+        root = _cholesky(within)  # W = L Lᵀ; with Z = L⁻ᵀ U, U spans what whitened means differ in
         white = torch.linalg.solve_triangular(root, means.T, upper=False)  # (features, groups)
         around = white - white.mean(1, keepdim=True)
         if around.shape[1] < around.shape[0]:
@@ -138,7 +138,7 @@ class Groups:
             eye = torch.eye(k, dtype=self.basis.dtype, device=self.basis.device)
             share = self.own_share * size / (size + k)
             own = covariance(self.basis.cpu()).to(self.basis.device)
-            factor = torch.linalg.cholesky(share * own + (1 - share + 1e-6) * eye)
+            factor = _cholesky(share * own + (1 - share + 1e-6) * eye)
             inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
             centers = self.centers[self.owner == task] @ inverse.T
             self.roots[task] = (inverse, centers, inverse.diagonal().log().sum())
@@ -191,6 +191,7 @@ class Discriminant:
         cls,
         statistics: Callable[[str], TaskStatistics],
         summaries: Mapping[str, tuple[Tensor, Tensor]],
+        between: Tensor,
         columns: Tensor,
         within: Tensor,
     ) -> Discriminant:
@@ -199,6 +200,7 @@ class Discriminant:
         Args:
             statistics: returns what is kept of a task.
             summaries: sequences per label and means of labels of each task, `(labels,)` and `(labels, columns)`.
+            between: mean of what the tasks' covariances owe to their labels, `(columns, columns)` float64.
             columns: which of the features are read.
             within: mean of the tasks' covariances, `(columns, columns)` float64.
         """
@@ -211,8 +213,6 @@ class Discriminant:
         n_tasks, n = len(sizes), sum(sizes)
         owner = torch.repeat_interleave(torch.arange(n_tasks), torch.stack([s.sum() for s in seen]))
         center = means.mean(0)
-        around = prototypes - means[owner]
-        between = (around.T * (shares / n_tasks)) @ around
         p = len(columns)
         ridge = max(RIDGE * (p / n) ** 2, LEAST_RIDGE)
         flat = torch.arange(n_tasks)
@@ -395,6 +395,30 @@ class Discriminant:
         return float(torch.special.ndtr(length / max(sum(deviations), 1e-12)))
 
 
+def between_labels(counts: Sequence[Tensor], means: Sequence[Tensor]) -> Tensor:
+    """What the covariances of tasks owe to their labels, in the mean, `(features, features)` float64.
+
+    Args:
+        counts: sequences per label of each task, `(labels,)`.
+        means: of its labels, `(labels, features)`.
+    """
+    shares = [count / count.sum() for count in counts]
+    around = [mean - share @ mean for share, mean in zip(shares, means, strict=True)]
+    joined, weights = torch.cat(around), torch.cat(shares) / len(shares)
+    return (joined.T * weights) @ joined
+
+
+def _cholesky(covariance: Tensor) -> Tensor:
+    """The Cholesky factor of a covariance; of one that rounding has left without, of the least more that has one."""
+    level, added = covariance.diagonal().mean(), 0.0
+    while True:
+        lifted = covariance if not added else _ridged(covariance, added)
+        root, failed = torch.linalg.cholesky_ex(lifted)
+        if not int(failed) or not bool(level.isfinite()):
+            return root
+        added = max(10 * added, 1e-6)
+
+
 def _ridged(covariance: Tensor, share: float) -> Tensor:
     """A covariance with a share of its mean variance added on the diagonal."""
     level = covariance.diagonal().mean()
@@ -419,7 +443,7 @@ def distances(statistics: TaskStatistics, others: Mapping[str, TaskStatistics]) 
     tasks = [task.of(columns, directions or None) for task in tasks]
     within = sum((whole_covariance(task) for task in tasks), torch.zeros(())) / (UNITS * len(tasks))
     size = sum(task.size for task in tasks)
-    root = torch.linalg.cholesky(_ridged(within, max(RIDGE * (len(columns) / size) ** 2, LEAST_RIDGE)))
+    root = _cholesky(_ridged(within, max(RIDGE * (len(columns) / size) ** 2, LEAST_RIDGE)))
     means = torch.stack([task.mean for task in tasks])
     seen = torch.linalg.solve_triangular(root, (means[:-1] - means[-1]).T, upper=False)
     return dict(zip(names, seen.square().sum(0).tolist(), strict=True))

@@ -62,6 +62,17 @@ class Layout:
         """The layers that are read, in ascending order."""
         return sorted({layer for layer, *_ in self.parts})
 
+    def first_layer(self, trunk_layers: int) -> int:
+        """Up to which layer every row is read: the deepest that the trunk has, or the first of all."""
+        return max((layer for layer in self.layers if 0 < layer <= trunk_layers), default=self.layers[0])
+
+    def first_features(self, trunk_layers: int) -> int:
+        """How many features are known of every row."""
+        if self.first_layer(trunk_layers) == self.layers[-1]:
+            return len(self.columns)
+        known = self.up_to(self.first_layer(trunk_layers))
+        return int((self.columns < sum(width for _, _, width in self.parts[: len(known)])).sum())
+
     def up_to(self, layer: int) -> list[tuple[int, int]]:
         """What is pooled of the layers up to this one."""
         return [(number, what) for number, what, _ in self.parts if number <= layer]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...configuration import TaskError
 from ...network.storage import Slots, own_tensors
 from ...views import task_key, task_name
-from .discriminant import UNITS, Discriminant, thinned, whole_covariance
+from .discriminant import UNITS, Discriminant, between_labels, thinned, whole_covariance
 from .features import LEVELS, STEPS_PER_DEVIATION, Layout
 from .sums import RouterSums, TaskStatistics, directions_kept, kept_of, statistics_of
 
@@ -185,9 +185,9 @@ class Router(nn.Module):
         """The same for a task that is not committed yet."""
         return statistics_of(self.kept(sums))
 
-    def _summary(self, task: str) -> tuple[Tensor, Tensor]:
+    def _summary(self, task: str, kept: TaskStatistics) -> tuple[Tensor, Tensor]:
         """Sequences per label, and means of labels, with what users added and took away."""
-        slots, kept = cast(Slots, self.told[task_key(task)]), self.statistics(task)
+        slots = cast(Slots, self.told[task_key(task)])
         examples = slots.get(EXAMPLES)
         if examples is None or not len(examples):
             return kept.count, kept.means
@@ -498,10 +498,13 @@ class Router(nn.Module):
             names = sorted(tasks)  # the order in which they were learned must not matter
             pooled = self._pool(names)
             read = pooled.columns < key[1]
-            columns, summaries = pooled.columns[read], {name: self._summary(name) for name in names}
+            columns = pooled.columns[read]
+            kept = {name: self.statistics(name) for name in names}
+            summaries = {name: self._summary(name, each) for name, each in kept.items()}
             solved = Discriminant.fit(
                 self.statistics,
                 {name: (count, means[:, columns]) for name, (count, means) in summaries.items()},
+                between_labels([k.count for k in kept.values()], [k.means[:, columns] for k in kept.values()]),
                 columns,
                 pooled.total[read][:, read] / (UNITS * len(names)),
             )

@@ -32,7 +32,7 @@ class RouterSums:
     Attributes:
         count: sequences per label, `(labels,)` int64; one entry for tasks that have no single label.
         total: sums of their features, `(labels, features)` int64.
-        moment: sum of x xᵀ over all of them, the lower triangle row by row, `(features * (features + 1) / 2,)` int64.
+        moment: sum of x xᵀ over all of them, `(features, features)` int64.
     """
 
     count: Tensor
@@ -42,8 +42,8 @@ class RouterSums:
     @classmethod
     def zeros(cls, n_labels: int, n_features: int) -> RouterSums:
         """Sums over nothing."""
-        size = n_features * (n_features + 1) // 2
-        count, total, moment = (torch.zeros(s, dtype=torch.int64) for s in (n_labels, (n_labels, n_features), size))
+        shapes = (n_labels, (n_labels, n_features), (n_features, n_features))
+        count, total, moment = (torch.zeros(shape, dtype=torch.int64) for shape in shapes)
         return cls(count, total, moment)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
@@ -53,7 +53,7 @@ class RouterSums:
         for rows, own in zip(features.cpu().split(EXACT_ROWS), labels.split(EXACT_ROWS), strict=True):
             exact = rows.float()
             self.total += torch.zeros(self.total.shape).index_add_(0, own, exact).long()
-            self.moment += lower_triangle(exact.T @ exact).long()
+            self.moment += (exact.T @ exact).long()
 
     def merged(self, other: RouterSums) -> RouterSums:
         """The sums over both."""
@@ -160,10 +160,10 @@ class TaskStatistics:
 def _exact(sums: RouterSums) -> tuple[Tensor, Tensor, Tensor]:
     """Mean of each label, standard deviations, and correlations, of sums."""
     count, total = sums.count.double(), sums.total.double()
-    size, n_features = float(count.sum()), total.shape[1]
+    size = float(count.sum())
     means = total / count.clamp(min=1).unsqueeze(1)
     mean = total.sum(0) / size
-    covariance = symmetric(sums.moment.double(), n_features) / size - torch.outer(mean, mean)
+    covariance = sums.moment.double() / size - torch.outer(mean, mean)
     deviation = covariance.diagonal().clamp(min=0).sqrt()
     scale = torch.where(deviation > 0, 1 / deviation.clamp(min=1e-30), 0)
     correlations = covariance * scale.unsqueeze(1) * scale
@@ -223,7 +223,8 @@ def statistics_of(slots: Slots | Mapping[str, Tensor]) -> TaskStatistics:
     if get("total") is not None:
         total, moment = (get(name) for name in ("total", "moment"))
         assert total is not None and moment is not None
-        means, deviation, correlations = _exact(RouterSums(count.cpu(), total.cpu(), moment.cpu()))
+        whole = symmetric(moment.cpu(), total.shape[1])
+        means, deviation, correlations = _exact(RouterSums(count.cpu(), total.cpu(), whole))
         return TaskStatistics(count.cpu().double(), means, deviation, None, correlations)
     kept = {name: value.cpu() for name in KEPT if (value := get(name)) is not None}
     deviation, triangle = kept["deviation"].double(), kept.get("correlations")
