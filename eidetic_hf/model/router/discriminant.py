@@ -47,7 +47,7 @@ def thinned(n_features: int, directions: int, n_tasks: int) -> tuple[Tensor, int
 
 
 def whole_covariance(statistics: TaskStatistics) -> Tensor:
-    """A task's covariance in whole numbers of `1 / UNITS`, `(features, features)` float64."""
+    """A task's covariance in whole numbers of `1 / UNITS`, `(features, features)` float32."""
     return (statistics.covariance() * UNITS).round()
 
 
@@ -172,8 +172,8 @@ class Discriminant:
         labels: the view that tells labels apart.
         label_numbers: of each group of `labels`, its number among its task's labels, `(groups,)`.
         sizes: number of each task's sequences.
-        statistics: returns what is kept of a task, of all features.
-        moments: mean and standard deviation of the outlier scores of a task's own sequences, of those asked for.
+        statistics: takes the name of a task and some features, and returns what is kept of it.
+        moments: mean and standard deviation of the outlier scores of all tasks' own sequences, `(2,)`, once asked for.
     """
 
     names: list[str]
@@ -183,26 +183,26 @@ class Discriminant:
     labels: Groups
     label_numbers: Tensor
     sizes: list[float]
-    statistics: Callable[[str], TaskStatistics]
-    moments: dict[str, Tensor] = field(default_factory=dict)
+    statistics: Callable[[str, Tensor], TaskStatistics]
+    moments: Tensor | None = None
 
     @classmethod
     def fit(
         cls,
-        statistics: Callable[[str], TaskStatistics],
+        statistics: Callable[[str, Tensor], TaskStatistics],
         summaries: Mapping[str, tuple[Tensor, Tensor]],
-        between: Tensor,
         columns: Tensor,
         within: Tensor,
+        between: Tensor,
     ) -> Discriminant:
         """Solve for the classifier of tasks, given in the order of their names.
 
         Args:
-            statistics: returns what is kept of a task.
+            statistics: takes the name of a task and some features, and returns what is kept of it.
             summaries: sequences per label and means of labels of each task, `(labels,)` and `(labels, columns)`.
-            between: mean of what the tasks' covariances owe to their labels, `(columns, columns)` float64.
             columns: which of the features are read.
-            within: mean of the tasks' covariances, `(columns, columns)` float64.
+            within: mean of the tasks' covariances around their labels' means, `(columns, columns)` float64.
+            between: mean of what those around the tasks' own means have beside that, `(columns, columns)` float64.
         """
         counts = [count for count, _ in summaries.values()]
         sizes = [float(count.sum()) for count in counts]
@@ -222,7 +222,7 @@ class Discriminant:
             center=center,
             tasks=Groups.fit(
                 means - center,
-                _ridged(within, ridge),
+                _ridged(within + between, ridge),
                 flat,
                 torch.zeros(n_tasks, dtype=torch.float64),
                 MAX_TASK_DIRECTIONS,
@@ -230,7 +230,7 @@ class Discriminant:
             ),
             labels=Groups.fit(
                 prototypes - center,
-                _ridged(within - between, ridge),
+                _ridged(within, ridge),
                 owner,
                 shares.log(),
                 MAX_LABEL_DIRECTIONS,
@@ -246,7 +246,7 @@ class Discriminant:
         """Memory that it takes."""
         views = (self.tasks, self.labels)
         tensors = [value for part in (self, *views) for value in vars(part).values()]
-        tensors += [*self.moments.values(), *(t for view in views for root in view.roots.values() for t in root)]
+        tensors += [t for view in views for root in view.roots.values() for t in root]
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
     def to(self, device: torch.device) -> Discriminant:
@@ -261,11 +261,11 @@ class Discriminant:
         """What returns the covariance of a task's sequences around its mean, or those of its labels, in a basis."""
 
         def project(basis: Tensor) -> Tensor:
-            kept = self.statistics(self.names[task]).of(self.columns.cpu())
+            kept = self.statistics(self.names[task], self.columns.cpu())
             found = kept.projected(basis)
-            if by_label:
-                around = (kept.means - kept.mean) @ basis
-                found = found - (around.T * (kept.count / kept.size)) @ around
+            if not by_label:
+                beside = kept.between() @ basis
+                found = found + beside.T @ beside
             return found
 
         return project
@@ -321,7 +321,7 @@ class Discriminant:
         return torch.tensor([places[task] for task in tasks], device=self.center.device, dtype=torch.long)
 
     def outlier_scores(self, features: Tensor, tasks: list[str]) -> Tensor:
-        """How far each sequence lies from its task, in standard deviations of the task's own sequences, `(batch,)`.
+        """How far each sequence lies from its task, in standard deviations of tasks' own sequences, `(batch,)`.
 
         The distance is a relative one (Ren et al., arXiv 2106.09022): the squared Mahalanobis distance to the nearest
         label's mean, less the one to the center of all tasks, since what is unusual in every respect, such as a very
@@ -331,13 +331,11 @@ class Discriminant:
             features: `(batch, features)`.
             tasks: the task of each sequence.
         """
-        for task in sorted(set(tasks) - set(self.moments)):
-            self.moments[task] = self._own_moments(self.names.index(task)).to(self.center.device)
+        if self.moments is None:
+            self.moments = self._own_moments().to(self.center.device)
         numbers = self._places(tasks)
         found = self._distances(features).masked_fill(numbers.unsqueeze(1) != self.labels.owner, torch.inf).amin(1)
-        mean, deviation = (
-            torch.stack([self.moments[task] for task in tasks]).unbind(1) if tasks else found.new_zeros(2, 0)
-        )
+        mean, deviation = self.moments
         return (found - mean) / deviation
 
     def _distances(self, features: Tensor) -> Tensor:
@@ -348,17 +346,23 @@ class Discriminant:
         spread = (z.square().sum(1, keepdim=True) - 2 * z @ view.centers.T + view.centers.square().sum(1)).clamp(min=0)
         return SPREAD_WEIGHT * spread - 2 * (view.linear(x, z) - view.log_weights)
 
-    def _own_moments(self, task: int) -> Tensor:
-        """Mean and standard deviation of -2 c·w - c² + k w², w being normal around 0 and c the mean of a label."""
+    def _own_moments(self) -> Tensor:
+        """Mean and standard deviation of -2 c·w - c² + k w², w being normal around 0 and c the mean of a label.
+
+        Over the labels of all tasks, each task alike.
+        """
         view = self.labels
-        mine = (view.owner == task).cpu()
-        covariance = self._covariance(task, by_label=True)(view.basis.cpu())
-        centers, weights = view.centers.cpu()[mine], view.log_weights.cpu()[mine].exp()
-        sizes = centers.square().sum(1)
-        by_label = SPREAD_WEIGHT * covariance.trace() - sizes
-        mean = (weights * by_label).sum()
-        across = 4 * ((centers @ covariance) * centers).sum(1) + (by_label - mean).square()
-        variance = 2 * SPREAD_WEIGHT**2 * covariance.square().sum() + (weights * across).sum()
+        owner, basis = view.owner.cpu(), view.basis.cpu()
+        centers, weights = view.centers.cpu(), view.log_weights.cpu().exp() / len(self.names)
+        means, variances = torch.zeros_like(weights), torch.zeros_like(weights)
+        for task in range(len(self.names)):
+            mine = owner == task
+            own = self._covariance(task, by_label=True)(basis)
+            means[mine] = SPREAD_WEIGHT * own.trace() - centers[mine].square().sum(1)
+            across = ((centers[mine] @ own) * centers[mine]).sum(1)
+            variances[mine] = 4 * across + 2 * SPREAD_WEIGHT**2 * own.square().sum()
+        mean = (weights * means).sum()
+        variance = (weights * (variances + (means - mean).square())).sum()
         return torch.stack([mean, HEAVY_TAILS * variance.clamp(min=1e-12).sqrt()])
 
     def nearest_labels(self, features: Tensor, count: int) -> list[list[tuple[str, int, float]]]:
@@ -395,19 +399,6 @@ class Discriminant:
         return float(torch.special.ndtr(length / max(sum(deviations), 1e-12)))
 
 
-def between_labels(counts: Sequence[Tensor], means: Sequence[Tensor]) -> Tensor:
-    """What the covariances of tasks owe to their labels, in the mean, `(features, features)` float64.
-
-    Args:
-        counts: sequences per label of each task, `(labels,)`.
-        means: of its labels, `(labels, features)`.
-    """
-    shares = [count / count.sum() for count in counts]
-    around = [mean - share @ mean for share, mean in zip(shares, means, strict=True)]
-    joined, weights = torch.cat(around), torch.cat(shares) / len(shares)
-    return (joined.T * weights) @ joined
-
-
 def _cholesky(covariance: Tensor) -> Tensor:
     """The Cholesky factor of a covariance; of one that rounding has left without, of the least more that has one."""
     level, added = covariance.diagonal().mean(), 0.0
@@ -428,22 +419,20 @@ def _ridged(covariance: Tensor, share: float) -> Tensor:
     return found
 
 
-def distances(statistics: TaskStatistics, others: Mapping[str, TaskStatistics]) -> dict[str, float]:
+def distances(task: str, names: Sequence[str], statistics: Callable[[str], TaskStatistics]) -> dict[str, float]:
     """How unlike a task's sequences are to those of others: squared Mahalanobis distances between their means.
 
     Args:
-        statistics: of the task.
-        others: of the others, by name; the common covariance within tasks is the mean of all of theirs.
+        task: its name.
+        names: of the others; the common covariance within tasks is the mean of all of theirs and its own.
+        statistics: takes a name, and returns what is kept of the task: of not too many features, see `thinned`.
     """
-    names = sorted(others)  # added up in the same order, whichever came first
-    tasks = [*(others[name] for name in names), statistics]
-    columns, directions = thinned(
-        len(statistics.deviation), 0 if statistics.factor is None else statistics.factor.shape[1], len(tasks)
-    )
-    tasks = [task.of(columns, directions or None) for task in tasks]
-    within = sum((whole_covariance(task) for task in tasks), torch.zeros(())) / (UNITS * len(tasks))
-    size = sum(task.size for task in tasks)
-    root = _cholesky(_ridged(within, max(RIDGE * (len(columns) / size) ** 2, LEAST_RIDGE)))
-    means = torch.stack([task.mean for task in tasks])
+    tasks = [statistics(name) for name in (*sorted(names), task)]  # added up in the same order, whichever came first
+    within = sum((whole_covariance(kept).double() for kept in tasks), torch.zeros(())) / (UNITS * len(tasks))
+    beside = torch.cat([kept.between() for kept in tasks])
+    within = within + beside.T @ beside / len(tasks)
+    size = sum(kept.size for kept in tasks)
+    root = _cholesky(_ridged(within, max(RIDGE * (len(within) / size) ** 2, LEAST_RIDGE)))
+    means = torch.stack([kept.mean for kept in tasks])
     seen = torch.linalg.solve_triangular(root, (means[:-1] - means[-1]).T, upper=False)
-    return dict(zip(names, seen.square().sum(0).tolist(), strict=True))
+    return dict(zip(sorted(names), seen.square().sum(0).tolist(), strict=True))

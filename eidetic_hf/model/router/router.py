@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...configuration import TaskError
 from ...network.storage import Slots, own_tensors
 from ...views import task_key, task_name
-from .discriminant import UNITS, Discriminant, between_labels, thinned, whole_covariance
+from .discriminant import UNITS, Discriminant, distances, thinned, whole_covariance
 from .features import LEVELS, STEPS_PER_DEVIATION, Layout
 from .sums import RouterSums, TaskStatistics, directions_kept, kept_of, statistics_of
 
@@ -177,15 +177,21 @@ class Router(nn.Module):
     def _left(self, task: str) -> Slots:
         return cast(Slots, self.sums[task_key(task)])
 
-    def statistics(self, task: str) -> TaskStatistics:
-        """How a task's sequences are spread, as it was kept (`KeyError` if it left nothing)."""
-        return statistics_of(self._left(task))
+    def statistics(self, task: str, columns: Tensor | None = None, directions: int | None = None) -> TaskStatistics:
+        """How a task's sequences are spread, as it was kept (`KeyError` if it left nothing); see `statistics_of`."""
+        return statistics_of(self._left(task), columns, directions)
 
-    def statistics_of_sums(self, sums: RouterSums) -> TaskStatistics:
-        """The same for a task that is not committed yet."""
-        return statistics_of(self.kept(sums))
+    def distances(self, sums: RouterSums) -> dict[str, float]:
+        """How unlike the sequences of a task that is not committed are to those of all that are, see `distances`."""
+        names, new = self.known(), self.kept(sums)
+        columns, directions = self._thinned(names, len(names) + 1)
 
-    def _summary(self, task: str, kept: TaskStatistics) -> tuple[Tensor, Tensor]:
+        def statistics(name: str) -> TaskStatistics:
+            return statistics_of(self._left(name) if name else new, columns, directions)
+
+        return distances("", names, statistics)
+
+    def _summary(self, task: str, kept: TaskStatistics, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Sequences per label, and means of labels, with what users added and took away."""
         slots = cast(Slots, self.told[task_key(task)])
         examples = slots.get(EXAMPLES)
@@ -195,7 +201,7 @@ class Router(nn.Module):
         weights, labels = weights.double(), labels.long()
         count = kept.count.index_add(0, labels, weights)
         total = (kept.means * kept.count.unsqueeze(1)).index_add(
-            0, labels, examples.cpu().double() * weights.unsqueeze(1)
+            0, labels, examples.cpu()[:, columns].double() * weights.unsqueeze(1)
         )
         left = count > 0.5  # of a label whose every sequence was forgotten nothing is left
         means = torch.where(left.unsqueeze(1), total / count.clamp(min=1).unsqueeze(1), kept.means)
@@ -447,13 +453,14 @@ class Router(nn.Module):
 
     # -- answers --------------------------------------------------------------------------------------------------
 
-    def _thinned(self, names: Sequence[str]) -> tuple[Tensor, int]:
+    def _thinned(self, names: Sequence[str], n_tasks: int) -> tuple[Tensor, int]:
         factors = [self._left(name).get("factor") for name in names]
-        return thinned(self.n_features, max((f.shape[1] for f in factors if f is not None), default=0), len(names))
+        widest = max((factor.shape[1] for factor in factors if factor is not None), default=self.n_features)
+        return thinned(self.n_features, widest, n_tasks)
 
     def _with(self, pooled: _Pooled, names: Sequence[str], sign: int = 1) -> _Pooled:
         for name in names:
-            kept = self.statistics(name).of(pooled.columns, pooled.directions or None)
+            kept = self.statistics(name, pooled.columns, pooled.directions)
             pooled.total.add_(whole_covariance(kept), alpha=sign)
         return pooled._replace(names=pooled.names.union(names) if sign > 0 else pooled.names.difference(names))
 
@@ -462,7 +469,7 @@ class Router(nn.Module):
 
     def _pool(self, names: Sequence[str]) -> _Pooled:
         """The sum of covariances of tasks: brought up to date, or added up anew where that is less work."""
-        columns, directions = self._thinned(names)
+        columns, directions = self._thinned(names, len(names))
         old, wanted = self._pooled, frozenset(names)
         if (
             old is None
@@ -499,14 +506,15 @@ class Router(nn.Module):
             pooled = self._pool(names)
             read = pooled.columns < key[1]
             columns = pooled.columns[read]
-            kept = {name: self.statistics(name) for name in names}
-            summaries = {name: self._summary(name, each) for name, each in kept.items()}
+            kept = {name: self.statistics(name, columns, 0) for name in names}
+            summaries = {name: self._summary(name, each, columns) for name, each in kept.items()}
+            beside = torch.cat([each.between() for each in kept.values()])
             solved = Discriminant.fit(
                 self.statistics,
-                {name: (count, means[:, columns]) for name, (count, means) in summaries.items()},
-                between_labels([k.count for k in kept.values()], [k.means[:, columns] for k in kept.values()]),
+                summaries,
                 columns,
                 pooled.total[read][:, read] / (UNITS * len(names)),
+                beside.T @ beside / len(names),
             )
             self._solved[key] = solved.to(self.reference.need("shift").device)
         return self._solved[key]

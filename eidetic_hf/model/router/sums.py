@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...network.storage import Slots
 
-KEPT = ("count", "means", "deviation", "factor", "scale", "correlations")
+KEPT = ("count", "means", "deviation", "factor", "scale", "correlations", "total", "moment")
 MEAN_UNITS = 256  # a mean is kept in 256ths of a level: 127 of them are just within 16 bits
 SHARE_OF_BACKBONE = 0.009  # of the backbone's bytes, for the directions of a task
 MIN_DIRECTIONS, MAX_DIRECTIONS = 64, 512
@@ -85,13 +85,13 @@ def directions_kept(n_features: int, backbone_bytes: int) -> int:
 class TaskStatistics:
     """How the sequences of a task are spread, as it is kept.
 
-    The covariance around the task's own mean has the exact deviations on its diagonal; its correlations are
+    The covariance around the labels' means has the exact deviations on its diagonal; its correlations are
     `factor @ factor.T`, or all of them where a task of few features, or of an older model, kept them.
 
     Attributes:
         count: sequences per label, `(labels,)` float64.
         means: mean of each label's sequences, `(labels, features)` float64; zero for a label without one.
-        deviation: standard deviations around the task's mean, `(features,)` float64.
+        deviation: standard deviations around the labels' means, `(features,)` float64.
         factor: strongest directions of the correlations, `(features, directions)` float32; or `None`.
         correlations: all of them, `(features, features)` float64; or `None`.
     """
@@ -112,37 +112,24 @@ class TaskStatistics:
         """Mean over all sequences, `(features,)` float64."""
         return (self.means * self.count.unsqueeze(1)).sum(0) / self.size
 
-    def first(self, n_features: int) -> TaskStatistics:
-        """Of the first features only."""
-        if n_features == len(self.deviation):
-            return self
-        return self.of(slice(n_features))
-
-    def of(self, columns: slice | Tensor, directions: int | None = None) -> TaskStatistics:
-        """Of some features, and of no more than so many directions."""
-        correlations = None if self.correlations is None else self.correlations[columns][:, columns]
-        factor = None if self.factor is None else self.factor[columns][:, :directions]
-        return replace(
-            self,
-            means=self.means[:, columns],
-            deviation=self.deviation[columns],
-            factor=factor,
-            correlations=correlations,
-        )
-
     def covariance(self) -> Tensor:
-        """Around the task's mean, `(features, features)` float64."""
+        """Around the labels' means, `(features, features)` float32."""
+        deviation = self.deviation.float()
         if self.correlations is not None:
-            found = self.correlations.clone()
+            found = self.correlations.float() * (deviation.unsqueeze(1) * deviation)
         else:
             assert self.factor is not None
-            found = (self.factor @ self.factor.T).double()
-        found *= self.deviation.unsqueeze(1) * self.deviation
-        found.diagonal().copy_(self.deviation.square())
+            scaled = self.factor * deviation.unsqueeze(1)
+            found = scaled @ scaled.T
+        found.diagonal().copy_(deviation.square())
         return found
 
+    def between(self) -> Tensor:
+        """What its covariance around its own mean has beside that, B with Bᵀ B, `(labels, features)` float64."""
+        return (self.means - self.mean) * (self.count / self.size).sqrt().unsqueeze(1)
+
     def projected(self, basis: Tensor) -> Tensor:
-        """Its covariance in a space of few directions, `(directions, directions)` float64.
+        """Its covariance around the labels' means in a space of few directions, `(directions, directions)` float64.
 
         Args:
             basis: `(features, directions)`.
@@ -158,12 +145,11 @@ class TaskStatistics:
 
 
 def _exact(sums: RouterSums) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean of each label, standard deviations, and correlations, of sums."""
+    """Mean of each label, and standard deviations and correlations around them, of sums."""
     count, total = sums.count.double(), sums.total.double()
     size = float(count.sum())
     means = total / count.clamp(min=1).unsqueeze(1)
-    mean = total.sum(0) / size
-    covariance = sums.moment.double() / size - torch.outer(mean, mean)
+    covariance = sums.moment.double() / size - (means.T * (count / size)) @ means
     deviation = covariance.diagonal().clamp(min=0).sqrt()
     scale = torch.where(deviation > 0, 1 / deviation.clamp(min=1e-30), 0)
     correlations = covariance * scale.unsqueeze(1) * scale
@@ -215,26 +201,31 @@ def _strongest(correlations: Tensor, directions: int) -> Tensor:
     return factor / factor.square().sum(1, keepdim=True).sqrt().clamp(min=1)
 
 
-def statistics_of(slots: Slots | Mapping[str, Tensor]) -> TaskStatistics:
-    """What is kept of a task, ready to compute with; of the sums that older models kept, too."""
-    get = slots.get
-    count = get("count")
-    assert count is not None
-    if get("total") is not None:
-        total, moment = (get(name) for name in ("total", "moment"))
-        assert total is not None and moment is not None
-        whole = symmetric(moment.cpu(), total.shape[1])
-        means, deviation, correlations = _exact(RouterSums(count.cpu(), total.cpu(), whole))
-        return TaskStatistics(count.cpu().double(), means, deviation, None, correlations)
-    kept = {name: value.cpu() for name in KEPT if (value := get(name)) is not None}
-    deviation, triangle = kept["deviation"].double(), kept.get("correlations")
-    return TaskStatistics(
-        count.cpu().double(),
-        kept["means"].double() / MEAN_UNITS,
-        deviation,
-        kept["factor"].float() * kept["scale"] if triangle is None else None,
-        None if triangle is None else symmetric(triangle.double(), len(deviation)),
-    )
+def statistics_of(
+    slots: Slots | Mapping[str, Tensor], columns: Tensor | None = None, directions: int | None = None
+) -> TaskStatistics:
+    """What is kept of a task, ready to compute with; of the sums that older models kept, too.
+
+    Args:
+        slots: what `kept_of` returned.
+        columns: which of the features are wanted; all, if not given.
+        directions: how many of the strongest directions; all, if not given.
+    """
+    kept = {name: value.cpu() for name in KEPT if (value := slots.get(name)) is not None}
+    some = slice(None) if columns is None else columns
+    count, factor, correlations = kept["count"].double(), None, None
+    if "total" in kept:
+        whole = symmetric(kept["moment"], kept["total"].shape[1])
+        means, deviation, correlations = _exact(RouterSums(kept["count"], kept["total"], whole))
+    else:
+        means, deviation = kept["means"].double() / MEAN_UNITS, kept["deviation"].double()
+        if "factor" in kept:
+            factor = kept["factor"][some, :directions].float() * kept["scale"][:directions]
+        else:
+            correlations = symmetric(kept["correlations"].double(), len(deviation))
+    if correlations is not None and columns is not None:
+        correlations = correlations[columns][:, columns]
+    return TaskStatistics(count, means[:, some], deviation[some], factor, correlations)
 
 
 def size_of_kept(n_labels: int, n_features: int, directions: int) -> dict[str, Tensor]:
