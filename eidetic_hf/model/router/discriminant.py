@@ -34,6 +34,8 @@ UNITS = (
     2.0**16
 )  # covariances are added up in whole numbers of this fraction: exact, so that one can be taken out again
 
+Summary = tuple[Tensor, Tensor]  # of a task: sequences per label, `(labels,)`, and their means, `(labels, features)`
+
 
 def thinned(n_features: int, directions: int, n_tasks: int) -> tuple[Tensor, int]:
     """Which features, and how many directions of each task, are read among so many tasks.
@@ -91,7 +93,7 @@ class Groups:
             at_most: number of directions.
             own_share: how far a task's covariance may be its own.
         """
-        root = torch.linalg.cholesky(within)  # W = L Lᵀ; with Z = L⁻ᵀ U, U spans what whitened means differ in
+        root = _root(within)  # W = L Lᵀ; with Z = L⁻ᵀ U, U spans what whitened means differ in
         white = torch.linalg.solve_triangular(root, means.T, upper=False)  # (features, groups)
         around = white - white.mean(1, keepdim=True)
         if around.shape[1] < around.shape[0]:
@@ -138,7 +140,7 @@ class Groups:
             eye = torch.eye(k, dtype=self.basis.dtype, device=self.basis.device)
             share = self.own_share * size / (size + k)
             own = covariance(self.basis.cpu()).to(self.basis.device)
-            factor = torch.linalg.cholesky(share * own + (1 - share + 1e-6) * eye)
+            factor = _root(share * own + (1 - share + 1e-6) * eye)
             inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
             centers = self.centers[self.owner == task] @ inverse.T
             self.roots[task] = (inverse, centers, inverse.diagonal().log().sum())
@@ -190,7 +192,8 @@ class Discriminant:
     def fit(
         cls,
         statistics: Callable[[str], TaskStatistics],
-        summaries: Mapping[str, tuple[Tensor, Tensor]],
+        summaries: Mapping[str, Summary],
+        left: Mapping[str, Summary],
         columns: Tensor,
         within: Tensor,
     ) -> Discriminant:
@@ -198,21 +201,18 @@ class Discriminant:
 
         Args:
             statistics: returns what is kept of a task.
-            summaries: sequences per label and means of labels of each task, `(labels,)` and `(labels, columns)`.
+            summaries: of each task, of these columns.
+            left: the same of the sequences alone that the covariances are of, without what users told since.
             columns: which of the features are read.
             within: mean of the tasks' covariances, `(columns, columns)` float64.
         """
-        counts = [count for count, _ in summaries.values()]
-        sizes = [float(count.sum()) for count in counts]
-        seen = [count > 0 for count in counts]  # a label that no sequence had has no prototype
-        means = torch.stack([(mean * count.unsqueeze(1)).sum(0) / count.sum() for count, mean in summaries.values()])
-        prototypes = torch.cat([mean[s] for (_, mean), s in zip(summaries.values(), seen, strict=True)])
-        shares = torch.cat([count[s] / count.sum() for count, s in zip(counts, seen, strict=True)])
+        sizes = [float(count.sum()) for count, _ in summaries.values()]
+        means, prototypes, shares, owner = _stacked(summaries)
         n_tasks, n = len(sizes), sum(sizes)
-        owner = torch.repeat_interleave(torch.arange(n_tasks), torch.stack([s.sum() for s in seen]))
         center = means.mean(0)
-        around = prototypes - means[owner]
-        between = (around.T * (shares / n_tasks)) @ around
+        own_means, own_prototypes, own_shares, own_owner = _stacked(left)
+        around = own_prototypes - own_means[own_owner]
+        between = (around.T * (own_shares / n_tasks)) @ around
         p = len(columns)
         ridge = max(RIDGE * (p / n) ** 2, LEAST_RIDGE)
         flat = torch.arange(n_tasks)
@@ -236,7 +236,7 @@ class Discriminant:
                 MAX_LABEL_DIRECTIONS,
                 OWN_AROUND_LABEL,
             ),
-            label_numbers=torch.cat([s.nonzero().squeeze(1) for s in seen]),
+            label_numbers=torch.cat([(count > 0).nonzero().squeeze(1) for count, _ in summaries.values()]),
             sizes=sizes,
             statistics=statistics,
         )
@@ -393,6 +393,31 @@ class Discriminant:
             own = self._covariance(number, by_label=False)(view.basis.cpu()).to(direction.device)
             deviations.append(float((direction @ own @ direction).clamp(min=0).sqrt()))
         return float(torch.special.ndtr(length / max(sum(deviations), 1e-12)))
+
+
+def _stacked(summaries: Mapping[str, Summary]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means of tasks, `(tasks, features)`; and means of labels, their shares of their tasks, and numbers of these."""
+    counts = [count for count, _ in summaries.values()]
+    seen = [count > 0 for count in counts]  # a label that no sequence had has no prototype
+    means = torch.stack([(mean * count.unsqueeze(1)).sum(0) / count.sum() for count, mean in summaries.values()])
+    prototypes = torch.cat([mean[s] for (_, mean), s in zip(summaries.values(), seen, strict=True)])
+    shares = torch.cat([count[s] / count.sum() for count, s in zip(counts, seen, strict=True)])
+    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.stack([s.sum() for s in seen]))
+    return means, prototypes, shares, owner
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Lower triangular L with L Lᵀ the covariance, `(features, features)`.
+
+    That within labels is a difference of what was rounded before: where labels lie far apart in comparison with what
+    each of them spreads, it may come out below zero in some directions. These get a little.
+    """
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    if not int(failed):
+        return root
+    strength, directions = torch.linalg.eigh(covariance)
+    least = max(LEAST_RIDGE * float(strength.clamp(min=0).mean()), 1e-12)
+    return torch.linalg.cholesky((directions * strength.clamp(min=least)) @ directions.T)
 
 
 def _ridged(covariance: Tensor, share: float) -> Tensor:
