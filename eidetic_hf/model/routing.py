@@ -119,7 +119,9 @@ def layers_of_router(model: Parts) -> list[int]:
     if model.router.is_ready:
         return model.router.layout(config.trunk_layers).layers
     depth = model.network.depth
-    layers = config.router_layers or layers_to_read(config.trunk_layers, depth, growth.copies)
+    layers = config.router_layers
+    if layers is None:
+        layers = layers_to_read(config.trunk_layers, depth, growth.copies)
     return check_layers(layers, config.trunk_layers, depth, growth.copies)
 
 

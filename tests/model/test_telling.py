@@ -359,7 +359,7 @@ def test_a_prior_moves_routes_by_its_log(model: EideticModel) -> None:
     torch.testing.assert_close(moved, torch.full_like(moved, 12).log(), rtol=1e-6, atol=1e-6)
     for way in ("shallow", "cascade"):
         model.routing = way
-        plain, raised = model.route(**read(TEXTS)).router_scores[:, 2], []
+        plain = model.route(**read(TEXTS)).router_scores[:, 2]
         model.router.set_prior("gamma", 1e6)
         raised = model.route(**read(TEXTS)).router_scores[:, 2]
         assert (raised > plain).all()

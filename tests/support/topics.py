@@ -57,7 +57,9 @@ def learn_topics(
     return model.eval()
 
 
-def commit_topic(model: EideticModel, topic: int, name: str | None = None, route: bool = True, seed: int = 0) -> None:
+def commit_topic(
+    model: EideticModel, topic: int, name: str | None = None, route: bool = True, seed: int = 0, rows: int = 48
+) -> None:
     """Commit a task for a topic without training: each Parameter takes a random step."""
     name = name or TOPICS[topic]
     model.add_task(name, labels=LABELS)
@@ -66,7 +68,9 @@ def commit_topic(model: EideticModel, topic: int, name: str | None = None, route
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    data = topic_data(topic, 10 * seed + topic, rows=48)
+    if model.config.growth == "fixed":
+        model.learner.prune(0.2)
+    data = topic_data(topic, 10 * seed + topic, rows)
     batch = {column: torch.tensor(data[column][:]) for column in data.column_names}
     model.eval()
     model.commit_task(router_sums=model.router_sums([batch]) if route else None)
