@@ -4,8 +4,8 @@
         [--many-tasks 10 100 1000] [--json out.json]
 
 Measures, on random token ids of five tasks whose tokens differ: a routed batch of one task against the same batch with
-its task given, where the trunk alone decides, in the cascade (with all rows in doubt, too), and with all layers; a mixed
-batch of 64 sequences over five tasks against the five sub-batches run alone; the same against PEFT's mixed batch
+its task given, where the trunk alone decides, in the cascade (with all rows in doubt, too), and with all layers; a
+mixed batch of 64 sequences over five tasks against the five sub-batches run alone; the same against PEFT's mixed batch
 of five LoRA adapters (`adapter_names`, r=8, all linear layers) on the plain backbone; the router's sums of 2000
 sequences; and routers over many tasks: solving for all, for one task more, and routing a batch of 32 against what its
 features cost. Every pair of times is measured in turn, A B A B ..., and the median of the ratios is printed. The

@@ -257,7 +257,9 @@ def test_the_router_is_taught_and_explains_itself(unlike: Path, tmp_path: Path) 
     assert call("teach", folder, "size", text, "--label", "small", "--forget").exit_code == 0
     assert json.loads(call("explain", folder, text).stdout) == before, "to the last bit"
     assert {path.name: path.read_bytes() for path in folder.glob("eidetic-*")} == shards
-    assert "expected as many, of ['large', 'small']" in error_of(call("teach", folder, "size", text, "--label", "blue"))
+    assert "expected as many, of ['large', 'small']" in error_of(
+        call("teach", folder, "size", text, "--label", "blue")
+    )
 
 
 def test_predict_answers_pairs_many_labels_and_numbers(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ..configuration import EideticConfig, TaskError, TaskRecord, check_task_name, plain_name, split_version
 from ..kinds import owners_of_tokens
@@ -22,7 +24,7 @@ from ..network.backbone import initializer_range, random_numbers_for
 from ..network.network import Network
 from ..network.storage import Arrangement
 from ..network.vocabulary import read_by_view
-from ..views import POOL, TRUNK, owner_of, task_key
+from ..views import POOL, TOLD, TRUNK, owner_of, task_key
 from . import certificate
 from .certificate import Evidence, renamed
 from .checkpoint.layout import CheckpointError, by_owner
@@ -30,6 +32,8 @@ from .checkpoint.read import read_config, reader_of
 from .parts import Parts, committed, record_of
 from .persistence import fill, make_room
 from .versions import version_name
+
+logger = logging.get_logger(__name__)
 
 Source = str | os.PathLike
 
@@ -212,12 +216,23 @@ class Shards:
     Attributes:
         where: what an error calls it.
         config: with their records.
-        read: the tensors of an owner, by name.
+        read: the tensors of an owner, by name; none, if it has none.
     """
 
     where: str
     config: EideticConfig
     read: Callable[[str], dict[str, Tensor]]
+
+    @cached_property
+    def reference(self) -> dict[str, Tensor]:
+        """What the router there reads of a sequence, by the names of slots; nothing, if no task was known to it."""
+        prefix = "router.reference."
+        return {name[len(prefix) :]: tensor for name, tensor in self.read(TRUNK).items() if name.startswith(prefix)}
+
+    @cached_property
+    def told(self) -> dict[str, Tensor]:
+        """What users have told the router there about tasks, by the names of tensors."""
+        return self.read(TOLD)
 
 
 def shards_in(source: Source, config: EideticConfig, hub: Mapping[str, Any]) -> Shards:
@@ -300,6 +315,7 @@ def bring(
             if here in came and number == shards.config.default_versions.get(task) and own > 1:
                 model.config.default_versions = {now: own, **model.config.default_versions}
         _check_came(model, shards, came, {task_key(here): task_key(there) for there, here in called.items()})
+    _say_what_lost_its_route(model, shards, list(came))
     return list(came)
 
 
@@ -338,9 +354,13 @@ def _join(model: Parts, shards: Shards, there: TaskRecord, called: Mapping[str, 
             "Load both in the same dtype."
         )
     if not model.router.is_ready:
-        reference = {n: t for n, t in shards.read(TRUNK).items() if n.startswith("router.reference.")}
-        for name, tensor in reference.items():
-            model.router.reference.put(name.rpartition(".")[2], tensor.clone().to(model.device))
+        for name, tensor in shards.reference.items():
+            model.router.reference.put(name, tensor.clone().to(model.device))
+    if model.router.reads_alike(shards.reference):
+        told = {name: tensor for name, tensor in shards.told.items() if owner in name.split(".")}
+        tensors |= {renamed(name, {owner: key}): tensor.to(model.device) for name, tensor in told.items()}
+    else:  # features of other layers would be taken for those of this model's
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("router.")}
     make_room(model, record)
     try:
         fill(model, tensors, key)
@@ -351,6 +371,15 @@ def _join(model: Parts, shards: Shards, there: TaskRecord, called: Mapping[str, 
     if model.config.served is not None:
         model.config.served = [*model.config.served, record.name]
     return record
+
+
+def _say_what_lost_its_route(model: Parts, shards: Shards, came: list[str]) -> None:
+    if came and not model.router.reads_alike(shards.reference):
+        logger.warning(
+            f"The router reads other layers there, in {shards.where}, than in this model: {came} came along without "
+            "their route. They answer when they are named; name the task, or take its sums anew in a model with the "
+            "same router_layers."
+        )
 
 
 def _check_tokens(model: Parts, shards: Shards, record: TaskRecord) -> None:

@@ -141,7 +141,7 @@ def _load_on_base(
     for name in SETTABLE:
         setattr(model.config, name, getattr(config, name))
     joining.bring(model, joining.shards_in(source, config, hub))
-    for name in ("served", "pool", "default_versions"):
+    for name in ("served", "pool", "default_versions", "router_layers"):
         setattr(model.config, name, getattr(config, name))
     return model
 

@@ -119,7 +119,9 @@ def layers_of_router(model: Parts) -> list[int]:
     if model.router.is_ready:
         return model.router.layout(config.trunk_layers).layers
     depth = model.network.depth
-    layers = config.router_layers or layers_to_read(config.trunk_layers, depth, growth.copies)
+    layers = config.router_layers
+    if layers is None:
+        layers = layers_to_read(config.trunk_layers, depth, growth.copies)
     return check_layers(layers, config.trunk_layers, depth, growth.copies)
 
 
@@ -129,12 +131,12 @@ def _pooled(
     inputs: Mapping[str, Tensor],
     parts: Sequence[tuple[int, int]],
     rows: Tensor | None = None,
-) -> list[Tensor]:
-    """What layers say of rows of a recorded batch, `(rows, hidden)` each.
+) -> tuple[list[Tensor], TrunkPass]:
+    """What layers say of rows of a recorded batch, `(rows, hidden)` each; and the pass that went as deep as they lie.
 
     Args:
         model: the model.
-        trunk: what the trunk put out for the whole batch.
+        trunk: what the trunk, or a first part of base, put out for the whole batch.
         inputs: the whole batch.
         parts: layer, and what of its state.
         rows: numbers of the rows, `(rows,)`; `None` for all of them.
@@ -147,13 +149,14 @@ def _pooled(
             each = len(trunk.state(0)) // len(next(iter(inputs.values())))
             sequences = (rows.unsqueeze(1) * each + torch.arange(each, device=rows.device)).flatten()
         trunk = model.network.record_base(trunk, flat_sequences(some), until, sequences)
-    return model.network.summarize(trunk, some, parts)
+    return model.network.summarize(trunk, some, parts), trunk
 
 
 def _summary(model: Parts, text: Mapping[str, Any], parts: Sequence[tuple[int, int]]) -> list[Tensor]:
     """The same of a batch to learn from, or of texts that somebody shows the router."""
     inputs = {name: text[name].to(model.device) for name in MODEL_INPUTS if text.get(name) is not None}
-    return _pooled(model, model.network.record_trunk(flat_sequences(inputs), learning=True), inputs, parts)
+    trunk = model.network.record_trunk(flat_sequences(inputs), learning=True)
+    return _pooled(model, trunk, inputs, parts)[0]
 
 
 @torch.no_grad()
@@ -279,18 +282,19 @@ def _log_posteriors(
     priors = router.log_priors(known)
     way = DEEP if deep or first == last else model.routing
 
-    def read(trunk: TrunkPass, until: int, rows: Tensor | None = None) -> Tensor:
-        return router.features(torch.cat(_pooled(model, trunk, inputs, layout.up_to(until), rows), 1))
+    def read(trunk: TrunkPass, until: int, rows: Tensor | None = None) -> tuple[Tensor, TrunkPass]:
+        pooled, reached = _pooled(model, trunk, inputs, layout.up_to(until), rows)
+        return router.features(torch.cat(pooled, 1)), reached
 
     def posteriors(features: Tensor) -> Tensor:
         return router.discriminant(known, features.shape[1]).log_posteriors(features, known, priors)
 
-    features = read(trunk, last if way == DEEP else first)
+    features, reached = read(trunk, last if way == DEEP else first)
     log = posteriors(features)
     if way == CASCADE:
         rows = (log.amax(1) < math.log(SURE)).nonzero().squeeze(1)
         if len(rows):
-            log[rows] = posteriors(read(trunk, last, rows))
+            log[rows] = posteriors(read(reached, last, rows)[0])
     return log, features
 
 

@@ -373,6 +373,9 @@ class Network:
         """
         with record_layers(until, trunk, rows) as found:
             self.run(View(BASE, whole_vocabulary=True), inputs, **kwargs)
+        if rows is None:  # then one may go on from here as from the trunk
+            found.states, found.rest = {**trunk.states, **found.states}, {**trunk.rest, **found.rest}
+            found.given = None
         return found
 
     def summarize(

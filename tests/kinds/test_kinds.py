@@ -480,7 +480,7 @@ def test_any_trainer_can_learn_any_kind_with_the_callback(tmp_path: Path) -> Non
         callbacks=[EideticCallback("tags", PruningConfig(keep=0.5))],
     ).train()
     assert model.tasks == ["tags"]
-    assert model.router.sums_of("tags").count.tolist() == [64]
+    assert model.router.statistics("tags").count.tolist() == [64]
     assert model.verify().ok
 
 
@@ -506,10 +506,10 @@ def test_a_text_to_be_continued_is_known_by_its_prompt() -> None:
 
 def test_both_texts_of_a_pair_and_all_choices_of_an_example_count(models: dict[str, Learned]) -> None:
     router = models["bert"].model.router
-    assert router.sums_of("feature-extraction-one").count.tolist() == [128]
-    assert router.sums_of("multiple-choice-one").count.tolist() == [64]
-    assert router.sums_of("token-classification-one").count.tolist() == [64]
-    assert router.sums_of("sequence-classification-one").count.shape == (3,)
+    assert router.statistics("feature-extraction-one").count.tolist() == [128]
+    assert router.statistics("multiple-choice-one").count.tolist() == [64]
+    assert router.statistics("token-classification-one").count.tolist() == [64]
+    assert router.statistics("sequence-classification-one").count.shape == (3,)
 
 
 def test_choices_are_routed_as_one_text(models: dict[str, Learned]) -> None:

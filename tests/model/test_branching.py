@@ -18,7 +18,8 @@ from eidetic_hf import EideticCallback, EideticModel, EideticTrainer, PruningCon
 from eidetic_hf.callback import branch_batches
 from eidetic_hf.model import branching
 from eidetic_hf.model.checkpoint.layout import sha256_of
-from eidetic_hf.model.router import RouterSums, distances
+from eidetic_hf.model.router import RouterSums, TaskStatistics, distances
+from eidetic_hf.model.router.sums import kept_of, statistics_of
 
 LABELS = ["x", "y", "z"]
 PRUNING = PruningConfig(own=0.3)
@@ -220,14 +221,14 @@ def test_what_can_not_be_chosen_is_said(committed: EideticModel) -> None:
 def test_distances_are_between_means_in_units_of_what_tasks_spread() -> None:
     generator = torch.Generator().manual_seed(0)
 
-    def sums(shift: float, rows: int = 400) -> RouterSums:
+    def left(shift: float, rows: int = 400) -> TaskStatistics:
         features = (torch.randn(rows, 3, generator=generator) * torch.tensor([10.0, 20.0, 5.0])).round()
         features[:, 2] += shift
         found = RouterSums.zeros(2, 3)
         found.add(features, torch.arange(rows) % 2)
-        return found
+        return statistics_of(kept_of(found, 3))
 
-    others = {"b": sums(20), "a": sums(0), "c": sums(-10, 50)}
-    found = distances(sums(0), others)
+    others = {"b": left(20), "a": left(0), "c": left(-10, 50)}
+    found = distances(left(0), others)
     assert list(found) == ["a", "b", "c"]
     assert found["a"] < 0.1 and found["b"] == pytest.approx(16, rel=0.2) and found["c"] == pytest.approx(4, rel=0.3)

@@ -70,7 +70,7 @@ def read_tensors(source: str | os.PathLike, config: EideticConfig, hub: Mapping[
 def reader_of(
     source: str | os.PathLike, config: EideticConfig, hub: Mapping[str, Any]
 ) -> Callable[[str], dict[str, Tensor]]:
-    """What reads the tensors of an owner. The index is read here, once.
+    """What reads the tensors of an owner, none of one that has no shard. The index is read here, once.
 
     It raises a `CheckpointError` if the owner's shard is missing, truncated, changed, swapped or no safetensors file.
 
@@ -81,6 +81,8 @@ def reader_of(
 
     def read(owner: str) -> dict[str, Tensor]:
         name = shard_file(owner)
+        if owner not in names:
+            return {}
         return read_shard(resolve_file(source, name, hub), config.files[name], names[owner])
 
     return read

@@ -34,6 +34,8 @@ UNITS = (
     2.0**16
 )  # covariances are added up in whole numbers of this fraction: exact, so that one can be taken out again
 
+Summary = tuple[Tensor, Tensor]  # of a task: sequences per label, `(labels,)`, and their means, `(labels, features)`
+
 
 def thinned(n_features: int, directions: int, n_tasks: int) -> tuple[Tensor, int]:
     """Which features, and how many directions of each task, are read among so many tasks.
@@ -190,7 +192,7 @@ class Discriminant:
     def fit(
         cls,
         statistics: Callable[[str, Tensor], TaskStatistics],
-        summaries: Mapping[str, tuple[Tensor, Tensor]],
+        summaries: Mapping[str, Summary],
         columns: Tensor,
         within: Tensor,
         between: Tensor,
@@ -199,19 +201,14 @@ class Discriminant:
 
         Args:
             statistics: takes the name of a task and some features, and returns what is kept of it.
-            summaries: sequences per label and means of labels of each task, `(labels,)` and `(labels, columns)`.
+            summaries: of each task, of these columns.
             columns: which of the features are read.
             within: mean of the tasks' covariances around their labels' means, `(columns, columns)` float64.
             between: mean of what those around the tasks' own means have beside that, `(columns, columns)` float64.
         """
-        counts = [count for count, _ in summaries.values()]
-        sizes = [float(count.sum()) for count in counts]
-        seen = [count > 0 for count in counts]  # a label that no sequence had has no prototype
-        means = torch.stack([(mean * count.unsqueeze(1)).sum(0) / count.sum() for count, mean in summaries.values()])
-        prototypes = torch.cat([mean[s] for (_, mean), s in zip(summaries.values(), seen, strict=True)])
-        shares = torch.cat([count[s] / count.sum() for count, s in zip(counts, seen, strict=True)])
+        sizes = [float(count.sum()) for count, _ in summaries.values()]
+        means, prototypes, shares, owner = _stacked(summaries)
         n_tasks, n = len(sizes), sum(sizes)
-        owner = torch.repeat_interleave(torch.arange(n_tasks), torch.stack([s.sum() for s in seen]))
         center = means.mean(0)
         p = len(columns)
         ridge = max(RIDGE * (p / n) ** 2, LEAST_RIDGE)
@@ -236,7 +233,7 @@ class Discriminant:
                 MAX_LABEL_DIRECTIONS,
                 OWN_AROUND_LABEL,
             ),
-            label_numbers=torch.cat([s.nonzero().squeeze(1) for s in seen]),
+            label_numbers=torch.cat([(count > 0).nonzero().squeeze(1) for count, _ in summaries.values()]),
             sizes=sizes,
             statistics=statistics,
         )
@@ -397,6 +394,17 @@ class Discriminant:
             own = self._covariance(number, by_label=False)(view.basis.cpu()).to(direction.device)
             deviations.append(float((direction @ own @ direction).clamp(min=0).sqrt()))
         return float(torch.special.ndtr(length / max(sum(deviations), 1e-12)))
+
+
+def _stacked(summaries: Mapping[str, Summary]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means of tasks, `(tasks, features)`; and means of labels, their shares of their tasks, and numbers of these."""
+    counts = [count for count, _ in summaries.values()]
+    seen = [count > 0 for count in counts]  # a label that no sequence had has no prototype
+    means = torch.stack([(mean * count.unsqueeze(1)).sum(0) / count.sum() for count, mean in summaries.values()])
+    prototypes = torch.cat([mean[s] for (_, mean), s in zip(summaries.values(), seen, strict=True)])
+    shares = torch.cat([count[s] / count.sum() for count, s in zip(counts, seen, strict=True)])
+    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.stack([s.sum() for s in seen]))
+    return means, prototypes, shares, owner
 
 
 def _cholesky(covariance: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -21,6 +22,7 @@ from .sums import RouterSums, TaskStatistics, directions_kept, kept_of, statisti
 EXAMPLES, EXAMPLE_LABELS, EXAMPLE_WEIGHTS = "examples", "labels", "weights"
 PRIOR, THRESHOLD = "prior", "threshold"
 EXAMPLE_SHARE = 0.01  # of a task's sequences: what an example counts that a user adds
+SAME_SHIFT, SAME_SCALE = 0.05, 1e-3  # by how much the same reference differs on another machine, at the most
 NEAREST, OVERLAPS = 3, 8  # labels that explain a route, and tasks that another is held against
 
 
@@ -55,11 +57,15 @@ class Router(nn.Module):
         self.told = nn.ModuleDict()
         self._solved: dict[tuple[tuple[str, ...], int], Discriminant] = {}
         self._pooled: _Pooled | None = None
+        self._solving = threading.Lock()  # the sum of covariances is brought up to date in place
         self._read: Callable[..., Tensor] = _cannot_read
         self._labels_of: Callable[[str], list[str]] = _no_labels
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_solved": {}, "_pooled": None}
+        return {**self.__dict__, "_solved": {}, "_pooled": None, "_solving": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_solving": threading.Lock()})
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Follow the model to another device, never to another dtype: rounded sums would be other sums."""
@@ -111,6 +117,22 @@ class Router(nn.Module):
         deviation = chosen.std(0)
         self.reference.put("shift", chosen.mean(0))
         self.reference.put("scale", torch.where(deviation > 0, STEPS_PER_DEVIATION / deviation, 0))
+
+    def reads_alike(self, reference: Mapping[str, Tensor]) -> bool:
+        """Whether another router reads the same numbers at the same scale, up to rounding on another machine.
+
+        Args:
+            reference: the other's; it may have none, and then no task left anything to it.
+        """
+        ours, theirs = ({n: t.cpu() for n, t in part.items()} for part in (own_tensors(self.reference), reference))
+        if not theirs:
+            return True
+        for name in ("parts", "columns"):
+            if (name in ours) != (name in theirs) or (name in ours and not torch.equal(ours[name], theirs[name])):
+                return False
+        moved = (ours["shift"] - theirs["shift"]).abs() * ours["scale"]  # in whole numbers of a feature
+        same_scale = torch.allclose(ours["scale"], theirs["scale"], rtol=SAME_SCALE, atol=0)
+        return same_scale and bool((moved < SAME_SHIFT).all())
 
     def clear_reference(self) -> None:
         """Forget the scale: the trunk may still change."""
@@ -257,7 +279,7 @@ class Router(nn.Module):
         Args:
             task: name of a committed task.
             texts: as for `add_examples`.
-            labels: as for `add_examples`.
+            labels: of the texts; by default those under which they were added, and else as for `add_examples`.
             tokenizer: as for `add_examples`.
             weight: as how many sequences each counts; by default as it was added, and 1 for one that was not.
 
@@ -272,8 +294,10 @@ class Router(nn.Module):
         if weight is not None and (not isinstance(weight, int) or weight < 1):
             raise ValueError(f"weight={weight!r}: expected a whole number of sequences, 1 or more.")
         rows = self._read(texts, tokenizer).cpu().to(torch.int8)
-        numbers = self._numbers(task, rows, labels)
-        told = self._examples(task)
+        numbers, told = self._numbers(task, rows, labels), self._examples(task)
+        if sign < 0 and labels is None:  # whatever label it is nearest to now that it counts
+            added = {row: label for (label, row), weight in told.items() if weight > 0}
+            numbers = [added.get(row.numpy().tobytes(), near) for row, near in zip(rows, numbers, strict=True)]
         for row, number in zip(rows, numbers, strict=True):
             key = (number, row.numpy().tobytes())
             before = told.get(key, 0)
@@ -500,24 +524,30 @@ class Router(nn.Module):
                 f"The router knows nothing of {lacking}: committed without router sums, as when commit_task is called "
                 "without them. Pass task=..., or load the model with tasks=[...] of the others."
             )
-        key = (tuple(tasks), self.n_features if first is None else first)
-        if key not in self._solved:
-            names = sorted(tasks)  # the order in which they were learned must not matter
-            pooled = self._pool(names)
-            read = pooled.columns < key[1]
-            columns = pooled.columns[read]
-            kept = {name: self.statistics(name, columns, 0) for name in names}
-            summaries = {name: self._summary(name, each, columns) for name, each in kept.items()}
-            beside = torch.cat([each.between() for each in kept.values()])
-            solved = Discriminant.fit(
-                self.statistics,
-                summaries,
-                columns,
-                pooled.total[read][:, read] / (UNITS * len(names)),
-                beside.T @ beside / len(names),
-            )
-            self._solved[key] = solved.to(self.reference.need("shift").device)
-        return self._solved[key]
+        first = self.n_features if first is None else first
+        key = (tuple(tasks), first)
+        found = self._solved.get(key)
+        if found is None:
+            with self._solving:
+                found = self._solved.get(key) or self._solve(sorted(tasks), first)
+                self._solved[key] = found
+        return found
+
+    def _solve(self, names: list[str], first: int) -> Discriminant:
+        """The classifier over tasks by the first features; sorted: the order in which they came must not matter."""
+        pooled = self._pool(names)
+        read = pooled.columns < first
+        columns = pooled.columns[read]
+        kept = {name: self.statistics(name, columns, 0) for name in names}
+        beside = torch.cat([each.between() for each in kept.values()])
+        solved = Discriminant.fit(
+            self.statistics,
+            {name: self._summary(name, each, columns) for name, each in kept.items()},
+            columns,
+            pooled.total[read][:, read] / (UNITS * len(names)),
+            beside.T @ beside / len(names),
+        )
+        return solved.to(self.reference.need("shift").device)
 
 
 def _cannot_read(texts: Any, tokenizer: Any) -> Tensor:
