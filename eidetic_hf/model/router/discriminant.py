@@ -24,7 +24,7 @@ LABEL_WEIGHT = 0.2  # of the label view in the joint score
 OWN_AROUND_TASK, OWN_AROUND_LABEL = 0.9, 0.5  # how far a task's covariance may be its own in either view
 RIDGE, LEAST_RIDGE = 0.3, 0.003  # times (features / sequences)²: what is added to a covariance, of its mean variance
 SHARPNESS = 0.3  # of the joint score as a log probability: its Gaussians are less sure than their density says
-SPREAD_WEIGHT, HEAVY_TAILS = 1.5, 1.5  # of the distance to a label in an outlier score; how wide that is distributed
+SPREAD_WEIGHT, HEAVY_TAILS = 1.5, 2.2  # of the distance to a label in an outlier score; how wide that is distributed
 MAX_TASK_DIRECTIONS, MAX_LABEL_DIRECTIONS = 64, 128
 # Among more tasks than this, a task's own covariance is looked at only where it is one of a row's likeliest.
 ALL_LOOKED_AT, LOOKED_AT = 64, 4
