@@ -98,7 +98,7 @@ class EideticTrainer(Trainer):
         pruning: how to cut out the task's subnetwork.
         router_dataset: as for the `EideticCallback`.
         head_lr_ratio: the learning rate of the task's head, as a multiple of `args.learning_rate`. A head begins with
-            random weights: at a rate that suits pretrained ones it may take most of a short run to learn anything.
+            random weights, and may be too slow for a short run at a rate that suits pretrained ones.
         kwargs: as for the `Trainer`, `model_init` included: a function that makes the model and adds the task, for
             `hyperparameter_search`; `train()` then leaves what it learned in `trainer.model`. With
             `Seq2SeqTrainingArguments(predict_with_generate=True)` an evaluation lets the task write its answers. The

@@ -249,7 +249,10 @@ class Bench:
             return PruningConfig(keep=self.options.keep)
         settings = settings_of(method)
         return PruningConfig(
-            own=float(settings["own"]), see=float(settings.get("see", 1)), select=settings.get("select", "first")
+            own=float(settings["own"]),
+            see=float(settings.get("see", 1)),
+            select=settings.get("select", "first"),
+            seed=self.options.seed,
         )
 
     def choose(self, trainer: EideticTrainer) -> None:
