@@ -8,7 +8,7 @@ import functools
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -39,6 +39,7 @@ from .model.checkpoint.layout import CONFIG_FILE, json_object
 from .model.model import EideticModel
 from .model.pruning import PruningConfig
 from .network.storage import Originals
+from .views import LEARNING
 
 logger = logging.get_logger(__name__)
 
@@ -96,6 +97,8 @@ class EideticTrainer(Trainer):
         args: as for the `Trainer`.
         pruning: how to cut out the task's subnetwork.
         router_dataset: as for the `EideticCallback`.
+        head_lr_ratio: the learning rate of the task's head, as a multiple of `args.learning_rate`. A head begins with
+            random weights, and may be too slow for a short run at a rate that suits pretrained ones.
         kwargs: as for the `Trainer`, `model_init` included: a function that makes the model and adds the task, for
             `hyperparameter_search`; `train()` then leaves what it learned in `trainer.model`. With
             `Seq2SeqTrainingArguments(predict_with_generate=True)` an evaluation lets the task write its answers. The
@@ -105,7 +108,8 @@ class EideticTrainer(Trainer):
     Raises:
         TaskError: if there is no such task.
         ValueError: if a data set is empty, or has labels that do not fit the task; if `label_smoothing_factor` is set
-            for a kind of task that the `Trainer` would smooth wrongly.
+            for a kind of task that the `Trainer` would smooth wrongly; if `head_lr_ratio` is no number above 0, or an
+            optimizer is given beside it.
     """
 
     model: EideticModel
@@ -118,6 +122,7 @@ class EideticTrainer(Trainer):
         pruning: PruningConfig | None = None,
         router_dataset: Any = None,
         callbacks: list[TrainerCallback] | None = None,
+        head_lr_ratio: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if task is None:
@@ -128,6 +133,12 @@ class EideticTrainer(Trainer):
         callbacks, given = _without_phases(task, callbacks)
         self.router_dataset = given.router_dataset if router_dataset is None and given else router_dataset
         super().__init__(model=model, args=args, callbacks=callbacks, **kwargs)
+        self.head_lr_ratio = check_head_lr_ratio(head_lr_ratio)
+        if self.optimizer is not None and head_lr_ratio != 1:
+            raise ValueError(
+                f"head_lr_ratio={head_lr_ratio} is for the optimizer that the Trainer makes. Leave it out, and give "
+                "the one in `optimizers` a group of its own for the head, with its learning rate."
+            )
         model = self.model
         begun = model.learner if model.learning == task else None
         self.pruning = pruning or (given.pruning if given else PruningConfig() if begun is None else begun.config)
@@ -233,6 +244,16 @@ class EideticTrainer(Trainer):
             self.model_wrapped = self.model
             self.accelerator.free_memory()
             self.is_in_train = False
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As `Trainer.create_optimizer`; the head has its own learning rate."""
+        is_made = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if not is_made and self.head_lr_ratio != 1:
+            named = (self.model if model is None else model).named_parameters()
+            head = [parameter for name, parameter in named if f"heads.{LEARNING}." in name]
+            scale_learning_rate(optimizer, head, self.head_lr_ratio)
+        return optimizer
 
     def call_model_init(self, trial: Any = None) -> EideticModel:
         """Make the model of a run, and begin the task if this is one."""
@@ -408,6 +429,34 @@ class _PhaseCallback(EideticCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         pass
+
+
+def check_head_lr_ratio(ratio: Any) -> float:
+    """A ratio of learning rates, if it is one.
+
+    Raises:
+        ValueError: if it is no number above 0.
+    """
+    is_number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
+    if not is_number or not 0 < ratio < float("inf"):
+        raise ValueError(f"head_lr_ratio={ratio!r}: expected a number above 0, such as 10.")
+    return float(ratio)
+
+
+def scale_learning_rate(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor], ratio: float) -> None:
+    """Give some of an optimizer's Parameters groups of their own, before the first step and before any schedule.
+
+    Args:
+        optimizer: that has them.
+        parameters: those that are meant; what the optimizer does not have of them is left out.
+        ratio: of their learning rate to that of the group that they were in.
+    """
+    meant = {id(parameter) for parameter in parameters}
+    for group in list(optimizer.param_groups):
+        apart = [parameter for parameter in group["params"] if id(parameter) in meant]
+        if apart:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in meant]
+            optimizer.add_param_group({**group, "params": apart, "lr": group["lr"] * ratio})
 
 
 def _check_model(model: Any) -> EideticModel:

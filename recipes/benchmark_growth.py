@@ -13,6 +13,7 @@ steps:
     copy:SHARE  growth="copy", own=SHARE. A task is the same in whatever model it is learned: here each is in its own.
                 More may follow: copy:0.1:select=last, copy:0.1:see=0.5, copy:0.1:trunk=2 (layers), and
                 copy:0.1:choice=gradient, which chooses the units whose weights have the largest gradients
+                For these three, as in separate:head=10: the head's learning rate, as a multiple of that of all else
     fixed       growth="fixed": all tasks in one model, one after another in the order of --tasks
 
 The learning rate is searched for each task and method, in the method's grid, by the score on validation texts. A
@@ -45,6 +46,7 @@ import yaml
 from compare_with_dense import Items, f1_of_sums, interval, items_of, mean_of, resampled
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import AutoModel, PreTrainedModel, PrinterCallback, Trainer, set_seed
 from transformers.utils import logging
 
@@ -55,6 +57,7 @@ from eidetic_hf.recipe.recipe import Recipe, TaskRecipe
 from eidetic_hf.recipe.recipe_file import read_recipe
 from eidetic_hf.recipe.starting_point import load_tokenizer, resolve_backbone
 from eidetic_hf.recipe.task_data import SPLITS, RawData, TaskData, read_task_data
+from eidetic_hf.trainer import scale_learning_rate
 from eidetic_hf.views import BASE, LEARNING
 
 # What a recipe says of the tasks beside their data; all others classify one text.
@@ -123,6 +126,30 @@ class PlainModel(nn.Module):
         return {"loss": self.kind.loss(self.record, answer, targets), **answer}
 
 
+class PlainTrainer(Trainer):
+    """A `Trainer` of a `PlainModel` whose head has a learning rate of its own.
+
+    Args:
+        head_lr_ratio: as for the `EideticTrainer`.
+        arguments: as for the `Trainer`.
+    """
+
+    def __init__(self, head_lr_ratio: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.head_lr_ratio = head_lr_ratio
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """As `Trainer.create_optimizer`; the head is in groups of its own."""
+        optimizer = super().create_optimizer(model)
+        scale_learning_rate(optimizer, self.model.head.parameters(), self.head_lr_ratio)
+        return optimizer
+
+
+def is_plain(method: str) -> bool:
+    """Whether a method has a plain model for each task."""
+    return method.partition(":")[0] in PLAIN
+
+
 def settings_of(method: str) -> dict[str, str]:
     """What stands behind a method's name: `copy:0.1:see=0.5` is `{"own": "0.1", "see": "0.5"}`."""
     return dict(part.split("=") if "=" in part else ("own", part) for part in method.split(":")[1:])
@@ -153,7 +180,7 @@ class Bench:
         self.tokenizer = load_tokenizer(recipe, [])
         self.backbone = resolve_backbone(str(recipe.backbone), recipe.folder)
         self.encoder_size = size_of(self.encoder().parameters())
-        given = dict(grid.split("=") for grid in options.rates or [])
+        given = dict(grid.rsplit("=", 1) for grid in options.rates or [])
         self.grids = {**RATES, **{name: [float(rate) for rate in grid.split(",")] for name, grid in given.items()}}
 
     def encoder(self) -> PreTrainedModel:
@@ -203,10 +230,11 @@ class Bench:
                 "compute_metrics": None,
             }
             set_seed(arguments.seed)
-            if method in PLAIN:
+            common["head_lr_ratio"] = float(settings_of(method).get("head", 1))
+            if is_plain(method):
                 arguments.label_names = list(kind.targets)
-                plain = PlainModel(self.encoder(), record, adapted=method == "lora")
-                trainer = Trainer(plain, data_collator=kind.collator(self.tokenizer), **common)
+                plain = PlainModel(self.encoder(), record, adapted=method.startswith("lora"))
+                trainer = PlainTrainer(model=plain, data_collator=kind.collator(self.tokenizer), **common)
             else:
                 trainer = EideticTrainer(model, task.name, pruning=self.pruning(method), **common)
                 if settings_of(method).get("choice") == "gradient":
@@ -221,7 +249,10 @@ class Bench:
             return PruningConfig(keep=self.options.keep)
         settings = settings_of(method)
         return PruningConfig(
-            own=float(settings["own"]), see=float(settings.get("see", 1)), select=settings.get("select", "first")
+            own=float(settings["own"]),
+            see=float(settings.get("see", 1)),
+            select=settings.get("select", "first"),
+            seed=self.options.seed,
         )
 
     def choose(self, trainer: EideticTrainer) -> None:
@@ -265,7 +296,7 @@ class Bench:
             shutil.rmtree(self.kept(task), ignore_errors=True)
             trainer.model.save_pretrained(self.kept(task))
         own = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-        size = size_of(own) if method in PLAIN else shard_size(trainer.model, task.name)
+        size = size_of(own) if is_plain(method) else shard_size(trainer.model, task.name)
         return {
             "task": task.name,
             "method": method,

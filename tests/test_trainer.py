@@ -29,7 +29,7 @@ def trainer_for(
     model: EideticModel, folder: Path, pruning: PruningConfig = PRUNING, **kwargs: object
 ) -> EideticTrainer:
     """A trainer for a new task `next`, with data to evaluate on."""
-    callbacks = kwargs.pop("callbacks", None)
+    callbacks, ratio = kwargs.pop("callbacks", None), kwargs.pop("head_lr_ratio", 1.0)
     if not any(task in ("next",) for task in [*model.tasks, *model.added]):
         model.add_task("next", labels=["x", "y", "z"])
     return EideticTrainer(
@@ -40,6 +40,7 @@ def trainer_for(
         train_dataset=make_data(7),
         eval_dataset=make_data(8, rows=16),
         callbacks=callbacks,
+        head_lr_ratio=ratio,
     )
 
 
@@ -109,11 +110,64 @@ def test_the_callback_alone_does_the_same_in_a_plain_trainer(tmp_path: Path) -> 
     assert with_callback.verify().ok
 
 
+class _Rates(TrainerCallback):
+    """Notes, before the first step, how often each Parameter is in the optimizer, and with which learning rate."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        groups, named = kwargs["optimizer"].param_groups, dict(kwargs["model"].named_parameters())
+        self.peaks = {
+            name: [group["initial_lr"] for group in groups for other in group["params"] if other is parameter]
+            for name, parameter in named.items()
+        }
+        self.decays = {group["weight_decay"] for group in groups}
+
+
+@pytest.mark.parametrize("growth", ["fixed", "copy"])
+def test_the_head_alone_has_its_own_learning_rate_and_earlier_tasks_keep_their_bits(
+    growth: str, tmp_path: Path
+) -> None:
+    model, rates = tiny_model(growth=growth), _Rates()
+    pruning = PruningConfig(keep=0.4) if growth == "fixed" else PruningConfig(own=0.4)
+    learn(model, "first", tmp_path, pruning=pruning)
+    before, usual = logits_of(model, "first"), copy.deepcopy(model)
+    trainer_for(usual, tmp_path, pruning).train()
+    trainer_for(model, tmp_path, pruning, head_lr_ratio=8.0, callbacks=[rates]).train()
+    assert any(name.startswith("heads.learning.") for name in rates.peaks)
+    for name, peaks in rates.peaks.items():
+        assert peaks == [5e-3 * (8.0 if name.startswith("heads.learning.") else 1.0)], name
+    assert rates.decays == {0.0, 0.1}
+    assert torch.equal(logits_of(model, "first"), before) and model.verify().ok
+    weights = [
+        tensor
+        for learned in (model, usual)
+        for name, tensor in learned.task_tensors("next").items()
+        if name.endswith("classifier.weight")
+    ]
+    assert len(weights) == 2 and not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("ratio", [0, -1.0, True, "10", float("inf"), float("nan")])
+def test_a_ratio_of_learning_rates_is_a_number_above_0(ratio: object, trained: EideticModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"head_lr_ratio=.* expected a number above 0"):
+        trainer_for(copy.deepcopy(trained), tmp_path, head_lr_ratio=ratio)
+
+
+def test_an_optimizer_that_was_given_and_a_ratio_exclude_each_other(trained: EideticModel, tmp_path: Path) -> None:
+    model = copy.deepcopy(trained)
+    model.add_task("next", labels=["x", "y", "z"])
+    model.begin_task("next", PRUNING)
+    given = (torch.optim.SGD(model.parameters(), lr=0.1), None)
+    with pytest.raises(ValueError, match=r"head_lr_ratio=10.*for the optimizer that the Trainer makes"):
+        EideticTrainer(model, "next", arguments(tmp_path), PRUNING, head_lr_ratio=10, optimizers=given)
+
+
 CHECKPOINTS = {"fit": 2, "prune": 5, "recover": 9}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extras", ["plain", "distilled", "searched"])
+@pytest.mark.parametrize("extras", ["plain", "distilled", "searched", "its head is faster"])
 @pytest.mark.parametrize("phase", CHECKPOINTS)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     phase: str, extras: str, trained: EideticModel, tmp_path: Path
@@ -122,13 +176,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
         "plain": PRUNING,
         "distilled": PruningConfig(keep=0.4, start=0.34, end=0.67, events=4, distillation=0.5),
         "searched": PruningConfig(tolerance=0.5, rounds=2, start=0.25, end=0.75),
+        "its head is faster": PRUNING,
     }[extras]
+    rates = {"head_lr_ratio": 10.0 if extras == "its head is faster" else 1.0}
     step = CHECKPOINTS[phase]
     whole = copy.deepcopy(trained)
-    trainer = trainer_for(whole, tmp_path, pruning, save_strategy="steps", save_steps=1, eval_strategy="no")
+    trainer = trainer_for(whole, tmp_path, pruning, save_strategy="steps", save_steps=1, eval_strategy="no", **rates)
     trainer.train()
     resumed = copy.deepcopy(trained)
-    trainer = trainer_for(resumed, tmp_path / "resumed", pruning, save_strategy="no")
+    trainer = trainer_for(resumed, tmp_path / "resumed", pruning, save_strategy="no", **rates)
     trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name

@@ -55,6 +55,7 @@ class TaskRecipe:
         splits: names of the data set's splits.
         training: fields of `TrainingArguments`, over the recipe's.
         pruning: fields of `PruningConfig`, over the recipe's.
+        head_lr_ratio: over the recipe's.
         forward_transfer: which earlier tasks this one reads; the recipe's by default.
         based_on: with `growth: copy`, the earlier task that this one starts from, or `auto`, for the one that is found
             to be best; the backbone by default.
@@ -74,6 +75,7 @@ class TaskRecipe:
     splits: Splits = Splits()
     training: dict[str, Any] = field(default_factory=dict)
     pruning: dict[str, Any] = field(default_factory=dict)
+    head_lr_ratio: float | None = None
     forward_transfer: str | list[str] | None = None
     based_on: str | None = None
     pooling: str | None = None
@@ -109,6 +111,7 @@ class Recipe:
         seed: of every task's training, and of the split of missing validation data.
         training: fields of `TrainingArguments` for every task.
         pruning: fields of `PruningConfig` for every task.
+        head_lr_ratio: the learning rate of heads, as a multiple of that of all else.
     """
 
     name: str
@@ -129,6 +132,7 @@ class Recipe:
     seed: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     pruning: dict[str, Any] = field(default_factory=dict)
+    head_lr_ratio: float = 1.0
 
     @property
     def backbone_name(self) -> str:
@@ -142,6 +146,10 @@ class Recipe:
     def length_of(self, task: TaskRecipe) -> int:
         """Longest sequence of a task, in tokens."""
         return task.max_length or self.max_length
+
+    def head_lr_ratio_of(self, task: TaskRecipe) -> float:
+        """The learning rate of a task's head, as a multiple of that of all else."""
+        return task.head_lr_ratio or self.head_lr_ratio
 
     def task(self, name: str) -> TaskRecipe:
         """The task of this name.

@@ -21,6 +21,7 @@ from ..model.preserving import BASE_TASK
 from ..model.pruning import PruningConfig, said_of_the_other
 from ..model.versions import versions_among
 from ..network.growth import growth_of, growths
+from ..trainer import check_head_lr_ratio
 from .kinds import RECIPE_KINDS, lower_is_better
 from .kinds.base import LOSS, RecipeKind, check_columns
 from .kinds.settings import SettingError, Settings
@@ -145,6 +146,11 @@ def _check_common(values: dict[str, Any], where: str) -> None:
         isinstance(layers, list) and layers and all(type(layer) is int for layer in layers)
     ):
         raise RecipeError(f"`router_layers: {layers!r}` in {where}: expected a list of numbers of layers.")
+    if values.get("head_lr_ratio") is not None:
+        try:
+            check_head_lr_ratio(values["head_lr_ratio"])
+        except ValueError as error:
+            raise RecipeError(f"{where[0].upper()}{where[1:]}: {error}") from error
     if values.get("pooling") not in (None, *POOLINGS):
         raise RecipeError(f"`pooling: {values['pooling']!r}` in {where}: expected one of {list(POOLINGS)}.")
     if values.get("growth") not in (None, *growths()):

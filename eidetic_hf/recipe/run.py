@@ -304,6 +304,7 @@ class _Run:
             task=task.name,
             args=arguments,
             pruning=recipe.pruning_config(task),
+            head_lr_ratio=recipe.head_lr_ratio_of(task),
             processing_class=self.tokenizer,
             data_collator=recipe_kind_of(task.type).collator(task, self.tokenizer),
             train_dataset=data.splits["train"],

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from support.recipe_files import (  # noqa: F401
+    TRAINING,
     changed,
     color_rows,
     finished,
@@ -262,3 +263,23 @@ def test_a_recipe_may_copy_units_and_build_on_an_earlier_task(tmp_path: Path) ->
     path.write_text(yaml.safe_dump({**recipe, **in_a_pool}))
     with pytest.raises(RecipeError, match=r"has growth='copy', the recipe asks for 'fixed'"):
         run_recipe(read_recipe(path), say=lambda line: None)
+
+
+def test_a_task_may_say_another_learning_rate_for_its_head_than_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe(tmp_path, head_lr_ratio=10)
+    recipe = yaml.safe_load(path.read_text())
+    recipe["tasks"][1]["head_lr_ratio"] = 3
+    path.write_text(yaml.safe_dump(recipe))
+    peaks, make = {}, EideticTrainer.create_optimizer
+
+    def noted(trainer: EideticTrainer, model: object = None) -> object:
+        optimizer = make(trainer, model)
+        peaks[trainer.task] = sorted({group["lr"] for group in optimizer.param_groups})
+        return optimizer
+
+    monkeypatch.setattr(EideticTrainer, "create_optimizer", noted)
+    run(path)
+    rate = TRAINING["learning_rate"]
+    assert peaks == {"first": [rate, 10 * rate], "second": [rate, 3 * rate]}
