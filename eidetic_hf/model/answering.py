@@ -429,7 +429,7 @@ def _answering(model: Parts, among: list[str], allowed: Sequence[str] | None) ->
     """
     names = routed(model.config, among) if allowed is None else list(allowed)
     kind = kind_of(record_of(model, among[0]))
-    if len(names) > 1 and kind.width([record_of(model, name) for name in among]) is None:
+    if len(names) > 1 and not kind.has_labels:
         raise ValueError(
             f"answer_all=True with {names}, of {kind.name}: each answer has a place of its own for tasks with labels "
             "only. Ask one after another with task='<name>'."

@@ -327,7 +327,8 @@ def _of_known_tokens(model: Parts, scores: Tensor, inputs: Mapping[str, Tensor],
             f"The sequence {row} holds the token {int(highest[row])}, which no task knows: {among} know "
             f"{max(sizes)} tokens, 0 to {max(sizes) - 1}. Learn a task with it, or leave it out."
         )
-    left = scores.masked_fill(unknown, -torch.inf).log_softmax(1)
+    order = torch.tensor(sorted(range(len(among)), key=among.__getitem__), device=scores.device)
+    left = scores.masked_fill(unknown, -torch.inf)[:, order].log_softmax(1)[:, order.argsort()]
     return torch.where(unknown.any(1, keepdim=True), left, scores)
 
 

@@ -211,6 +211,18 @@ def test_a_router_can_be_copied_and_pickled() -> None:
         assert same(found_by(other, TOPICS, x), wanted)
 
 
+def test_posteriors_are_the_same_bits_in_any_order_of_the_columns() -> None:
+    router, x = new_router(TOPICS), texts(rows=200)
+    priors = torch.tensor([0.1, 0.7, 2.0, 1.0], dtype=torch.float64).log()
+    solved = router.discriminant(list(TOPICS))
+    for log_priors in (None, priors):
+        wanted = solved.log_posteriors(x, list(TOPICS), log_priors)
+        for order in itertools.permutations(range(4)):
+            given = None if log_priors is None else log_priors[list(order)]
+            found = solved.log_posteriors(x, [TOPICS[place] for place in order], given)
+            assert torch.equal(found, wanted[:, list(order)])
+
+
 # -- the closed form --------------------------------------------------------------------------------------------------
 
 

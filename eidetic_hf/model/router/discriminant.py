@@ -310,8 +310,11 @@ class Discriminant:
             tasks: the order of the columns.
             log_priors: of the tasks in this order, `(tasks,)`; every one is as likely beforehand, if not given.
         """
-        scores = SHARPNESS * self.scores(features)[:, self._places(tasks)]
-        return torch.log_softmax(scores if log_priors is None else scores + log_priors, -1)
+        places = self._places(tasks)
+        order = places.argsort()  # added up in the order of names, whatever that of the columns: to the same bits
+        scores = SHARPNESS * self.scores(features)[:, places[order]]
+        log = torch.log_softmax(scores if log_priors is None else scores + log_priors[order], -1)
+        return log[:, order.argsort()]
 
     def _places(self, tasks: Sequence[str]) -> Tensor:
         places = {name: place for place, name in enumerate(self.names)}
