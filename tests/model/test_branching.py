@@ -229,6 +229,6 @@ def test_distances_are_between_means_in_units_of_what_tasks_spread() -> None:
         return statistics_of(kept_of(found, 3))
 
     others = {"b": left(20), "a": left(0), "c": left(-10, 50)}
-    found = distances(left(0), others)
+    found = distances("new", list(others), {**others, "new": left(0)}.__getitem__)
     assert list(found) == ["a", "b", "c"]
     assert found["a"] < 0.1 and found["b"] == pytest.approx(16, rel=0.2) and found["c"] == pytest.approx(4, rel=0.3)
