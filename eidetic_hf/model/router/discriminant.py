@@ -23,7 +23,7 @@ from .sums import TaskStatistics, similar
 LABEL_WEIGHT = 0.2  # of the label view in the joint score
 OWN_AROUND_TASK, OWN_AROUND_LABEL = 0.9, 0.5  # how far a task's covariance may be its own in either view
 RIDGE, LEAST_RIDGE = 0.3, 0.003  # times (features / sequences)²: what is added to a covariance, of its mean variance
-SHARPNESS = 0.3  # of the joint score as a log probability: its Gaussians are less sure than their density says
+SHARPNESS = 14.4  # by the root of the number of features: of the joint score as a log probability, 1 at most
 SPREAD_WEIGHT, HEAVY_TAILS = 1.5, 2.2  # of the distance to a label in an outlier score; how wide that is distributed
 MAX_TASK_DIRECTIONS, MAX_LABEL_DIRECTIONS = 64, 128
 # Among more tasks than this, a task's own covariance is looked at only where it is one of a row's likeliest.
@@ -302,6 +302,11 @@ class Discriminant:
             )
         return joint
 
+    @property
+    def sharpness(self) -> float:
+        """Of the joint score as a log probability: many features of one text say less than as many texts would."""
+        return min(SHARPNESS / max(len(self.columns), 1) ** 0.5, 1.0)
+
     def log_posteriors(self, features: Tensor, tasks: list[str], log_priors: Tensor | None = None) -> Tensor:
         """Log posterior of each task, `(batch, tasks)` float64.
 
@@ -312,7 +317,7 @@ class Discriminant:
         """
         places = self._places(tasks)
         order = places.argsort()  # added up in the order of names, whatever that of the columns: to the same bits
-        scores = SHARPNESS * self.scores(features)[:, places[order]]
+        scores = self.sharpness * self.scores(features)[:, places[order]]
         log = torch.log_softmax(scores if log_priors is None else scores + log_priors[order], -1)
         return log[:, order.argsort()]
 
