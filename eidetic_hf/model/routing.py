@@ -41,7 +41,7 @@ NEAREST = 3  # tasks that are named where a sequence is turned away
 # How deep the router reads: what the first layer tells of all rows; of those that it leaves in doubt, all layers; all.
 SHALLOW, CASCADE, DEEP = "shallow", "cascade", "deep"
 # So likely has a task to be by the first layer alone, that the row does not go on (docs/routing.md).
-SURE = 0.98
+SURE = 0.99
 # The router's own estimate of how often two tasks are told apart, below which it is said when one is committed.
 HARDLY_APART = 0.95
 
