@@ -56,14 +56,18 @@ def labelled_batches(vocabulary: int, task: int, rows: int) -> Iterator[Batch]:
         yield {**batch, "labels": torch.arange(len(batch["input_ids"])) % len(LABELS)}
 
 
-def routed_model(backbone: str, trunk_layers: int | None, growth: str) -> EideticModel:
-    """Five tasks with their router sums, committed without training: cost does not depend on values."""
+def routed_model(
+    backbone: str, trunk_layers: int | None, growth: str, tasks: int = TASKS, rows: int = 256
+) -> EideticModel:
+    """Tasks with their router sums, committed without training: cost does not depend on values."""
     model = EideticModel.from_backbone(backbone, trunk_layers=trunk_layers, growth=growth)
     choice = {"own": 0.05, "select": "random"} if growth == "copy" else {"keep": 0.3, "importance": "l2"}
-    for task in range(TASKS):
+    for task in range(tasks):
         model.add_task(f"task-{task}", labels=LABELS)
         model.begin_task(f"task-{task}", PruningConfig(**choice))
-        model.commit_task(router_sums=model.router_sums(labelled_batches(model.backbone.config.vocab_size, task, 256)))
+        model.commit_task(
+            router_sums=model.router_sums(labelled_batches(model.backbone.config.vocab_size, task, rows))
+        )
     return model.eval()
 
 
@@ -167,7 +171,7 @@ def invented(seed: int, like: Slots) -> Slots:
 @torch.inference_mode()
 def measure_many(backbone: str, trunk_layers: int | None, growth: str, tasks: int, rounds: int) -> Rows:
     """A router over many tasks: solving, routing, memory."""
-    model = routed_model(backbone, trunk_layers, growth)
+    model = routed_model(backbone, trunk_layers, growth, tasks=1, rows=64)
     router, like = model.router, model.router.sums["@task-0"]
     for name in router.known():
         router.remove(name)

@@ -85,7 +85,7 @@ def load_sequences(folder: Path, tokenizer: PreTrainedTokenizerBase, wanted: lis
         "ten": {name: rows[name] for name in CORPORA if name in rows},
         DOMAINS: domains,
         "fifteen": {name: rows[name] for name in FIFTEEN if name in rows},
-        "close": {name: domains[name] for name in CLOSE},
+        "close": {name: domains[name] for name in CLOSE if name in domains},
     }
     found: dict[str, dict[str, Split]] = {}
     for sequence in wanted:

