@@ -264,7 +264,7 @@ def reference_posteriors(data: list[tuple[np.ndarray, np.ndarray]], x: np.ndarra
                 for label, mean in enumerate(centers[t])
             ]
             result[:, t] += weight * np.logaddexp.reduce(parts, axis=0)
-    result *= 0.3
+    result *= min(14.4 / p**0.5, 1)
     return result - np.logaddexp.reduce(result, axis=1, keepdims=True)
 
 
@@ -699,6 +699,20 @@ def test_an_example_counts_a_hundredth_of_a_tasks_sequences_and_of_its_label_alo
     plain = told.discriminant(["beta"]).labels.centers
     assert centers.shape == plain.shape and not torch.allclose(shown, kept.means[1])
     assert not torch.equal(centers, plain)
+
+
+def test_an_example_is_forgotten_though_a_feature_was_rounded_otherwise(told: Router) -> None:
+    x = texts(rows=3)
+    before = told.discriminant(list(TOPICS)).log_posteriors(texts(), list(TOPICS))
+    told.add_examples("beta", x, labels=["x", "y", "z"])
+    again = x.clone()
+    again[:, 4] += 1
+    told.forget_examples("beta", again)
+    assert not told.told["@beta"].state_dict()
+    assert torch.equal(told.discriminant(list(TOPICS)).log_posteriors(texts(), list(TOPICS)), before)
+    told.add_examples("beta", x, labels=["x", "y", "z"])
+    told.forget_examples("beta", x + 9, weight=1)  # other texts: taken out of what was learned
+    assert len(told.told["@beta"].need("weights")) == 6
 
 
 def test_forgetting_texts_that_a_task_was_learned_from_is_as_if_they_had_not_been(told: Router) -> None:

@@ -295,17 +295,14 @@ class Router(nn.Module):
             raise ValueError(f"weight={weight!r}: expected a whole number of sequences, 1 or more.")
         rows = self._read(texts, tokenizer).cpu().to(torch.int8)
         numbers, told = self._numbers(task, rows, labels), self._examples(task)
-        if sign < 0 and labels is None:  # whatever label it is nearest to now that it counts
-            added = {row: label for (label, row), weight in told.items() if weight > 0}
-            numbers = [added.get(row.numpy().tobytes(), near) for row, near in zip(rows, numbers, strict=True)]
         for row, number in zip(rows, numbers, strict=True):
             key = (number, row.numpy().tobytes())
-            before = told.get(key, 0)
             if sign > 0:
                 counts = weight or max(1, round(EXAMPLE_SHARE * self.statistics(task).size))
             else:
-                counts = -(weight or (before if before > 0 else 1))
-            told[key] = before + counts
+                key = _added_as(row, told, None if labels is None else number) or key
+                counts = -(weight or max(told.get(key, 0), 1))
+            told[key] = told.get(key, 0) + counts
         count = self.statistics(task).count.clone()
         for (number, _), each in told.items():
             count[number] += each
@@ -548,6 +545,23 @@ class Router(nn.Module):
             beside.T @ beside / len(names),
         )
         return solved.to(self.reference.need("shift").device)
+
+
+def _added_as(row: Tensor, told: Mapping[tuple[int, bytes], int], label: int | None) -> tuple[int, bytes] | None:
+    """The example that a text was added as; in a batch of another shape a feature may have been rounded otherwise.
+
+    Args:
+        row: features of the text, `(features,)` int8.
+        told: as how many sequences each example counts.
+        label: that it was added with; `None` for any.
+    """
+    found = []
+    for key, weight in told.items():
+        if weight > 0 and label in (None, key[0]):
+            apart = (torch.frombuffer(bytearray(key[1]), dtype=torch.int8).short() - row.short()).abs()
+            if int(apart.max()) <= 1:
+                found.append((int(apart.sum()), key))
+    return min(found)[1] if found else None
 
 
 def _cannot_read(texts: Any, tokenizer: Any) -> Tensor:
