@@ -66,6 +66,8 @@ class Life(RuleBasedStateMachine):
 
     def learn_on(self, model: EideticModel, name: str, seed: int, parent: str | None) -> None:
         copies = self.growth == "copy"
+        if not copies and parent is None and model.tasks and any(g.count(POOL) == 0 for g in model.groups.values()):
+            parent = model.tasks[-1]  # where nothing is free, a task that reads no other has nothing to see
         options: dict[str, Any] = (
             {"based_on": parent} if copies else {"forward_transfer": [parent] if parent else "none"}
         )
