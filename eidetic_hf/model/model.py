@@ -156,7 +156,9 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         self.input_rows, self.output_rows = self.network.input_rows, self.network.output_rows
         self.probes = nn.ModuleDict()
         self.router = Router()
-        self.router.read_by(partial(routing.read, self), partial(routing.labels_of, self))
+        self.router.read_by(
+            partial(routing.read, self), partial(routing.labels_of, self), partial(routing.first_look, self)
+        )
         self._routing = CASCADE
         self.learner = None
         self.added: dict[str, Added] = {}

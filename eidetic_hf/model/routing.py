@@ -366,6 +366,15 @@ def named_in(text: str, names: Sequence[str]) -> tuple[str | None, str]:
 # -- what users tell, and ask -----------------------------------------------------------------------------------------
 
 
+def first_look(model: Parts) -> tuple[int, float]:
+    """How many of the first features decide by themselves, and how likely a task has to be by them; 0 if none do."""
+    trunk_layers = model.config.trunk_layers
+    layout = model.router.layout(trunk_layers)
+    if model.routing == DEEP or layout.first_layer(trunk_layers) == layout.layers[-1]:
+        return 0, 0.0
+    return layout.first_features(trunk_layers), SURE if model.routing == CASCADE else 0.0
+
+
 def labels_of(model: Parts, task: str) -> list[str]:
     """Names of the labels that a task's sequences have one each of; none for other tasks."""
     return list(record_of(model, task).labels)

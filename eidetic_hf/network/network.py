@@ -336,7 +336,8 @@ class Network:
         """
         mask = given.get("attention_mask")
         if (
-            torch.compiler.is_compiling()  # a look at the mask would break the graph
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()  # a look at the mask would break the graph
             or not isinstance(mask, Tensor)  # generation makes masks of four dimensions, and one per type of layer
             or mask.dim() != 2
             or not self._counts_positions

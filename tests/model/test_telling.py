@@ -190,6 +190,23 @@ def from_state(model: EideticModel, folder: Path) -> EideticModel:
     return other
 
 
+@pytest.mark.parametrize("way", ["shallow", "cascade", "deep"])
+def test_an_explanation_is_of_the_choice_that_a_call_makes(
+    model: EideticModel, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = topic_batch([0, 1, 2, 2, 1, 0])
+    model.routing = "shallow"
+    sure = float(model.route(**batch).router_scores.amax(1).median())
+    monkeypatch.setattr(routing, "SURE", sure)  # some rows decided by the first layer, and some not
+    model.routing = way
+    chosen, found = model.route(**batch), model.router.explain(batch)
+    assert [each["task"] for each in found] == chosen.tasks
+    probabilities = torch.tensor([each["probability"] for each in found], dtype=torch.float64)
+    torch.testing.assert_close(probabilities, chosen.router_scores.amax(1).double(), rtol=1e-5, atol=1e-6)
+    expected = {"shallow": {"first layer"}, "cascade": {"first layer", "all layers"}, "deep": {"all layers"}}
+    assert {each["decided_by"] for each in found} == expected[way]
+
+
 @pytest.mark.parametrize(
     "way",
     [

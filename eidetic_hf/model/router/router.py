@@ -60,6 +60,7 @@ class Router(nn.Module):
         self._solving = threading.Lock()  # the sum of covariances is brought up to date in place
         self._read: Callable[..., Tensor] = _cannot_read
         self._labels_of: Callable[[str], list[str]] = _no_labels
+        self._first_look: Callable[[], tuple[int, float]] = _no_first_look
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_solved": {}, "_pooled": None, "_solving": None}
@@ -231,14 +232,22 @@ class Router(nn.Module):
 
     # -- what users tell ------------------------------------------------------------------------------------------
 
-    def read_by(self, read: Callable[..., Tensor], labels_of: Callable[[str], list[str]]) -> None:
+    def read_by(
+        self,
+        read: Callable[..., Tensor],
+        labels_of: Callable[[str], list[str]],
+        first_look: Callable[[], tuple[int, float]] | None = None,
+    ) -> None:
         """Say how texts become features, and what the labels of a task are called.
 
         Args:
             read: takes texts and a tokenizer, and returns features, `(texts, features)`.
             labels_of: takes the name of a task.
+            first_look: returns how many of the first features decide by themselves, and how likely a task has to be by
+                them; none do, if not given.
         """
         self._read, self._labels_of = read, labels_of
+        self._first_look = first_look or _no_first_look
 
     def add_examples(
         self,
@@ -417,8 +426,9 @@ class Router(nn.Module):
 
         Returns:
             For each text `task`, the likeliest; `probability`, its posterior; `margin`, by how much that is above the
-            next one's; `runner_up`, that one; `outlier_score`, see `RoutedOutput`; and `nearest`, the labels whose
-            texts are nearest: `task`, `label`, and `distance`, as outlier scores are made of.
+            next one's; `runner_up`, that one; `decided_by`, the `first layer` or `all layers` that the router reads,
+            as the model's `routing` has it; and, by all layers, `outlier_score`, see `RoutedOutput`, and `nearest`,
+            the labels whose texts are nearest: `task`, `label`, and `distance`, as outlier scores are made of.
         """
         names = list(tasks) if tasks is not None else self.known()
         for name in names:
@@ -426,6 +436,12 @@ class Router(nn.Module):
         features = self._read(texts, tokenizer)
         solved = self.discriminant(names)
         posteriors = solved.log_posteriors(features, names, self.log_priors(names)).exp()
+        first, sure = self._first_look()
+        at_once = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+        if first:
+            early = self.discriminant(names, first).log_posteriors(features[:, :first], names, self.log_priors(names))
+            at_once = early.exp().amax(1) >= sure
+            posteriors = torch.where(at_once.unsqueeze(1), early.exp(), posteriors)
         order = posteriors.argsort(1, descending=True)
         best = [names[row[0]] for row in order.tolist()]
         outliers = solved.outlier_scores(features, best).tolist()
@@ -439,6 +455,7 @@ class Router(nn.Module):
                     "probability": float(posteriors[row, first]),
                     "runner_up": names[int(second)] if rival else None,
                     "margin": float(posteriors[row, first] - (posteriors[row, second] if rival else 0)),
+                    "decided_by": "first layer" if bool(at_once[row]) else "all layers",
                     "outlier_score": outliers[row],
                     "nearest": [
                         {"task": task, "label": self._label(task, number), "distance": distance}
@@ -570,3 +587,7 @@ def _cannot_read(texts: Any, tokenizer: Any) -> Tensor:
 
 def _no_labels(task: str) -> list[str]:
     return []
+
+
+def _no_first_look() -> tuple[int, float]:
+    return 0, 0.0
