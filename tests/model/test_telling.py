@@ -146,6 +146,7 @@ def test_the_tokenizer_is_that_of_the_folder(model: EideticModel, tmp_path: Path
     loaded.router.add_examples("beta", TEXTS, labels=[0, 2])
     model.router.add_examples("beta", TEXTS, labels=[0, 2], tokenizer=TOKENIZER)
     assert same(told_of(model), told_of(loaded))
+    loaded.routing = "deep"
     found = loaded.router.explain(TEXTS[0])[0]
     assert found["task"] == model.route(**read(TEXTS[:1])).tasks[0]
     assert found["probability"] == pytest.approx(float(model.route(**read(TEXTS[:1])).router_scores.max()))
