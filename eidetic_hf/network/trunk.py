@@ -177,21 +177,21 @@ def share_layers(embeddings: nn.Module | None, layers: list[nn.Module]) -> None:
             swap_class(module, _Shared)
 
 
-# What is read of a state: its mean over the tokens of a text, its standard deviation over them, the token that has
-# seen the whole sequence; and, as it was before deeper layers were read, the mean over all tokens.
-MEAN, SPREAD, EDGE, PLAIN_MEAN = 0, 1, 2, 3
+# What is read of a state: its mean over the tokens of a text, the token that has seen the whole sequence; and, as it
+# was before deeper layers were read, the mean over all tokens.
+MEAN, EDGE, PLAIN_MEAN = 0, 1, 2
 
 
 def pool_states(trunk: TrunkPass, parts: Sequence[tuple[int, int]], mask: Tensor | None, edge: str) -> list[Tensor]:
     """What recorded states say of whole sequences, wherever padding stands.
 
-    The first token and, where attention goes both ways, the last are no part of a text for `MEAN` and `SPREAD`: a
-    tokenizer frames it by them ([CLS] and [SEP], <s>), and a layer gathers there what has nothing to do with the text
-    (Xiao et al., arXiv 2309.17453). A sequence of fewer than three tokens is taken as a whole.
+    The first token and, where attention goes both ways, the last are no part of a text for `MEAN`: a tokenizer frames
+    it by them ([CLS] and [SEP], <s>), and a layer gathers there what has nothing to do with the text (Xiao et al.,
+    arXiv 2309.17453). A sequence of fewer than three tokens is taken as a whole.
 
     Args:
         trunk: the recorded pass; states are `(batch, sequence, hidden)`.
-        parts: which layer (0 for the embeddings) and what of its state, one of `MEAN`, `SPREAD`, `EDGE`, `PLAIN_MEAN`.
+        parts: which layer (0 for the embeddings) and what of its state, one of `MEAN`, `EDGE`, `PLAIN_MEAN`.
         mask: 1 for real tokens, `(batch, sequence)`; `None` if all are real.
         edge: the token that has seen the whole sequence: `"first"` where attention goes both ways, as BERT's [CLS],
             `"last"` where it goes back only.
@@ -211,25 +211,14 @@ def pool_states(trunk: TrunkPass, parts: Sequence[tuple[int, int]], mask: Tensor
     if edge == "first":
         framed[rows, last] = 0
     content = torch.where(mask.sum(1, keepdim=True) < 3, mask, framed)
-    weights = {True: _mean_weights(mask), False: _mean_weights(content)}
+    weights = {PLAIN_MEAN: _mean_weights(mask), MEAN: _mean_weights(content)}
     place = first if edge == "first" else last
-    means: dict[int, Tensor] = {}
-    found = []
-    for layer, what in parts:
-        state = trunk.state(layer)
-        if what == EDGE:
-            found.append(state[rows, place].float())
-        elif what == PLAIN_MEAN:
-            found.append(torch.bmm(weights[True], state.float()).squeeze(1))
-        else:
-            if layer not in means:
-                means[layer] = torch.bmm(weights[False], state.float()).squeeze(1)
-            mean = means[layer]
-            if what == SPREAD:
-                around = (state.float() - mean.unsqueeze(1)).square()
-                mean = torch.bmm(weights[False], around).squeeze(1).sqrt()
-            found.append(mean)
-    return found
+    return [
+        trunk.state(layer)[rows, place].float()
+        if what == EDGE
+        else torch.bmm(weights[what], trunk.state(layer).float()).squeeze(1)
+        for layer, what in parts
+    ]
 
 
 def _mean_weights(mask: Tensor) -> Tensor:

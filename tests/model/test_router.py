@@ -33,7 +33,7 @@ from eidetic_hf.model.router import router as router_module
 from eidetic_hf.model.router.discriminant import ALL_LOOKED_AT, LOOKED_AT, UNITS, WORK, thinned
 from eidetic_hf.model.router.features import MAX_FEATURES
 from eidetic_hf.model.router.sums import MEAN_UNITS, directions_kept, kept_of, statistics_of
-from eidetic_hf.network.trunk import EDGE, MEAN, PLAIN_MEAN, SPREAD, TrunkPass, pool_states
+from eidetic_hf.network.trunk import EDGE, MEAN, PLAIN_MEAN, TrunkPass, pool_states
 
 MANY = ALL_LOOKED_AT + 6
 # So few that all correlations are kept, and so many that the strongest directions are.
@@ -595,12 +595,11 @@ MASKS = [
 def test_pooled_states_are_those_of_the_real_tokens_within_the_frame(edge: str) -> None:
     state, mask = torch.randn(6, 6, 4), torch.tensor(MASKS)
     trunk = TrunkPass(states={2: state})
-    mean, spread, end, plain = pool_states(trunk, [(2, MEAN), (2, SPREAD), (2, EDGE), (2, PLAIN_MEAN)], mask, edge)
+    mean, end, plain = pool_states(trunk, [(2, MEAN), (2, EDGE), (2, PLAIN_MEAN)], mask, edge)
     for row, real in enumerate(mask.bool()):
         tokens = state[row, real]
         inner = tokens if len(tokens) < 3 else tokens[1:-1] if edge == "first" else tokens[1:]
         torch.testing.assert_close(mean[row], inner.mean(0))
-        torch.testing.assert_close(spread[row], inner.std(0, correction=0))
         torch.testing.assert_close(plain[row], tokens.mean(0))
         assert torch.equal(end[row], tokens[0 if edge == "first" else -1])
     (whole,) = pool_states(trunk, [(2, EDGE)], None, edge)
@@ -609,7 +608,7 @@ def test_pooled_states_are_those_of_the_real_tokens_within_the_frame(edge: str) 
 
 def test_padding_holds_anything_and_stands_anywhere() -> None:
     tokens = torch.randn(1, 4, 8)
-    parts = [(1, MEAN), (1, SPREAD), (1, EDGE)]
+    parts = [(1, MEAN), (1, EDGE)]
     wanted = pool_states(TrunkPass(states={1: tokens}), parts, None, "first")
     for before, behind in ((0, 3), (3, 0), (1, 2)):
         padded = torch.cat([torch.full((1, before, 8), 1e4), tokens, torch.full((1, behind, 8), -1e4)], 1)
@@ -803,6 +802,8 @@ def test_an_explanation_says_what_the_classifier_found(told: Router) -> None:
         assert found["outlier_score"] == float(solved.outlier_scores(x, [found["task"]] * len(x))[row])
         near = [(each["task"], "xyz".index(each["label"]), each["distance"]) for each in found["nearest"]]
         assert near == solved.nearest_labels(x, 3)[row]
+    with pytest.raises(TaskError, match="There is no task to choose among"):
+        told.explain(x[:1], tasks=[])
     only = told.explain(x[:1], tasks=["beta"])[0]
     assert only["task"] == "beta" and only["runner_up"] is None and only["probability"] == only["margin"] == 1
 

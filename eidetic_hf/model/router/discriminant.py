@@ -30,9 +30,8 @@ MAX_TASK_DIRECTIONS, MAX_LABEL_DIRECTIONS = 64, 128
 ALL_LOOKED_AT, LOOKED_AT = 64, 4
 # Multiplications to add up the covariances of all tasks: among many, fewer features and directions of each are read.
 WORK = 3.2e10
-UNITS = (
-    2.0**16
-)  # covariances are added up in whole numbers of this fraction: exact, so that one can be taken out again
+# Covariances are added up in whole numbers of this fraction: exact, so that one can be taken out again.
+UNITS = 2.0**16
 
 Summary = tuple[Tensor, Tensor]  # of a task: sequences per label, `(labels,)`, and their means, `(labels, features)`
 
@@ -105,9 +104,8 @@ class Groups:
         n_strong = int(strong.sum())
         found, n_kept = found[:, -at_most:], min(n_strong, at_most)
         found = found[:, len(found.T) - n_kept :]
-        # A mean that all groups share tells nothing apart, yet is where Gaussians lie: one more direction for it.
         slopes = None
-        if n_strong > n_kept:
+        if n_strong > n_kept:  # the few directions do not hold all
             slopes = torch.linalg.solve_triangular(root.T, white, upper=True)
         basis = torch.linalg.solve_triangular(root.T, found, upper=True)
         centers = means @ basis
@@ -127,8 +125,8 @@ class Groups:
         total = torch.zeros_like(top).scatter_add(1, index, (log - top.gather(1, index)).exp())
         return top + total.log()
 
-    def root(self, task: int, covariance: Callable[[Tensor], Tensor], size: float) -> tuple[Tensor, Tensor, Tensor]:
-        """What `roots` has of a task, computed where it is asked for first.
+    def look_at(self, task: int, covariance: Callable[[Tensor], Tensor], size: float) -> None:
+        """Compute what `roots` has of a task, where it is looked at first.
 
         Args:
             task: its number.
@@ -144,7 +142,6 @@ class Groups:
             inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
             centers = self.centers[self.owner == task] @ inverse.T
             self.roots[task] = (inverse, centers, inverse.diagonal().log().sum())
-        return self.roots[task]
 
     def own(self, task: int, z: Tensor, linear: Tensor) -> Tensor:
         """Score of a task with its own covariance, on the scale of `linear`, `(batch,)`.
@@ -270,7 +267,7 @@ class Discriminant:
     def _look_at(self, tasks: Sequence[int]) -> None:
         for view, by_label in ((self.tasks, False), (self.labels, True)):
             for task in tasks:
-                view.root(task, self._covariance(task, by_label), self.sizes[task])
+                view.look_at(task, self._covariance(task, by_label), self.sizes[task])
 
     def scores(self, features: Tensor) -> Tensor:
         """Joint score of each task, `(batch, tasks)` float64; what is the same for all tasks is left out.

@@ -22,7 +22,7 @@ LEVELS = 127
 STEPS_PER_DEVIATION = 10
 REFERENCE_SEED, REFERENCE_SHAPE = 20250209, (128, 48)
 
-# Which numbers of which layer: its number (0 for the embeddings); `MEAN`, `SPREAD`, `EDGE` or `PLAIN_MEAN`; how many.
+# Which numbers of which layer: its number (0 for the embeddings); `MEAN`, `EDGE` or `PLAIN_MEAN`; how many.
 Part = tuple[int, int, int]
 
 

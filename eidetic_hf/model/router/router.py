@@ -429,8 +429,14 @@ class Router(nn.Module):
             next one's; `runner_up`, that one; `decided_by`, the `first layer` or `all layers` that the router reads,
             as the model's `routing` has it; and, by all layers, `outlier_score`, see `RoutedOutput`, and `nearest`,
             the labels whose texts are nearest: `task`, `label`, and `distance`, as outlier scores are made of.
+
+        Raises:
+            TaskError: if there is no task to choose among, or one is unknown to the router.
+            ValueError: if there is no text, or no tokenizer.
         """
         names = list(tasks) if tasks is not None else self.known()
+        if not names:
+            raise TaskError("There is no task to choose among: the router knows of none, or tasks=[] names none.")
         for name in names:
             self._check_known(name)
         features = self._read(texts, tokenizer)
