@@ -21,6 +21,7 @@ from transformers.integrations.accelerate import check_and_set_device_map
 from transformers.utils import TransformersKwargs
 
 __all__ = [
+    "ACCESS_ARGUMENTS",
     "CAPTURING",
     "FACTORY_ARGUMENTS",
     "HUB_ARGUMENTS",
@@ -52,6 +53,8 @@ HUB_ARGUMENTS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token", "user_agent",
     "_commit_hash",
 )  # fmt: skip
+# Those of them that say how to come to any repository, not which files of one are meant.
+ACCESS_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "user_agent")
 # Further arguments that transformers' factories pass, and that have nothing to decide here.
 FACTORY_ARGUMENTS = (
     "_from_auto", "_from_pipeline", "adapter_kwargs", "low_cpu_mem_usage", "output_loading_info", "trust_remote_code",

@@ -28,14 +28,13 @@ from ..views import POOL, TOLD, TRUNK, owner_of, task_key
 from . import certificate
 from .certificate import Evidence, renamed
 from .checkpoint.layout import CheckpointError, by_owner
-from .checkpoint.read import read_config, reader_of
+from .checkpoint.read import finder_of, read_config
+from .checkpoint.source import Source, steadily
 from .parts import Parts, committed, record_of
-from .persistence import fill, make_room
+from .persistence import fill_task, make_room
 from .versions import version_name
 
 logger = logging.get_logger(__name__)
-
-Source = str | os.PathLike
 
 # Of a configuration, what changes with its tasks.
 _CHANGED = ("tasks", "expanded", "served", "vocab_size", "default_versions")
@@ -216,31 +215,41 @@ class Shards:
     Attributes:
         where: what an error calls it.
         config: with their records.
-        read: the tensors of an owner, by name; none, if it has none.
+        read: the tensors of an owner whose names begin with a prefix; none, if it has none.
     """
 
     where: str
     config: EideticConfig
-    read: Callable[[str], dict[str, Tensor]]
+    read: Callable[[str, str], dict[str, Tensor]]
 
     @cached_property
     def reference(self) -> dict[str, Tensor]:
         """What the router there reads of a sequence, by the names of slots; nothing, if no task was known to it."""
         prefix = "router.reference."
-        return {name[len(prefix) :]: tensor for name, tensor in self.read(TRUNK).items() if name.startswith(prefix)}
+        return {name[len(prefix) :]: tensor for name, tensor in self.read(TRUNK, prefix).items()}
 
     @cached_property
     def told(self) -> dict[str, Tensor]:
         """What users have told the router there about tasks, by the names of tensors."""
-        return self.read(TOLD)
+        return self.read(TOLD, "")
 
 
-def shards_in(source: Source, config: EideticConfig, hub: Mapping[str, Any]) -> Shards:
-    """What a checkpoint holds that has this configuration."""
-    return Shards(str(source), config, reader_of(source, config, hub))
+def shards_in(source: Source, config: EideticConfig) -> Shards:
+    """What a checkpoint holds that has this configuration.
+
+    Raises:
+        CheckpointError: if its index and its configuration disagree.
+    """
+    find = finder_of(source, config)
+
+    def read(owner: str, prefix: str) -> dict[str, Tensor]:
+        shard = find(owner)
+        return {} if shard is None else shard.read(prefix)
+
+    return Shards(source.where, config, read)
 
 
-def shards_of(source: Source | Parts, hub: Mapping[str, Any]) -> Shards:
+def shards_of(source: str | os.PathLike | Parts, hub: Mapping[str, Any]) -> Shards:
     """What a checkpoint holds, a folder or one on the Hub, or a model.
 
     Raises:
@@ -248,12 +257,16 @@ def shards_of(source: Source | Parts, hub: Mapping[str, Any]) -> Shards:
         TaskError: if a model is learning.
     """
     if isinstance(source, str | os.PathLike):
-        return shards_in(source, read_config(source, hub), hub)
+        return steadily(source, hub, lambda found: shards_in(found, read_config(found)))
     if source.learner is not None:
         raise TaskError(f"The other model is learning '{source.learner.name}'. Commit it, or drop it, before.")
     certificate.check_unchanged(source)
     owned = by_owner(cast(nn.Module, source).state_dict())
-    return Shards("the other model", source.config, lambda owner: dict(owned.get(owner, {})))
+
+    def read(owner: str, prefix: str) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in owned.get(owner, {}).items() if name.startswith(prefix)}
+
+    return Shards("the other model", source.config, read)
 
 
 def needed(config: EideticConfig, names: Iterable[str]) -> list[TaskRecord]:
@@ -345,7 +358,7 @@ def _join(model: Parts, shards: Shards, there: TaskRecord, called: Mapping[str, 
     record.name, record.ancestors = called[there.name], [called[name] for name in there.ancestors]
     _check_tokens(model, shards, there)
     owner, key = task_key(there.name), task_key(record.name)
-    read = shards.read(owner)
+    read = shards.read(owner, "")
     tensors = {renamed(name, {owner: key}): tensor.to(model.device) for name, tensor in read.items()}
     dtype, wanted = record.certificate["environment"]["dtype"], str(model.dtype).removeprefix("torch.")
     if dtype != wanted:
@@ -363,7 +376,7 @@ def _join(model: Parts, shards: Shards, there: TaskRecord, called: Mapping[str, 
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("router.")}
     make_room(model, record)
     try:
-        fill(model, tensors, key)
+        fill_task(model, tensors, key)
     except CheckpointError as error:
         raise TaskError(f"'{there.name}' of {shards.where} does not fit this model: {error}") from error
     _count(model.config, model.network.join(key), 1)

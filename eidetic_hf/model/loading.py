@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from ..compat import (
+    ACCESS_ARGUMENTS,
     FACTORY_ARGUMENTS,
     HUB_ARGUMENTS,
     attention_of,
@@ -26,7 +26,8 @@ from ..network.backbone import ENCODER, family_of
 from ..network.storage import set_tensor, stored_tensors
 from . import joining
 from .checkpoint.layout import CheckpointError
-from .checkpoint.read import read_config, read_generation_config, read_tensors
+from .checkpoint.read import read_config, read_generation_config, read_into, shards_of_all
+from .checkpoint.source import Folder, Source, steadily
 from .parts import Parts
 from .persistence import base_digest, fill
 
@@ -58,8 +59,21 @@ def load(
     """
     named = ("config", "tasks", "dtype", "device_map", "attn_implementation", "backbone", *SETTABLE)
     check_known("EideticModel.from_pretrained", kwargs, (*named, *HUB_ARGUMENTS, *FACTORY_ARGUMENTS))
-    hub = hub_arguments(kwargs)
-    own_config = read_config(source, hub)
+    read = partial(_load, cls, config, tasks, attn_implementation, backbone, kwargs)
+    return steadily(source, hub_arguments(kwargs), read)
+
+
+def _load(
+    cls: type[Model],
+    config: EideticConfig | None,
+    tasks: list[str] | None,
+    attn_implementation: str | None,
+    backbone: Any,
+    kwargs: Mapping[str, Any],
+    source: Source,
+) -> Model:
+    """A model as a source has it now, see `load`."""
+    own_config = read_config(source)
     _check_decided(own_config, config)
     if attn_implementation is None and config is not None:
         attn_implementation = attention_of(config)
@@ -77,9 +91,9 @@ def load(
             setattr(own_config, name, value)
     check_transfer(own_config.forward_transfer)
     if own_config.base is None:
-        model = _load_whole(cls, source, own_config, hub)
+        model = _load_whole(cls, source, own_config)
     else:
-        model = _load_on_base(cls, source, own_config, backbone, hub)
+        model = _load_on_base(cls, source, own_config, backbone, hub_arguments(kwargs))
     lost = [name for name, buffer in cast(nn.Module, model).named_buffers() if buffer.is_meta]
     if lost:
         raise RuntimeError(
@@ -88,28 +102,27 @@ def load(
             "where it takes no more memory than the model."
         )
     if family_of(own_config.base_config) != ENCODER:
-        stored = read_generation_config(source, hub)
+        stored = read_generation_config(source)
         cast(Any, model).generation_config = stored or model.generation_config
-    cast(Any, model).config.name_or_path = str(source)
+    cast(Any, model).config.name_or_path = source.where
     return model
 
 
-def _load_whole(cls: type[Model], source: str | os.PathLike, config: EideticConfig, hub: Mapping[str, Any]) -> Model:
+def _load_whole(cls: type[Model], source: Source, config: EideticConfig) -> Model:
     """A model whose checkpoint holds all of it."""
-    with ThreadPoolExecutor(1) as pool:  # the shards are read and hashed while the modules are made
-        tensors = pool.submit(read_tensors, source, config, hub)
-        try:
-            with no_init_weights():
-                model = cast(Any, cls)(config, empty=True)
-        except Exception:
-            tensors.result()  # Damage in the files is the better explanation.
-            raise
-    fill(cast(Any, model), tensors.result())
+    shards = shards_of_all(source, config)
+    try:
+        with no_init_weights():
+            model = cast(Any, cls)(config, empty=True)
+    except Exception:
+        read_into(shards, {})  # Damage in the files is the better explanation.
+        raise
+    fill(model, shards)
     return model
 
 
 def _load_on_base(
-    cls: type[Model], source: str | os.PathLike, config: EideticConfig, backbone: Any, hub: Mapping[str, Any]
+    cls: type[Model], source: Source, config: EideticConfig, backbone: Any, hub: Mapping[str, Any]
 ) -> Model:
     """A model whose checkpoint names the backbone: the backbone, and the tasks of the checkpoint.
 
@@ -119,28 +132,30 @@ def _load_on_base(
     base = cast(dict[str, Any], config.base)
     where, revision = backbone, None
     if backbone is None:
-        beside = Path(source).parent / base["name"]
-        where, revision = (beside, None) if beside.is_dir() else (base["name"], base["revision"])
+        beside = source.path.parent / base["name"] if isinstance(source, Folder) else None
+        is_beside = beside is not None and beside.is_dir()
+        where, revision = (beside, None) if is_beside else (base["name"], base["revision"])
     options: dict[str, Any] = {"trunk_layers": config.trunk_layers, "growth": config.growth}
     if not isinstance(where, nn.Module):
         options.update(dtype=config.dtype, attn_implementation=attention_of(config))
+        options.update({name: value for name, value in hub.items() if name in ACCESS_ARGUMENTS})
         options.update({} if revision is None else {"revision": revision})
     try:
         model = cast(Any, cls).from_backbone(where, **options)
     except OSError as error:
         raise CheckpointError(
-            f"{source} does not hold its backbone, but names it: {base['name']}, which could not be loaded ({error}). "
-            "Say where it is: EideticModel.from_pretrained(..., backbone='<folder, Hub id or model>')."
+            f"{source.where} does not hold its backbone, but names it: {base['name']}, which could not be loaded "
+            f"({error}). Say where it is: EideticModel.from_pretrained(..., backbone='<folder, Hub id or model>')."
         ) from error
     if base_digest(model) != base["sha256"]:
         raise CheckpointError(
-            f"The tasks of {source} were learned on {base['name']} with SHA-256 {base['sha256']}; what was found has "
-            f"{base_digest(model)}. Load them on the backbone that they were learned on: "
+            f"The tasks of {source.where} were learned on {base['name']} with SHA-256 {base['sha256']}; what was "
+            f"found has {base_digest(model)}. Load them on the backbone that they were learned on: "
             "EideticModel.from_pretrained(..., backbone=...)."
         )
     for name in SETTABLE:
         setattr(model.config, name, getattr(config, name))
-    joining.bring(model, joining.shards_in(source, config, hub))
+    joining.bring(model, joining.shards_in(source, config))
     for name in ("served", "pool", "default_versions", "router_layers"):
         setattr(model.config, name, getattr(config, name))
     return model

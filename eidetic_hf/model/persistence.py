@@ -15,10 +15,12 @@ from ..configuration import TaskRecord
 from ..kinds import check_task, default_kind, kind_of, name_labels
 from ..network.backbone import ENCODER, family_of
 from ..network.network import Section
-from ..network.storage import Segment, Slots, freeze, set_tensor, stored_tensors
-from ..views import BASE, POOL, TRUNK, owner_of, task_key
+from ..network.storage import Slots, freeze, get_tensor, set_tensor, stored_tensors
+from ..views import BASE, POOL, TOLD, TRUNK, owner_of, task_key
 from . import certificate
 from .checkpoint.layout import CheckpointError
+from .checkpoint.read import read_into
+from .checkpoint.shard import Entry, Shard
 from .checkpoint.write import write_checkpoint
 from .life import new_head
 from .parts import Parts, record_of
@@ -39,46 +41,85 @@ def make_room(model: Parts, task: TaskRecord) -> None:
     model.router.make_room(task.name)
 
 
-def fill(model: Parts, tensors: dict[str, Tensor], owner: str | None = None) -> None:
-    """Take over a checkpoint's tensors, each in fresh, aligned memory.
+def fill(model: Parts, shards: list[Shard]) -> None:
+    """Read a checkpoint's shards into the model that was made for them, straight into where each tensor stays.
+
+    Raises:
+        CheckpointError: if they hold other tensors than the model has room for, or a shard is not what was saved.
+    """
+    here = {task_key(task.name) for task in model.config.tasks}
+    entries = {
+        name: entry
+        for shard in shards
+        for name, entry in shard.entries.items()
+        if owner_of(name) != TOLD or not here.isdisjoint(name.split("."))  # one shard for all tasks
+    }
+    room = _room_for(model, entries)
+    for name, (module, leaf) in room.items():
+        set_tensor(module, leaf, entries[name].room())
+    try:
+        model.network.lay()
+    except ValueError as error:
+        raise CheckpointError(f"The shards of the checkpoint have {error}. They were edited.") from error
+    read_into(shards, {name: cast(Tensor, get_tensor(*place)) for name, place in room.items()})
+    if not model.config.pool:
+        private = model.router.reference.get("private")
+        if private is not None:
+            model.network.put_base_private(private)
+    model.network.make_views()
+
+
+def fill_task(model: Parts, tensors: dict[str, Tensor], owner: str) -> None:
+    """Take over the tensors of one task, each in fresh, aligned memory.
 
     Args:
         model: the model, with room for them.
         tensors: by name; they are taken out of here, so that nobody holds them twice.
+        owner: whose they are.
+
+    Raises:
+        CheckpointError: if they are others than the model has room for.
+    """
+    for name, (module, leaf) in _room_for(model, tensors, owner).items():
+        # The copy matters: a product over unaligned data may round differently, and the other model keeps its own.
+        set_tensor(module, leaf, tensors.pop(name).clone())
+    model.network.pack()
+
+
+def _room_for(
+    model: Parts, described: Mapping[str, Entry | Tensor], owner: str | None = None
+) -> dict[str, tuple[nn.Module, str]]:
+    """Where tensors belong that a checkpoint brings: the module and the name there of each.
+
+    Args:
+        model: the model.
+        described: the tensors by name, or what says their shapes.
         owner: whose they are, if they are one owner's; by default they are everybody's.
+
+    Raises:
+        CheckpointError: if there is no room for one, one has another shape, or one is missing.
     """
     module_of = dict(cast(nn.Module, model).named_modules())
-    vocabulary = model.network.backbone.get_input_embeddings()
     left_out = {POOL} if owner is None and not model.config.pool else set()
     expected = {
         name
         for name in cast(nn.Module, model).state_dict()
         if (owner_of(name) not in left_out if owner is None else owner_of(name) == owner)
     }
-    for name in sorted(tensors):
+    room = {}
+    for name in sorted(described):
         module_name, _, leaf = name.rpartition(".")
         module = module_of.get(module_name)
         if module is None or (leaf not in stored_tensors(module) and not module_name.startswith(WITHOUT_ROOM)):
             raise CheckpointError(f"The checkpoint holds {name}, for which config.json leaves no place.")
-        old = stored_tensors(module).get(leaf)
-        if old is not None and old.shape != tensors[name].shape:
-            raise CheckpointError(
-                f"{name} has the shape {tuple(tensors[name].shape)}, config.json expects {tuple(old.shape)}."
-            )
-        # The copy matters: a product over unaligned data may round differently. `pack` copies segments, and of the
-        # embeddings only those that language models score tokens with are more than looked up.
-        tensor = tensors.pop(name)
-        as_read = isinstance(module, Segment) or (isinstance(module, nn.Embedding) and module is not vocabulary)
-        set_tensor(module, leaf, tensor if as_read else tensor.clone())
-        expected.discard(name)
-    missing = sorted(expected)
+        old, shape = stored_tensors(module).get(leaf), tuple(described[name].shape)
+        if old is not None and tuple(old.shape) != shape:
+            raise CheckpointError(f"{name} has the shape {shape}, config.json expects {tuple(old.shape)}.")
+        room[name] = module, leaf
+    missing = sorted(expected - room.keys())
     if missing:
         raise CheckpointError(f"The checkpoint lacks {len(missing)} tensors that config.json expects: {missing[:3]}.")
-    if not model.config.pool and owner is None:
-        private = model.router.reference.get("private")
-        if private is not None:
-            model.network.put_base_private(private)
-    model.network.pack()
+    return room
 
 
 def to_restore(model: Parts, state_dict: Mapping[str, Any]) -> dict[str, Any]:

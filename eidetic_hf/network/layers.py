@@ -130,6 +130,11 @@ class TaskLinear(nn.Module):
         self._rows.pack()
         self.group.forget_views()
 
+    def lay(self) -> None:
+        """Make memory for all segments, as `pack` does, and leave it to whoever reads them from a file to fill it."""
+        self._rows.lay()
+        self.group.forget_views()
+
     def is_packed(self) -> bool:
         """Whether every segment still is a view of the packed tensors."""
         return self._rows.is_packed()

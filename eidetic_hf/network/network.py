@@ -575,6 +575,17 @@ class Network:
             rows.pack()
         self.make_views()
 
+    def lay(self) -> None:
+        """Make memory for all that `pack` lays, for files to be read into; `make_views` comes after that.
+
+        Raises:
+            ValueError: if what is to lie together is of different dtypes.
+        """
+        for projection in self.projections:
+            projection.lay()
+        for rows in (self.input_rows, self.output_rows):
+            rows.lay()
+
     def make_views(self) -> None:
         """Look up what every committed task sees, so that a graph can be traced before the task has run."""
         if self.device.type != "meta":

@@ -549,6 +549,27 @@ class OwnedRows:
         parts = self._parts()
         parallel = zip(*(part.tensors() for part in parts), strict=True)
         packed = [None if tensors[0] is None else torch.cat(cast(list[Tensor], tensors)) for tensors in parallel]
+        self._register(parts, packed)
+
+    def lay(self) -> None:
+        """Make packed memory of any values for all rows, and register views of it, for a file to be read into.
+
+        Raises:
+            ValueError: if the rows of two owners are of different dtypes.
+        """
+        parts = self._parts()
+        packed: list[Tensor | None] = []
+        for tensors in zip(*(part.tensors() for part in parts), strict=True):
+            if tensors[0] is None:
+                packed.append(None)
+                continue
+            first, rows = tensors[0], sum(map(len, tensors))
+            if len({tensor.dtype for tensor in tensors}) > 1:
+                raise ValueError(f"rows in {sorted({str(tensor.dtype) for tensor in tensors})}, expected one dtype")
+            packed.append(torch.empty((rows, *first.shape[1:]), dtype=first.dtype, device=first.device))
+        self._register(parts, packed)
+
+    def _register(self, parts: list[Place], packed: list[Tensor | None]) -> None:
         start = 0
         for part in parts:
             stop = start + len(part)
@@ -689,6 +710,10 @@ class CopiedRows:
         """Lay each owner's rows into fresh, aligned memory."""
         for place in self._places.values():
             place.put([tensor if tensor is None else tensor.clone() for tensor in place.tensors()])
+        self._laid = self._lie()
+
+    def lay(self) -> None:
+        """Nothing moves: what is registered lies in memory of its own."""
         self._laid = self._lie()
 
     def drop(self, key: str) -> None:

@@ -173,6 +173,11 @@ class LateRows(Slots):
         if self._rows is not None:
             self._rows.pack()
 
+    def lay(self) -> None:
+        """Make memory for all rows, as `pack` does, for a file to be read into."""
+        if self._rows is not None:
+            self._rows.lay()
+
     def is_packed(self) -> bool:
         """Whether every part still is a view of one tensor."""
         return self._rows is None or self._rows.is_packed()

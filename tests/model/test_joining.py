@@ -217,7 +217,7 @@ def test_a_damaged_shard_is_refused(pair: Pair, tmp_path: Path) -> None:
     assert model.tasks == ["a", "b"]
 
 
-@pytest.mark.parametrize("where", ["_check_came", "_count", "fill"])
+@pytest.mark.parametrize("where", ["_check_came", "_count", "fill_task"])
 def test_a_failure_on_the_way_leaves_the_model_as_it_was(
     pair: Pair, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

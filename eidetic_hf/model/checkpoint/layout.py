@@ -17,10 +17,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
@@ -43,6 +44,8 @@ TOLD_FILE = "eidetic-router.safetensors"
 PASSING_FILES = (POOL_FILE, LEARNING_FILE, TOLD_FILE)
 # By these a reader finds all others, so they take their places when all others are there.
 LAST_FILES = (INDEX_FILE, CONFIG_FILE)
+
+LARGEST_JSON = 1 << 26  # bytes: a configuration or an index of thousands of tasks
 
 _FILES = {TRUNK: TRUNK_FILE, BASE: BASE_FILE, POOL: POOL_FILE, LEARNING: LEARNING_FILE, TOLD: TOLD_FILE}
 _T = TypeVar("_T")
@@ -78,11 +81,31 @@ def by_owner(tensors: Mapping[str, _T]) -> dict[str, dict[str, _T]]:
     return owned
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes.
+
+    Raises:
+        CheckpointError: if it is a folder, a pipe, a device or another thing than a file, which might never end.
+        OSError: if it can not be opened.
+    """
+    # Without waiting for the other end of a pipe; for a file it makes no difference.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} can not be opened ({error}).") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CheckpointError(f"{path} is not a regular file. It was not read.")
+    return os.fdopen(descriptor, "rb")
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
+    with open_file(path) as file:
+        while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
@@ -91,11 +114,15 @@ def json_object(path: Path) -> dict[str, Any]:
     """The content of a JSON file that holds an object.
 
     Raises:
-        CheckpointError: if it does not.
+        CheckpointError: if it does not, or is larger than `LARGEST_JSON`.
     """
+    with open_file(path) as file:
+        content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise CheckpointError(f"{path} is larger than {LARGEST_JSON >> 20} MiB. It was not read.")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested deeper than anybody nests
         raise CheckpointError(f"{path} is not JSON ({error}).") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is not a JSON object, but a {type(values).__name__}.")

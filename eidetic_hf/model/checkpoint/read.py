@@ -6,23 +6,16 @@ are opened, never pickles.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.utils import cached_file
 
 from ...configuration import EideticConfig
-from ...views import TOLD, task_key
-from .folder import find
 from .layout import (
     CONFIG_FILE,
     GENERATION_FILE,
@@ -31,112 +24,74 @@ from .layout import (
     by_owner,
     check_format,
     config_from,
-    finish_interrupted_save,
     json_object,
     owners_in,
     shard_file,
 )
+from .shard import Shard
+from .source import Source
 
 
-def resolve_file(source: str | os.PathLike, name: str, hub: Mapping[str, Any]) -> Path:
-    """Path of one file of a checkpoint: in a folder, or downloaded from the Hub.
+def shards_of_all(source: Source, config: EideticConfig) -> list[Shard]:
+    """The shards of a checkpoint's owners, see `owners_in`, with their headers read.
 
     Raises:
-        CheckpointError: if the folder does not have it.
-        OSError: if the Hub does not.
+        CheckpointError: if the index and the configuration disagree, or a shard is missing, truncated or no
+            safetensors file, or holds other tensors than the index says.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        path = find(folder, name)
-        if path is None:
-            raise CheckpointError(f"{folder} has no {name}: the checkpoint is incomplete. Copy it again.")
-        return path
-    return Path(cast(str, cached_file(str(source), name, **hub)))  # None only if told not to raise
+    find = finder_of(source, config)
+    with ThreadPoolExecutor() as pool:  # a Hub sends several at once
+        found = pool.map(find, owners_in(config))
+    return [shard for shard in found if shard is not None]
 
 
-def read_tensors(source: str | os.PathLike, config: EideticConfig, hub: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors of a checkpoint's owners, see `owners_in`; raises as `reader_of` and what it returns."""
-    read, tensors = reader_of(source, config, hub), dict[str, Tensor]()
-    with ThreadPoolExecutor() as pool:  # hashing and reading release Python's lock
-        for content in pool.map(read, owners_in(config)):
-            tensors.update(content)
-    here = {task_key(task.name) for task in config.tasks}
-    for name in by_owner(tensors).get(TOLD, {}):  # one shard for all tasks
-        if here.isdisjoint(name.split(".")):
-            del tensors[name]
-    return tensors
+def finder_of(source: Source, config: EideticConfig) -> Callable[[str], Shard | None]:
+    """What finds the shard of an owner; `None` for one that has none. The index is read here, once.
 
-
-def reader_of(
-    source: str | os.PathLike, config: EideticConfig, hub: Mapping[str, Any]
-) -> Callable[[str], dict[str, Tensor]]:
-    """What reads the tensors of an owner, none of one that has no shard. The index is read here, once.
-
-    It raises a `CheckpointError` if the owner's shard is missing, truncated, changed, swapped or no safetensors file.
+    It raises a `CheckpointError` as `shards_of_all` does.
 
     Raises:
         CheckpointError: if the index and the configuration disagree.
     """
-    names = read_index(resolve_file(source, INDEX_FILE, hub), source, config)
+    names = read_index(source.need(INDEX_FILE), source, config)
 
-    def read(owner: str) -> dict[str, Tensor]:
+    def find(owner: str) -> Shard | None:
         name = shard_file(owner)
         if owner not in names:
-            return {}
-        return read_shard(resolve_file(source, name, hub), config.files[name], names[owner])
+            return None
+        return Shard(source.need(name), config.files[name], names[owner], source.again)
 
-    return read
+    return find
 
 
-def read_shard(path: Path, recorded: Mapping[str, Any], expected: set[str]) -> dict[str, Tensor]:
-    """The tensors of one shard, after its size and its SHA-256 were held against the configuration.
+def read_into(shards: Iterable[Shard], places: Mapping[str, Tensor]) -> None:
+    """Read shards into tensors that are there for them, by name, several at once; see `Shard.read_into`.
 
     Raises:
-        CheckpointError: if it is not the file that was saved, or does not hold the tensors that are `expected`.
+        CheckpointError: if one is not the file that was saved.
     """
-    with open(path, "rb") as file:
-        start = file.read(9)
-    size = path.stat().st_size
-    # The first eight bytes of a safetensors file are a length and may look like a pickle's; its ninth byte is a brace.
-    if start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK") and start[8:9] != b"{":
-        raise CheckpointError(f"{path} is a pickle, not a safetensors file. It was not opened.")
-    if size != recorded["bytes"]:
-        what = "truncated" if size < recorded["bytes"] else "not the file that was saved"
-        raise CheckpointError(f"{path} is {what}: {size} bytes, expected {recorded['bytes']}. Copy it again.")
-    # Read once, into memory of its own: what is hashed is what is used, whatever happens to the file meanwhile.
-    content = torch.empty(size, dtype=torch.uint8)
-    with open(path, "rb") as file:
-        read = file.readinto(cast(Any, content.numpy()))
-    sha256 = hashlib.sha256(cast(Any, content.numpy())).hexdigest()
-    if read != size or sha256 != recorded["sha256"]:
-        raise CheckpointError(
-            f"{path} is not the file that was saved: its SHA-256 is {sha256}, config.json has {recorded['sha256']}. "
-            "It was edited or swapped; copy it again."
-        )
-    try:
-        tensors = _parse_safetensors(content)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is no safetensors file ({type(error).__name__}: {error}).") from error
-    if set(tensors) != expected:
-        raise CheckpointError(f"{path} and the index disagree about {sorted(set(tensors) ^ expected)[:3]}.")
-    return tensors
+    largest_first = sorted(shards, key=lambda shard: -shard.recorded["bytes"])
+    with ThreadPoolExecutor() as pool:  # hashing and reading release Python's lock
+        for _ in pool.map(lambda shard: shard.read_into(places), largest_first):
+            pass
 
 
-def read_index(path: Path, source: str | os.PathLike, config: EideticConfig) -> dict[str, set[str]]:
+def read_index(path: Path, source: Source, config: EideticConfig) -> dict[str, set[str]]:
     """Names of the tensors of each owner, after the index was held against the configuration.
 
     Raises:
         CheckpointError: if it is no index, lists other files than the configuration, or a tensor in another file than
             its owner's.
     """
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        weight_map, metadata = index["weight_map"], index.get("metadata") or {}
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is no safetensors index ({type(error).__name__}: {error}).") from error
-    check_format(source, metadata)
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{path}: weight_map is a {type(weight_map).__name__}, expected tensor names and files.")
+    index = json_object(path)
+    weight_map: Any = index.get("weight_map")
+    metadata: Any = index.get("metadata") or {}
+    for name, value in (("weight_map", weight_map), ("metadata", metadata)):
+        if not isinstance(value, dict):
+            raise CheckpointError(
+                f"{path} is no safetensors index: {name} is a {type(value).__name__}, expected names and values."
+            )
+    check_format(source.where, metadata)
     owned = by_owner(weight_map)
     for owner, files in owned.items():
         expected = shard_file(owner)
@@ -148,7 +103,7 @@ def read_index(path: Path, source: str | os.PathLike, config: EideticConfig) -> 
     if listed != recorded or not needed <= recorded:
         difference = sorted(listed ^ recorded) or sorted(needed - recorded)
         raise CheckpointError(
-            f"config.json and {path.name} of {path.parent} disagree about {difference}. They are from different "
+            f"config.json and {path.name} of {source.where} disagree about {difference}. They are from different "
             "saves; copy the whole folder again."
         )
     return {owner: set(files) for owner, files in owned.items()}
@@ -165,74 +120,40 @@ def _wrong_file(path: Path, name: str, file: Any, expected: str) -> CheckpointEr
     return CheckpointError(f"{path} maps {name} to {file!r}{why}")
 
 
-def read_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> EideticConfig:
-    """The configuration of a checkpoint, as it stands in the folder now.
+def read_config(source: Source) -> EideticConfig:
+    """The configuration of a checkpoint, as it stands there now.
 
     Raises:
         CheckpointError: if it is no released `EideticModel` that this version can read.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        with suppress(OSError):  # A read-only folder: its files are read from where the save left them.
-            finish_interrupted_save(folder)
-    values = json_object(resolve_file(source, CONFIG_FILE, hub))
+    where = source.where
+    values = json_object(source.need(CONFIG_FILE))
     if values.get("model_type") != EideticConfig.model_type:
         raise CheckpointError(
-            f"{source} holds a model of type {values.get('model_type')!r}, not an EideticModel. To learn tasks on it, "
-            f"use EideticModel.from_backbone({str(source)!r})."
+            f"{where} holds a model of type {values.get('model_type')!r}, not an EideticModel. To learn tasks on it, "
+            f"use EideticModel.from_backbone({where!r})."
         )
-    check_format(source, values)
-    config = config_from(source, values)
+    check_format(where, values)
+    config = config_from(where, values)
     if config.learning:
         raise CheckpointError(
-            f"{source} is a Trainer checkpoint in the middle of learning '{config.learning}', not a release. Resume "
-            f"it with trainer.train(resume_from_checkpoint={str(source)!r})."
+            f"{where} is a Trainer checkpoint in the middle of learning '{config.learning}', not a release. Resume "
+            f"it with trainer.train(resume_from_checkpoint={where!r})."
         )
     needed = {shard_file(owner) for owner in owners_in(config)}
     if needed != set(config.files):
         raise CheckpointError(
-            f"The tasks and the files in config.json of {source} disagree about "
+            f"The tasks and the files in config.json of {where} disagree about "
             f"{sorted(needed ^ set(config.files))}. It was edited; copy the whole folder again."
         )
     return config
 
 
-def read_generation_config(source: str | os.PathLike, hub: Mapping[str, Any]) -> GenerationConfig | None:
+def read_generation_config(source: Source) -> GenerationConfig | None:
     """How a checkpoint's model writes texts; `None` if it does not say.
 
     Raises:
         CheckpointError: if the file is no JSON object.
     """
-    folder = Path(source)
-    path: Path | str | None
-    if folder.is_dir():
-        path = find(folder, GENERATION_FILE)
-    else:
-        path = cached_file(str(source), GENERATION_FILE, _raise_exceptions_for_missing_entries=False, **hub)
-    return None if path is None else GenerationConfig.from_dict(json_object(Path(path)))
-
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-
-
-def _parse_safetensors(content: Tensor) -> dict[str, Tensor]:
-    """Views of the tensors in a safetensors file's bytes, `(bytes,)` uint8.
-
-    `safetensors.torch` maps a file or copies each tensor; here the bytes that were hashed are used as they are. The
-    format: eight bytes of header length, a JSON header with dtype, shape and offsets, and the data behind it.
-    """
-    length = int.from_bytes(content[:8].numpy().tobytes(), "little")
-    start = 8 + length
-    header = json.loads(content[8:start].numpy().tobytes())
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        data = content[start + first : start + last]
-        dtype = _DTYPES[entry["dtype"]]
-        # An empty tensor may lie at an offset that its dtype could not start at.
-        tensors[name] = (data.view(dtype) if len(data) else data.to(dtype)).reshape(entry["shape"])
-    return tensors
+    path = source.find(GENERATION_FILE)
+    return None if path is None else GenerationConfig.from_dict(json_object(path))

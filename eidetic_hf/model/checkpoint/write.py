@@ -1,8 +1,8 @@
 """Writing a checkpoint folder: each function here has its mirror in `read.py`.
 
-write_checkpoint           read_config, then read_tensors
-write_tensors              read_tensors
-write_shard                read_shard
+write_checkpoint           read_config, then shards_of_all
+write_tensors              read_into
+write_shard                shard.Shard
 write_index                read_index
 write_config               read_config
 write_generation_config    read_generation_config

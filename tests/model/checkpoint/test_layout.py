@@ -42,6 +42,7 @@ from eidetic_hf.model.checkpoint.layout import (
     shard_file,
 )
 from eidetic_hf.model.checkpoint.read import read_config
+from eidetic_hf.model.checkpoint.source import source_of
 from eidetic_hf.views import owner_of
 
 
@@ -124,7 +125,7 @@ def test_tensors_are_sorted_by_owner_without_a_copy(trained: EideticModel) -> No
 
 
 def test_a_released_checkpoint_holds_trunk_tasks_and_pool_in_this_order(saved: Path) -> None:
-    config = read_config(saved, {})
+    config = read_config(source_of(saved, {}))
     assert owners_in(config) == ["trunk", "@first", "@second", "pool"]
     config.pool = False
     assert owners_in(config) == ["trunk", "@first", "@second"]

@@ -37,7 +37,7 @@ from eidetic_hf import CheckpointError, EideticConfig, EideticModel, PruningConf
 from eidetic_hf.configuration import FORMAT_VERSION
 from eidetic_hf.model.checkpoint.folder import LOCK
 from eidetic_hf.model.checkpoint.layout import sha256_of
-from eidetic_hf.model.checkpoint.read import read_shard
+from eidetic_hf.model.checkpoint.shard import Shard
 from eidetic_hf.network.layers import TaskLinear
 
 
@@ -276,7 +276,7 @@ def test_a_shard_whose_header_length_looks_like_the_start_of_a_pickle_is_read(tm
         if path.read_bytes()[:8] == length.to_bytes(8, "little"):
             break
     recorded = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    assert torch.equal(read_shard(path, recorded, {name})[name], torch.ones(2))
+    assert torch.equal(Shard(path, recorded, {name}, "").read()[name], torch.ones(2))
 
 
 @pytest.mark.parametrize("where", ["config.json", INDEX])

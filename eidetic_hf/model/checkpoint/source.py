@@ -1,0 +1,173 @@
+"""Where the files of a checkpoint are: in a folder, or in one commit of a repository on the Hub.
+
+All files of a source are of one state. On the Hub that is the commit that `config.json` came from: a push while the
+others are downloaded changes nothing. A folder has no commits; `steadily` reads anew what a save changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from .folder import COMMITTED, find
+from .layout import CONFIG_FILE, LARGEST_JSON, CheckpointError, finish_interrupted_save, open_file
+
+# How often a folder may be saved to while one read of it goes on.
+ATTEMPTS = 1000
+
+_T = TypeVar("_T")
+
+
+class Source:
+    """A checkpoint, to be read from.
+
+    Attributes:
+        where: as the user named it.
+        again: what to do about a damaged file, as a sentence.
+        commit: the commit that all files are of; `None` in a folder.
+    """
+
+    where: str
+    again: str
+    commit: str | None = None
+
+    def find(self, name: str) -> Path | None:
+        """Path of a file; `None` if the checkpoint has none of this name.
+
+        Raises:
+            OSError: if it can not be had: there is no such repository, or no way to it.
+        """
+        raise NotImplementedError
+
+    def need(self, name: str) -> Path:
+        """Path of a file.
+
+        Raises:
+            CheckpointError: if the checkpoint does not have it.
+            OSError: as `find`.
+        """
+        path = self.find(name)
+        if path is None:
+            raise CheckpointError(f"{self.where} has no {name}: the checkpoint is incomplete. {self.again}")
+        return path
+
+
+class Folder(Source):
+    """A checkpoint folder; a save that was cut off in it is completed first, where that can be.
+
+    Args:
+        path: of the folder.
+        where: as the user named it.
+    """
+
+    again = "Copy it again."
+
+    def __init__(self, path: Path, where: str) -> None:
+        self.path, self.where = path, where
+        with suppress(OSError):  # A read-only folder: its files are read from where the save left them.
+            finish_interrupted_save(path)
+
+    def find(self, name: str) -> Path | None:
+        """See `Source`.
+
+        Raises:
+            CheckpointError: if it is a link to a file outside of the folder.
+        """
+        path = find(self.path, name)
+        if path is not None and path.is_symlink() and not self._may_read(path):
+            raise CheckpointError(
+                f"{path} is a link to {os.readlink(path)}, outside of the checkpoint folder. Not read; put the file "
+                "itself there."
+            )
+        return path
+
+    def _may_read(self, link: Path) -> bool:
+        """Whether a link stays in the folder, or in the cache of the Hub that the folder is part of."""
+        real, folder = Path(os.path.realpath(link)), Path(os.path.realpath(self.path))
+        return real.is_relative_to(folder) or any(
+            real.parent == parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots"
+        )
+
+    def state(self) -> Any:
+        """What every save changes."""
+        with suppress(OSError):
+            finish_interrupted_save(self.path)  # waits for a save that is moving its files
+        for path in (self.path / COMMITTED / CONFIG_FILE, self.path / CONFIG_FILE):
+            with suppress(OSError, CheckpointError), open_file(path) as file:
+                return file.read(LARGEST_JSON), path.stat().st_mtime_ns
+        return None
+
+
+class Commit(Source):
+    """One commit of a repository on the Hub: the one that a revision stands for when this is made.
+
+    Args:
+        repository: its id.
+        hub: where its files are: `revision`, `token`, `cache_dir`, ... of `from_pretrained`.
+
+    Raises:
+        OSError: if there is no such repository or revision, no way to it, or no `config.json` in it.
+    """
+
+    again = "Load it with force_download=True, which downloads it again."
+
+    def __init__(self, repository: str, hub: Mapping[str, Any]) -> None:
+        self.where, self._hub = repository, dict(hub)
+        path = cached_file(repository, CONFIG_FILE, **self._hub)
+        self.commit = extract_commit_hash(path, None)
+        if self.commit is not None:
+            self._hub["revision"] = self.commit
+
+    def find(self, name: str) -> Path | None:
+        """See `Source`."""
+        path = cached_file(self.where, name, _raise_exceptions_for_missing_entries=False, **self._hub)
+        return None if path is None else Path(path)
+
+
+def source_of(name_or_path: str | os.PathLike, hub: Mapping[str, Any]) -> Source:
+    """The checkpoint in a folder, or in a repository on the Hub.
+
+    Args:
+        name_or_path: path of the folder, or id of the repository.
+        hub: where a repository's files are; of a folder only `subfolder` counts.
+
+    Raises:
+        CheckpointError: if it is the path of no folder, or another process has been saving there for too long.
+        OSError: as `Commit`.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return Folder(path / (hub.get("subfolder") or ""), str(name_or_path))
+    expected = "expected a checkpoint folder, or the id of a repository on the Hub."
+    if path.exists():
+        raise CheckpointError(f"{name_or_path} is not a folder: {expected}")
+    try:
+        validate_repo_id(str(name_or_path))
+    except HFValidationError as error:
+        raise CheckpointError(f"{name_or_path} does not exist: {expected}") from error
+    return Commit(str(name_or_path), hub)
+
+
+def steadily(name_or_path: str | os.PathLike, hub: Mapping[str, Any], read: Callable[[Source], _T]) -> _T:
+    """What `read` returns of a checkpoint; read anew, if somebody saved to its folder meanwhile.
+
+    Raises:
+        CheckpointError: as `source_of`, or as `read` does.
+        OSError: likewise.
+    """
+    for _ in range(ATTEMPTS):
+        source = source_of(name_or_path, hub)
+        before = source.state() if isinstance(source, Folder) else None
+        try:
+            return read(source)
+        except (CheckpointError, OSError):
+            if not isinstance(source, Folder) or source.state() == before:
+                raise
+    raise CheckpointError(f"{name_or_path} was saved to {ATTEMPTS} times while it was read. Read it from a copy.")
