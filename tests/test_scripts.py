@@ -30,6 +30,7 @@ from support.recipe_files import (  # noqa: F401
     write_task,
     writing,
 )
+from transformers import BertConfig, BertModel
 
 from eidetic_hf.recipe.recipe import RecipeError
 from eidetic_hf.recipe.starting_point import make_model
@@ -307,6 +308,26 @@ def test_the_memory_of_a_process_is_measured_after_each_task(
     assert all(row["resident"] > row["live tensors"] > 0.05 for row in found)
     assert memory.life.give_back_memory() is None
     assert "live tensors" in capsys.readouterr().out
+
+
+def test_loading_is_measured_against_the_plain_backbone_in_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loading, out = script("benchmark_loading"), tmp_path / "loading.json"
+    config = BertConfig(
+        vocab_size=loading.VOCABULARY, hidden_size=24, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(tmp_path / "tiny")
+    given = ["--backbone", str(tmp_path / "tiny"), "--rounds", "2", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["loading", *given])
+    loading.main()
+    (rows,) = json.loads(out.read_text()).values()
+    assert list(rows) == ["plain", "copy", "fixed"]
+    for row in rows.values():
+        assert 0 < row["load, s"] < row["load and answer, s"]
+        assert 0 < row["peak of loading"] <= row["peak with the first answer"]
+    assert rows["copy"]["MB"] > rows["plain"]["MB"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["tiny", "plain"]
 
 
 def test_the_books_are_measured_per_task_and_held_against_the_first_number(

