@@ -221,8 +221,7 @@ def forget_removed(old: EideticConfig, new: EideticConfig, removed: Mapping[str,
     ]
     old.tasks = [task for task in old.tasks if task not in gone]
     files = [shard_file(task_key(task.name)) for task in gone]
-    for file in files:
-        old.files.pop(file, None)
+    old.files = {file: recorded for file, recorded in old.files.items() if file not in files}
     return files
 
 
