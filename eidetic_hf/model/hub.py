@@ -40,6 +40,7 @@ from .checkpoint.layout import (
     CARD_FILE,
     CONFIG_FILE,
     INDEX_FILE,
+    POOL_FILE,
     CheckpointError,
     check_format,
     config_from,
@@ -221,8 +222,8 @@ def push(
     """
     ours = read_config(folder, {})
     with ExitStack() as stack:
-        stack.enter_context(_in_a_sentence(wish.repo_id))
-        remote = _look(wish)
+        stack.enter_context(in_a_sentence(wish.repo_id))
+        remote = look(wish)
         lost = _losses(remote, ours, wish, removed or {})
         if lost:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -231,7 +232,7 @@ def push(
         return _commit(folder, ours, remote, wish)
 
 
-def push_saved(model: Parts, folder: Path, wish: Push, save: Callable[[Path], None]) -> Pushed:
+def push_saved(model: Parts, folder: Path, wish: Push) -> Pushed:
     """Push the folder that a model has just been saved to; raises as `push`.
 
     With `merge`, the model and its folder have the repository's tasks afterwards.
@@ -239,10 +240,16 @@ def push_saved(model: Parts, folder: Path, wish: Push, save: Callable[[Path], No
 
     def grow(remote: Remote, lost: Losses) -> Path:
         _bring_along(model, remote, lost)
-        save(folder)
+        _save_again(model, folder)
         return folder
 
     return push(folder, wish, model.removed, grow)
+
+
+def check_place(wish: Push) -> None:
+    """Raise a `CheckpointError` if a push would fail whatever is pushed."""
+    with in_a_sentence(wish.repo_id):
+        _ = look(wish).config
 
 
 def options_among(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,7 +272,7 @@ def check_can_be_pushed(model: Parts) -> None:
 # -- what is there ----------------------------------------------------------------------------------------------------
 
 
-def _look(wish: Push) -> Remote:
+def look(wish: Push) -> Remote:
     """What a repository holds; it is made if there is none, and so is the branch.
 
     Raises:
@@ -358,8 +365,14 @@ def _grown(folder: Path, ours: EideticConfig, remote: Remote, lost: Losses, plac
     _bring_along(model, remote, lost)
     for name, path in _files(folder, ours).items():
         shutil.copy2(path, place / name)
-    model.save_pretrained(place, include_base=ours.base is None)
+    _save_again(model, place)
     return place
+
+
+def _save_again(model: Any, folder: Path) -> None:
+    """Save a model to a folder that holds it, with the parts that it has there."""
+    there = read_config(folder, {})
+    model.save_pretrained(folder, include_pool=POOL_FILE in there.files, include_base=there.base is None)
 
 
 # -- the commit -------------------------------------------------------------------------------------------------------
@@ -473,11 +486,11 @@ def _send(operations: list[Any], remote: Remote, wish: Push, message: str) -> Co
         raise
     except HTTPError as error:
         raise ConnectionError(
-            f"{remote.repo_id}: the connection broke ({_first_line(error)}), perhaps after the commit. {again}"
+            f"{remote.repo_id}: the connection broke ({first_line(error)}), perhaps after the commit. {again}"
         ) from error
     except RuntimeError as error:  # of the client, for a file
         raise ConnectionError(
-            f"{remote.repo_id}: a file could not be sent ({_first_line(error)}), so there is no commit. {again}"
+            f"{remote.repo_id}: a file could not be sent ({first_line(error)}), so there is no commit. {again}"
         ) from error
 
 
@@ -516,7 +529,7 @@ def _set_tags(remote: Remote, ours: EideticConfig, new: list[TaskRecord], commit
             done.append(name)
     except (HTTPError, OSError) as error:
         logger.warning(
-            f"The model is in {remote.repo_id}, but not all tags of its tasks are ({_first_line(error)}). Push again "
+            f"The model is in {remote.repo_id}, but not all tags of its tasks are ({first_line(error)}). Push again "
             "to set them."
         )
     return done
@@ -539,12 +552,13 @@ def _is_like(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager
-def _in_a_sentence(repo_id: str) -> Iterator[None]:
+def in_a_sentence(repo_id: str) -> Iterator[None]:
     """Say what an error of the client means for a push, and what to do."""
     try:
         yield
@@ -552,7 +566,7 @@ def _in_a_sentence(repo_id: str) -> Iterator[None]:
         raise CheckpointError(f"{_refusal(repo_id, error)} Nothing was pushed.") from error
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ConnectionError(
-            f"{repo_id} could not be reached ({_first_line(error)}). Nothing was pushed; push again when it can be."
+            f"{repo_id} could not be reached ({first_line(error)}). Nothing was pushed; push again when it can be."
         ) from error
 
 
@@ -575,4 +589,4 @@ def _refusal(repo_id: str, error: HfHubHTTPError) -> str:
             f"{repo_id} is not there, or not for this token. Check the name, and the token (HF_TOKEN, `hf auth "
             "login`, token=..., --token)."
         )
-    return f"{repo_id} was refused by the Hub ({status}: {error.server_message or _first_line(error)})."
+    return f"{repo_id} was refused by the Hub ({status}: {error.server_message or first_line(error)})."

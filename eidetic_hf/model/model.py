@@ -1287,9 +1287,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         persistence.save(self, folder, state_dict or self.state_dict(), include_pool, include_base)
         if push_to_hub:
             wish = hub.Push(kwargs.get("repo_id") or folder.resolve().name, **hub.options_among(kwargs))
-            save = partial(self.save_pretrained, include_pool=include_pool, include_base=include_base)
             try:
-                hub.push_saved(self, folder, wish, save)
+                hub.push_saved(self, folder, wish)
             except (CheckpointError, ConnectionError) as error:
                 raise type(error)(f"{folder} is saved, but not pushed. {error}") from error
 
@@ -1346,7 +1345,6 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             repo_id, revision, create_pr, private, token, commit_message, commit_description, merge, replace,
             True if tags is None else tags,
         )  # fmt: skip
-        save = partial(self.save_pretrained, include_pool=include_pool, include_base=include_base)
         with tempfile.TemporaryDirectory() as place:
-            save(Path(place))
-            return hub.push_saved(self, Path(place), wish, save).commit
+            self.save_pretrained(place, include_pool=include_pool, include_base=include_base)
+            return hub.push_saved(self, Path(place), wish).commit
