@@ -122,7 +122,7 @@ class EideticCallback(TrainerCallback):
         """Raise a `CheckpointError`: a Trainer pushes its checkpoints, and a card of its own, over the release."""
         raise CheckpointError(
             f"EideticCallback(task={self.task!r}): this Trainer would push checkpoints of a task that is being "
-            "learned, and a model card of its own, to where the released model is. Use EideticTrainer(..., args=...) with "
+            "learned, and a model card of its own, to where the released model is. Use EideticTrainer with "
             "push_to_hub=True, or leave that out and call model.push_to_hub(repo_id) after training."
         )
 

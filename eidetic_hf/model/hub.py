@@ -186,6 +186,12 @@ class Remote:
         check_format(self.repo_id, values)
         return config_from(self.repo_id, values)
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """The arguments by which its files are loaded."""
+        token = {} if self.api.token is None else {"token": self.api.token}
+        return {"revision": self.commit, **token}
+
     def download(self, name: str, revision: str | None = None) -> Path:
         """One of its files, at this commit or as it is at another revision."""
         return Path(self.api.hf_hub_download(self.repo_id, name, revision=revision or self.commit))
@@ -203,16 +209,15 @@ def push(
     folder: Path,
     wish: Push,
     removed: Mapping[str, str] | None = None,
-    grow: Callable[[Remote, Losses], Path] | None = None,
+    grow: Callable[[Remote, Losses], None] | None = None,
 ) -> Pushed:
     """Push a checkpoint's folder in one commit.
 
     Args:
-        folder: a release; it is not changed.
+        folder: a release.
         wish: where to, and how.
         removed: digests of the tasks that were removed from the model, by name: they go in the repository, too.
-        grow: brings along what `merge` asks for, and says which folder then is to be pushed; by default, it is a
-            temporary one.
+        grow: brings tasks along into the folder, for `merge`; by default, it stays as it is, and a copy gets them.
 
     Raises:
         CheckpointError: if the folder is no release; if the repository would lose something, or may not be written
@@ -227,7 +232,12 @@ def push(
         lost = _losses(remote, ours, wish, removed or {})
         if lost:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            folder = grow(remote, lost) if grow else _grown(folder, ours, remote, lost, place)
+            if lost.parts:
+                folder = _grown_there(folder, ours, remote, place)
+            elif grow is None:
+                folder = _grown(folder, ours, remote, lost, place)
+            else:
+                grow(remote, lost)
             ours = read_config(folder, {})
         return _commit(folder, ours, remote, wish)
 
@@ -235,13 +245,12 @@ def push(
 def push_saved(model: Parts, folder: Path, wish: Push) -> Pushed:
     """Push the folder that a model has just been saved to; raises as `push`.
 
-    With `merge`, the model and its folder have the repository's tasks afterwards.
+    With `merge`, the model and its folder have the repository's tasks afterwards, if they lack no part of it.
     """
 
-    def grow(remote: Remote, lost: Losses) -> Path:
-        _bring_along(model, remote, lost)
-        _save_again(model, folder)
-        return folder
+    def grow(remote: Remote, lost: Losses) -> None:
+        _bring_here(model, remote, lost)
+        _save_again(model, folder, read_config(folder, {}))
 
     return push(folder, wish, model.removed, grow)
 
@@ -313,9 +322,9 @@ def _losses(remote: Remote, ours: EideticConfig, wish: Push, removed: Mapping[st
     if theirs is None or wish.replace:
         return Losses([], [], [], {})
     forget_removed(theirs, ours, removed)
-    lost = losses(theirs, ours, ours.files)
-    if lost.others or lost.parts or (lost and not wish.merge):
-        raise CheckpointError(f"{remote.repo_id} {_what(lost, growth_of(ours.growth).copies)}")
+    lost, can_merge = losses(theirs, ours, ours.files), growth_of(ours.growth).copies
+    if lost.others or (lost and not (wish.merge and can_merge)):
+        raise CheckpointError(f"{remote.repo_id} {_what(lost, can_merge)}")
     return lost
 
 
@@ -327,52 +336,71 @@ def _what(lost: Losses, can_merge: bool) -> str:
             f"holds other tasks {lost.others} than this model: of the same names, with other weights. Nothing was "
             f"pushed. Choose another repository, {replace}"
         )
+    there = []
+    if lost.tasks:
+        there.append(f"has the tasks {lost.tasks}, which this model does not have")
+    if lost.answers:
+        there.append(f"answers for the tasks {lost.answers}, which this model was loaded without")
     if lost.parts:
-        return (
-            f"holds {' and '.join(lost.parts.values())}, which this model was saved or loaded without (include_pool, "
-            f"include_base, tasks=[...]). Nothing was pushed. Choose another repository, {replace}"
+        parts = " and ".join(lost.parts.values())
+        there.append(
+            f"holds {parts}, which this model was saved or loaded without (include_pool, include_base, tasks)"
         )
-    what = f"has the tasks {lost.tasks}, which this model does not have" if lost.tasks else ""
-    what += " and " if lost.tasks and lost.answers else ""
-    what += f"answers for the tasks {lost.answers}, which this model was loaded without" if lost.answers else ""
-    merge = "Push with merge=True (--merge) to bring them along"
+    merge = "Push with merge=True (--merge) to have what both have"
     if not can_merge:
         merge = "With growth='fixed' load the repository, bring this model's tasks there with merge, and push that"
-    return f"{what}: they would be lost. Nothing was pushed. {merge}, {replace}"
+    return f"{', and '.join(there)}: that would be lost. Nothing was pushed. {merge}, {replace}"
 
 
-def _bring_along(model: Parts, remote: Remote, lost: Losses) -> None:
-    """Bring tasks of a repository into a model.
+# -- brought along ----------------------------------------------------------------------------------------------------
+
+
+def _bring_along(model: Parts, shards: joining.Shards, remote: Remote, names: list[str] | None = None) -> None:
+    """Bring tasks into one of the two models that are to become one.
 
     Raises:
         CheckpointError: if they do not fit.
     """
-    if not model.network.growth.copies:
-        raise CheckpointError(f"{remote.repo_id} {_what(lost, False)}")
-    where = {"revision": remote.commit, "token": remote.api.token}
     try:
-        joining.bring(model, joining.shards_of(remote.repo_id, where), lost.tasks)
+        joining.bring(model, shards, names)
     except TaskError as error:
         raise CheckpointError(f"{remote.repo_id} can not be merged. {error} Nothing was pushed.") from error
-    served = model.config.served
-    if served is not None:
-        model.config.served = [task.name for task in model.config.tasks if task.name in (*served, *lost.answers)]
+
+
+def _bring_here(model: Parts, remote: Remote, lost: Losses) -> None:
+    """Bring a repository's tasks into the model that is pushed."""
+    _bring_along(model, joining.shards_of(remote.repo_id, remote.place), remote, lost.tasks)
+    config = model.config
+    if config.served is not None:
+        served = [task.name for task in config.tasks if task.name in (*config.served, *lost.answers)]
+        config.served = None if len(served) == len(config.tasks) else served
 
 
 def _grown(folder: Path, ours: EideticConfig, remote: Remote, lost: Losses, place: Path) -> Path:
     """A copy of a checkpoint's folder that has the repository's tasks, too."""
     model = AutoModel.from_pretrained(folder)
-    _bring_along(model, remote, lost)
+    _bring_here(model, remote, lost)
     for name, path in _files(folder, ours).items():
         shutil.copy2(path, place / name)
-    _save_again(model, place)
+    _save_again(model, place, ours)
     return place
 
 
-def _save_again(model: Any, folder: Path) -> None:
-    """Save a model to a folder that holds it, with the parts that it has there."""
-    there = read_config(folder, {})
-    model.save_pretrained(folder, include_pool=POOL_FILE in there.files, include_base=there.base is None)
+def _grown_there(folder: Path, ours: EideticConfig, remote: Remote, place: Path) -> Path:
+    """A folder of what the repository has and this one lacks parts of, with the tasks and other files of this one."""
+    theirs = cast(EideticConfig, remote.config)
+    model = AutoModel.from_pretrained(remote.repo_id, **remote.place)
+    _bring_along(model, joining.shards_of(folder, {}), remote)
+    for name, path in _files(folder, ours).items():
+        if name not in (CONFIG_FILE, INDEX_FILE, *ours.files):
+            shutil.copy2(path, place / name)
+    _save_again(model, place, theirs)
+    return place
+
+
+def _save_again(model: Any, folder: Path, config: EideticConfig) -> None:
+    """Save a model with the parts that a checkpoint of it has."""
+    model.save_pretrained(folder, include_pool=POOL_FILE in config.files, include_base=config.base is None)
 
 
 # -- the commit -------------------------------------------------------------------------------------------------------

@@ -1327,8 +1327,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
                 is the model as of that task.
             include_pool: as in `save_pretrained`.
             include_base: as in `save_pretrained`.
-            merge: with `growth="copy"`, bring the repository's tasks along that the model does not have; it has them
-                afterwards.
+            merge: with `growth="copy"`, push what both have. The model then has the repository's tasks, too, but where
+                it was loaded with some tasks alone, or is pushed without pool or backbone.
             replace: let the model take the place of what it lacks.
 
         Returns:
