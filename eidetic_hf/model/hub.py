@@ -33,6 +33,7 @@ from transformers.utils import logging
 
 from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..network.growth import growth_of
+from ..version import __version__
 from . import joining
 from .checkpoint.card import model_card
 from .checkpoint.folder import find
@@ -287,7 +288,7 @@ def look(wish: Push) -> Remote:
     Raises:
         CheckpointError: if it is public, and was to be private.
     """
-    api, repo_id = HfApi(token=wish.token), wish.repo_id
+    api, repo_id = HfApi(token=wish.token, library_name="eidetic_hf", library_version=__version__), wish.repo_id
     if "/" not in repo_id:  # as it stands, it would be the Hub's own
         repo_id = api.create_repo(repo_id, private=wish.private, exist_ok=True).repo_id
     try:

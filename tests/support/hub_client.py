@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import close_session, constants, file_download, hf_api
 from huggingface_hub.utils import _detect_agent, _http
 from support.hub_server import HubServer
+from transformers.utils import hub as transformers_hub
 
 # Of each second that the client would wait before it tries again.
 PAUSE = 0.001
@@ -38,6 +39,7 @@ def connected(home: Path, part_size: int | None = None) -> Iterator[HubServer]:
         for name, value in _constants(server).items():
             patch.setattr(constants, name, value)
         patch.setattr(hf_api.api, "endpoint", server.endpoint)
+        patch.setattr(transformers_hub, "_hf_api", None)  # it knows the address of the server before
         patch.setattr(_detect_agent, "_registry", NO_REGISTRY)
         for module in (_http, file_download):
             patch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(seconds * PAUSE)))
