@@ -94,11 +94,9 @@ def options(
 def _quiet() -> None:
     """Leave the terminal to what this command has to say."""
     import datasets
-    import huggingface_hub
     import transformers
 
     warnings.simplefilter("ignore")
-    huggingface_hub.utils.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()
@@ -484,9 +482,13 @@ def push(
     ] = None,
 ) -> None:
     """Push a folder to the Hub in one commit. Nothing that is there is lost, and nothing is sent twice."""
+    from huggingface_hub.utils import disable_progress_bars
+
     from .model import hub
 
     _quiet()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     pushed = hub.push(
         _folder(str(model)),
         hub.Push(
