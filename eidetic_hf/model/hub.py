@@ -48,7 +48,7 @@ from .checkpoint.layout import (
     json_object,
     sha256_of,
 )
-from .checkpoint.read import read_config
+from .checkpoint.read import read_config, read_index
 from .checkpoint.write import Losses, forget_removed, losses
 from .parts import Parts
 
@@ -411,18 +411,34 @@ def _files(folder: Path, config: EideticConfig) -> dict[str, Path]:
     """The files of a folder that are pushed: its checkpoint, and what else lies there for all to read.
 
     Raises:
-        CheckpointError: if one of the checkpoint is missing.
+        CheckpointError: if the checkpoint is not whole, as far as one sees without hashing, or a file lies elsewhere.
     """
     beside = [path.name for path in folder.iterdir() if path.is_file() and not _is_like(path.name, KEPT_HERE)]
     found = {name: find(folder, name) for name in {CONFIG_FILE, INDEX_FILE, *config.files, *beside}}
-    for name, recorded in config.files.items():
-        path = found[name]
-        if path is None or path.stat().st_size != recorded["bytes"]:
+    files = {name: path for name, path in sorted(found.items()) if path is not None}
+    if INDEX_FILE in files:
+        read_index(files[INDEX_FILE], folder, config)
+    for name in (INDEX_FILE, *config.files):
+        path = files.get(name)
+        if path is None or (name in config.files and path.stat().st_size != config.files[name]["bytes"]):
             raise CheckpointError(
                 f"{folder} {'has no' if path is None else 'does not have the'} {name} that was saved. Nothing was "
                 "pushed; save or copy the whole folder again."
             )
-    return {name: path for name, path in sorted(found.items()) if path is not None}
+    for name, path in files.items():
+        if name not in config.files and not _is_in(folder, path):  # what a shard has to hold is known
+            raise CheckpointError(
+                f"{path} is a link to {path.resolve()}, outside of the folder. Nothing was pushed; put the file "
+                "itself there, or take the link away."
+            )
+    return files
+
+
+def _is_in(folder: Path, path: Path) -> bool:
+    """Whether a file lies in a folder; in the client's cache, where it keeps the files of all revisions."""
+    folder = folder.resolve()
+    places = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
+    return any(path.resolve().is_relative_to(place) for place in places)
 
 
 def _card(path: Path, config: EideticConfig, remote: Remote) -> bytes:
@@ -470,8 +486,9 @@ def _is_there(what: Path | bytes, recorded: Mapping[str, Any] | None, there: Any
         return False
     if there.lfs is not None and isinstance(what, Path):
         return there.lfs.sha256 == (sha256_of(what) if recorded is None else recorded["sha256"])
-    content = what if isinstance(what, bytes) else what.read_bytes()
-    return there.blob_id == git_hash(content)
+    if there.size != (len(what) if isinstance(what, bytes) else what.stat().st_size):
+        return False
+    return there.blob_id == git_hash(what if isinstance(what, bytes) else what.read_bytes())
 
 
 def _new_tasks(theirs: EideticConfig | None, ours: EideticConfig) -> list[TaskRecord]:
@@ -485,7 +502,7 @@ def _message(theirs: EideticConfig | None, ours: EideticConfig, new: list[TaskRe
     gone = [] if theirs is None else [task.name for task in theirs.tasks if ours.task(task.name) is None]
     parts = [("Add ", [task.name for task in new]), ("Remove ", gone)]
     said = [what + (", ".join(names) if len(names) <= 3 else f"{len(names)} tasks") for what, names in parts if names]
-    return "; ".join(said) or "Update the model"
+    return "; ".join(said) or ("Add the model" if theirs is None else "Update the model")
 
 
 def _send(operations: list[Any], remote: Remote, wish: Push, message: str) -> CommitInfo:
@@ -495,7 +512,6 @@ def _send(operations: list[Any], remote: Remote, wish: Push, message: str) -> Co
         PushConflict: if the repository is no longer as it was.
         ConnectionError: if files could not be sent, or the answer did not come.
     """
-    again = "Push again; what is there already is not sent twice."
     try:
         return remote.api.create_commit(
             remote.repo_id,
@@ -512,15 +528,22 @@ def _send(operations: list[Any], remote: Remote, wish: Push, message: str) -> Co
                 f"{remote.repo_id} was changed by somebody else while this push was under way, and nothing was "
                 "pushed. Push again; with merge=True (--merge), if tasks came that this model does not have."
             ) from error
-        raise
+        if error.response.status_code < 500:
+            raise
+        raise _broken(remote, error, "perhaps after the commit") from error
     except HTTPError as error:
-        raise ConnectionError(
-            f"{remote.repo_id}: the connection broke ({first_line(error)}), perhaps after the commit. {again}"
-        ) from error
+        raise _broken(remote, error, "perhaps after the commit") from error
     except RuntimeError as error:  # of the client, for a file
-        raise ConnectionError(
-            f"{remote.repo_id}: a file could not be sent ({first_line(error)}), so there is no commit. {again}"
-        ) from error
+        raise _broken(remote, error, "before the commit") from error
+    except ValueError as error:  # of the client, for the card's metadata
+        raise CheckpointError(f"{remote.repo_id}: {' '.join(str(error).split())} Nothing was pushed.") from error
+
+
+def _broken(remote: Remote, error: BaseException, when: str) -> ConnectionError:
+    return ConnectionError(
+        f"{remote.repo_id}: the push broke off, {when} ({first_line(error)}). Push again; what is there already is "
+        "not sent twice."
+    )
 
 
 # -- tags -------------------------------------------------------------------------------------------------------------

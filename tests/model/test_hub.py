@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import close_session, snapshot_download
 from support.backbones import tiny_backbone
 from support.data import logits_of
 from support.folders import hashes
+from support.hub_repository import HubError
 from support.hub_server import HubServer
 from support.quick import learn_quickly
 
@@ -181,6 +183,28 @@ def test_a_damaged_folder_is_not_pushed(hub: HubServer, folder: Path) -> None:
     path.unlink()
     refused(hub, rf"has no {shard('a')}", lambda: push_folder(folder, REPO))
     assert names(hub) == set()
+
+
+def test_a_link_out_of_the_folder_is_not_followed(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "notes.txt").symlink_to("../secret.txt")
+    refused(hub, rf"notes.txt is a link to {tmp_path}/secret.txt, outside", lambda: push_folder(folder, REPO))
+    (folder / "notes.txt").unlink()
+    (folder / "notes.txt").symlink_to("README.md")
+    push_folder(folder, REPO)
+    assert hub.files(REPO)["notes.txt"] == (folder / "README.md").read_bytes()
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors.index.json").symlink_to("../secret.txt")
+    refused(hub, "no safetensors index", lambda: push_folder(folder, REPO))
+
+
+def test_what_was_downloaded_is_pushed_as_it_is(hub: HubServer, folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    push_folder(folder, REPO)
+    snapshot = Path(snapshot_download(REPO))
+    assert (snapshot / "tokenizer.json").is_symlink()
+    push_folder(snapshot, "someone/again")
+    assert hub.files("someone/again") == hub.files(REPO)
 
 
 def test_the_name_alone_is_a_repository_of_ones_own(hub: HubServer, model: EideticModel) -> None:
@@ -428,7 +452,7 @@ def test_a_cut_at_the_commits_answer_is_healed_by_pushing_again(hub: HubServer, 
 
 def test_a_file_that_can_not_be_sent_makes_no_commit(hub: HubServer, model: EideticModel) -> None:
     hub.cut(matching="PUT", times=None)
-    with pytest.raises(ConnectionError, match=f"{REPO}.*no commit.*Push again"):
+    with pytest.raises(ConnectionError, match=f"{REPO}.*before the commit.*Push again"):
         model.push_to_hub(REPO)
     hub.restore()
     assert hub.history(REPO) == ["initial commit"]
@@ -440,6 +464,29 @@ def test_a_hub_that_is_away_is_one_sentence(hub: HubServer, model: EideticModel)
     hub.disconnect()
     with pytest.raises(ConnectionError, match=f"^{REPO} could not be reached.*Nothing was pushed"):
         model.push_to_hub(REPO)
+
+
+def test_offline_mode_is_one_sentence(hub: HubServer, model: EideticModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    close_session()
+    with pytest.raises(ConnectionError, match=rf"^{REPO} could not be reached .*offline mode.*Nothing was pushed"):
+        model.push_to_hub(REPO)
+
+
+def test_a_problem_of_the_hubs_is_not_taken_for_a_refusal(hub: HubServer, model: EideticModel) -> None:
+    def fail() -> None:
+        raise HubError(500, "a problem")
+
+    hub.before("POST", "/commit/", fail)
+    with pytest.raises(ConnectionError, match=rf"^{REPO}: the push broke off, perhaps after the commit.*Push again"):
+        model.push_to_hub(REPO)
+
+
+def test_metadata_that_the_hub_does_not_take_is_one_sentence(hub: HubServer, folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: [\n---\n")
+    message = refused(hub, "README.md", lambda: push_folder(folder, REPO))
+    assert message.startswith(REPO) and "Nothing was pushed" in message and "\n" not in message
+    assert hub.history(REPO) == ["initial commit"]
 
 
 def test_a_token_that_does_not_do_is_one_sentence(
@@ -455,6 +502,7 @@ def test_a_token_that_does_not_do_is_one_sentence(
         (REPO, reader, "may not be written to with this token.*create_pr=True"),
         (REPO, hub.add_user("another"), "may not be written to with this token"),
         ("another/one", None, "may not be written to with this token"),
+        ("somebody/private", None, "may not be written to with this token"),
     ):
         with pytest.raises(CheckpointError, match=f"^{repo} .*{what}.*Nothing was pushed") as caught:
             model.push_to_hub(repo, token=token)
