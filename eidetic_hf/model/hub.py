@@ -564,16 +564,16 @@ def _set_tags(remote: Remote, ours: EideticConfig, new: list[TaskRecord], commit
         references = remote.api.list_repo_refs(remote.repo_id)
         branches = {branch.name for branch in references.branches}
         there = {tag.name: tag.target_commit for tag in references.tags}
-        for task in ours.tasks:
-            name = task.name
+        for name in (task.name for task in ours.tasks):
             target = commit if name in come else remote.commit
             if (name in there and name not in come) or there.get(name) == target:
                 continue
             if NO_TAG.fullmatch(name) or name in branches or (name in there and not _is_of_task(remote, name)):
-                why = (
-                    "there is something else of this name" if name in {*branches, *there} else "git would not take it"
-                )
-                logger.warning(f"The task '{name}' gets no tag in {remote.repo_id}: {why}. Load it by its commit.")
+                if name in come:
+                    logger.warning(
+                        f"The task '{name}' gets no tag in {remote.repo_id}: there is something else of this name, or "
+                        "git would take it for no name. Load the model by the commit instead."
+                    )
                 continue
             if name in there:
                 remote.api.delete_tag(remote.repo_id, tag=name)
@@ -614,9 +614,9 @@ def in_a_sentence(repo_id: str) -> Iterator[None]:
     """Say what an error of the client means for a push, and what to do."""
     try:
         yield
-    except HfHubHTTPError as error:
-        raise CheckpointError(f"{_refusal(repo_id, error)} Nothing was pushed.") from error
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            raise CheckpointError(f"{_refusal(repo_id, error)} Nothing was pushed.") from error
         raise ConnectionError(
             f"{repo_id} could not be reached ({first_line(error)}). Nothing was pushed; push again when it can be."
         ) from error
