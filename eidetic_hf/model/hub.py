@@ -36,7 +36,6 @@ from ..network.growth import growth_of
 from ..version import __version__
 from . import joining
 from .checkpoint.card import model_card
-from .checkpoint.folder import find
 from .checkpoint.layout import (
     CARD_FILE,
     CONFIG_FILE,
@@ -49,6 +48,7 @@ from .checkpoint.layout import (
     sha256_of,
 )
 from .checkpoint.read import read_config, read_index
+from .checkpoint.source import Folder
 from .checkpoint.write import Losses, forget_removed, losses
 from .parts import Parts
 
@@ -226,7 +226,7 @@ def push(
         PushConflict: if another push came in between. Nothing was pushed.
         ConnectionError: if the Hub could not be reached.
     """
-    ours = read_config(folder, {})
+    ours = _release(folder)
     with ExitStack() as stack:
         stack.enter_context(in_a_sentence(wish.repo_id))
         remote = look(wish)
@@ -239,7 +239,7 @@ def push(
                 folder = _grown(folder, ours, remote, lost, place)
             else:
                 grow(remote, lost)
-            ours = read_config(folder, {})
+            ours = _release(folder)
         return _commit(folder, ours, remote, wish)
 
 
@@ -251,7 +251,7 @@ def push_saved(model: Parts, folder: Path, wish: Push) -> Pushed:
 
     def grow(remote: Remote, lost: Losses) -> None:
         _bring_here(model, remote, lost)
-        _save_again(model, folder, read_config(folder, {}))
+        _save_again(model, folder, _release(folder))
 
     return push(folder, wish, model.removed, grow)
 
@@ -277,6 +277,11 @@ def check_can_be_pushed(model: Parts) -> None:
             f"'{model.learner.name}' is being learned, and only a whole model can be pushed. Commit the task "
             "(model.commit_task), or drop it with model.abandon_task(), before."
         )
+
+
+def _release(folder: Path) -> EideticConfig:
+    """The configuration of a folder that is a release."""
+    return read_config(Folder(folder, str(folder)))
 
 
 # -- what is there ----------------------------------------------------------------------------------------------------
@@ -411,34 +416,24 @@ def _files(folder: Path, config: EideticConfig) -> dict[str, Path]:
     """The files of a folder that are pushed: its checkpoint, and what else lies there for all to read.
 
     Raises:
-        CheckpointError: if the checkpoint is not whole, as far as one sees without hashing, or a file lies elsewhere.
+        CheckpointError: if the checkpoint is not whole, as far as one sees without hashing, or a file is a link to
+            elsewhere.
     """
+    source = Folder(folder, str(folder))
     beside = [path.name for path in folder.iterdir() if path.is_file() and not _is_like(path.name, KEPT_HERE)]
-    found = {name: find(folder, name) for name in {CONFIG_FILE, INDEX_FILE, *config.files, *beside}}
-    files = {name: path for name, path in sorted(found.items()) if path is not None}
-    if INDEX_FILE in files:
-        read_index(files[INDEX_FILE], folder, config)
-    for name in (INDEX_FILE, *config.files):
-        path = files.get(name)
-        if path is None or (name in config.files and path.stat().st_size != config.files[name]["bytes"]):
-            raise CheckpointError(
-                f"{folder} {'has no' if path is None else 'does not have the'} {name} that was saved. Nothing was "
-                "pushed; save or copy the whole folder again."
-            )
-    for name, path in files.items():
-        if name not in config.files and not _is_in(folder, path):  # what a shard has to hold is known
-            raise CheckpointError(
-                f"{path} is a link to {path.resolve()}, outside of the folder. Nothing was pushed; put the file "
-                "itself there, or take the link away."
-            )
+    read_index(source.need(INDEX_FILE), source, config)
+    files = {name: source.need(name) for name in sorted({CONFIG_FILE, INDEX_FILE, *config.files, *beside})}
+    for name, recorded in config.files.items():
+        if files[name].stat().st_size != recorded["bytes"]:
+            raise _damaged(folder, name)
     return files
 
 
-def _is_in(folder: Path, path: Path) -> bool:
-    """Whether a file lies in a folder; in the client's cache, where it keeps the files of all revisions."""
-    folder = folder.resolve()
-    places = [folder, *([folder.parents[1] / "blobs"] if folder.parent.name == "snapshots" else [])]
-    return any(path.resolve().is_relative_to(place) for place in places)
+def _damaged(folder: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} does not have the {name} that was saved, but another. Nothing was pushed; save or copy the whole "
+        "folder again."
+    )
 
 
 def _card(path: Path, config: EideticConfig, remote: Remote) -> bytes:
@@ -461,10 +456,7 @@ def _commit(folder: Path, ours: EideticConfig, remote: Remote, wish: Push) -> Pu
     for operation in added:
         name = operation.path_in_repo
         if name in files and operation.upload_info.sha256.hex() != files[name]["sha256"]:
-            raise CheckpointError(
-                f"{name} in {folder} is not the file that was saved: its SHA-256 is another. Nothing was pushed; save "
-                "or copy the whole folder again."
-            )
+            raise _damaged(folder, name)
     theirs = remote.config
     listed = [] if theirs is None else [name for name in theirs.files if fnmatch.fnmatchcase(name, SHARDS)]
     removed = [name for name in listed if name in remote.files and name not in files]
