@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2
 import pytest
+import yaml
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
+    EvalResultEntry,
     HfApi,
     HfFileSystem,
+    constants,
     create_commit,
     create_repo,
+    eval_result_entries_to_yaml,
     hf_hub_download,
     snapshot_download,
 )
@@ -112,6 +117,23 @@ def test_what_the_client_says_of_a_repository_is_so(pushed: HubServer) -> None:
     small, deep, *_ = HfApi().get_paths_info(REPO, ["config.json", "deep/er", "nowhere"])
     assert (small.path, small.size, deep.path) == ("config.json", 2, "deep/er")
     assert [commit.title for commit in HfApi().list_repo_commits(REPO)][-1] == "initial commit"
+
+
+def test_a_cards_metadata_and_results_are_in_the_information(hub: HubServer) -> None:
+    hub.create(REPO)
+    entry = EvalResultEntry(dataset_id="some/data", task_id="default", value=0.5)
+    card = "---\nlibrary_name: eidetic-hf\npipeline_tag: text-classification\ntags: [a]\n---\n# Card\n"
+    results = yaml.safe_dump(eval_result_entries_to_yaml([entry]))
+    hub.commit(REPO, {"README.md": card, ".eval_results/data.yaml": results})
+    info = HfApi().model_info(REPO)
+    assert (info.library_name, info.pipeline_tag, info.tags) == (
+        "eidetic-hf",
+        "text-classification",
+        ["a", "eidetic-hf"],
+    )
+    assert info.card_data.tags == ["a"]
+    assert HfApi().model_info(REPO, expand=["evalResults"]).eval_results == [entry]
+    assert HfApi().model_info(REPO, expand=["evalResults"]).sha is None
 
 
 @pytest.mark.parametrize("page", [2, 1000])
@@ -254,6 +276,16 @@ def test_a_cut_before_the_commit_leaves_the_repository_as_it_was(pushed: HubServ
         assert ("new.txt" in pushed.files(REPO)) == changed
 
 
+def test_an_answer_that_the_hub_has_a_problem_is_tried_again_but_for_a_commit(pushed: HubServer) -> None:
+    pushed.cut(moment="refused", times=3, matching="preupload")
+    create_commit(REPO, [add("new.txt", b"1")], commit_message="the fourth time")
+    for moment, there in (("refused", False), ("failed", True)):
+        pushed.cut(moment=moment, status=500, matching="/commit/")
+        with pytest.raises(HfHubHTTPError, match="The Hub has a problem"):
+            create_commit(REPO, [add(f"{moment}.txt", b"1")], commit_message="once")
+        assert (f"{moment}.txt" in pushed.files(REPO)) == there
+
+
 def test_somebody_may_commit_in_between(pushed: HubServer) -> None:
     head = HfApi().repo_info(REPO).sha
     pushed.before("POST", "/commit/", lambda: pushed.commit(REPO, {"theirs.txt": "1"}))
@@ -264,6 +296,15 @@ def test_somebody_may_commit_in_between(pushed: HubServer) -> None:
     assert {"ours.txt", "theirs.txt"} <= set(pushed.files(REPO))
 
 
+def test_a_slow_answer_is_waited_for(pushed: HubServer) -> None:
+    pushed.delay(0.3, "HEAD .*config")
+    start = time.monotonic()
+    hf_hub_download(REPO, "config.json")
+    between = time.monotonic()
+    hf_hub_download(REPO, "deep/er/notes.txt")
+    assert between - start >= 0.3 > time.monotonic() - between
+
+
 def test_a_hub_that_is_down_is_an_error_that_the_client_knows(hub: HubServer) -> None:
     hub.create(REPO)
     hub.disconnect()
@@ -272,3 +313,37 @@ def test_a_hub_that_is_down_is_an_error_that_the_client_knows(hub: HubServer) ->
     hub.connect()
     hub.commit(REPO, {"config.json": "{}"})
     assert Path(hf_hub_download(REPO, "config.json")).read_bytes() == b"{}"
+
+
+def test_xet_is_used_up_and_down_where_the_repository_has_it(tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip("hf_xet")
+    with connected(tmp_path / "home", xet=True) as hub:
+        create_repo(REPO)
+        HfApi().upload_folder(repo_id=REPO, folder_path=folder)
+        assert hub.files(REPO) == FILES
+        assert len(LARGE) > hub.xet.size > 0
+        assert not [path for method, path in hub.requests if method == "PUT"]
+        hub.reset()
+        before = hub.xet.size
+        (folder / "again.safetensors").write_bytes(LARGE)
+        HfApi().upload_folder(repo_id=REPO, folder_path=folder)
+        assert (hub.xet.size, set(hub.files(REPO))) == (before, {*FILES, "again.safetensors"})
+        assert Path(hf_hub_download(REPO, "model.safetensors")).read_bytes() == LARGE
+        assert not hub.downloaded
+        commit = create_commit(REPO, [add("more.safetensors", LARGE[1:])], commit_message="please", create_pr=True)
+        path = hf_hub_download(REPO, "more.safetensors", revision=commit.pr_revision)
+        assert Path(path).read_bytes() == LARGE[1:]
+
+
+def test_a_client_with_xet_goes_without_where_the_repository_has_none(
+    pushed: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    assert Path(hf_hub_download(REPO, "model.safetensors")).read_bytes() == LARGE
+    with open(folder / "model.safetensors", "rb") as opened:
+        create_commit(REPO, [CommitOperationAdd("opened.safetensors", opened)], commit_message="over LFS")
+    assert pushed.files(REPO)["opened.safetensors"] == LARGE
+    with pytest.raises(Exception, match="403"):
+        create_commit(REPO, [add("new.safetensors", LARGE[1:])], commit_message="to Xet")
+    assert "new.safetensors" not in pushed.files(REPO)

@@ -12,7 +12,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from huggingface_hub import close_session, constants, file_download, hf_api
-from huggingface_hub.utils import _detect_agent, _http
+from huggingface_hub.utils import (
+    _detect_agent,
+    _http,
+    _xet,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from support.hub_server import HubServer
 from transformers.utils import hub as transformers_hub
 
@@ -24,14 +31,14 @@ NO_REGISTRY = {"standardEnvVars": [], "harnesses": {}}
 
 
 @contextmanager
-def connected(home: Path, part_size: int | None = None) -> Iterator[HubServer]:
+def connected(home: Path, part_size: int | None = None, xet: bool = False) -> Iterator[HubServer]:
     """A server, and the client in this process and, with `environment`, in others that takes it for the Hub.
 
     Cache, token and everything else that the client leaves on the disk is below `home`. The client tries as often as
     it always does, but hardly waits in between.
     """
     home.mkdir(parents=True)
-    with HubServer(home, part_size) as server, pytest.MonkeyPatch.context() as patch:
+    with HubServer(home, part_size, xet) as server, pytest.MonkeyPatch.context() as patch:
         # Otherwise the first request of every process would be for this list.
         (home / ".agent_harnesses.json").write_text(json.dumps(NO_REGISTRY))
         for name, value in server.environment.items():
@@ -41,13 +48,20 @@ def connected(home: Path, part_size: int | None = None) -> Iterator[HubServer]:
         patch.setattr(hf_api.api, "endpoint", server.endpoint)
         patch.setattr(transformers_hub, "_hf_api", None)  # it knows the address of the server before
         patch.setattr(_detect_agent, "_registry", NO_REGISTRY)
+        # A session remembers where its cache is.
+        patch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
+        patch.setattr(_xet, "XET_CONNECTION_INFO_CACHE", {})
         for module in (_http, file_download):
             patch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: time.sleep(seconds * PAUSE)))
+        shown = not are_progress_bars_disabled()
+        disable_progress_bars()
         close_session()
         try:
             yield server
         finally:
             close_session()
+            if shown:
+                enable_progress_bars()
 
 
 def _constants(server: HubServer) -> dict[str, object]:
@@ -67,6 +81,6 @@ def _constants(server: HubServer) -> dict[str, object]:
         "AGENT_HARNESSES_PATH": str(home / ".agent_harnesses.json"),
         "DOWNLOAD_CHUNK_SIZE": PIECE,
         "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_XET": server.xet is None,
         "HF_HUB_DISABLE_TELEMETRY": True,
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Moment = Literal["request", "upload", "answer", "download"]
+Moment = Literal["request", "upload", "answer", "download", "refused", "failed"]
 
 
 @dataclass
@@ -18,11 +18,13 @@ class Cut:
 
     Attributes:
         moment: `request`: before anything is done; `upload`: within the request's body; `answer`: when all is done, so
-            that the client does not learn it; `download`: within the answer's body.
+            that the client does not learn it; `download`: within the answer's body. `refused` and `failed` are no
+            cuts but answers with `status`, before anything is done or when all is.
         after_requests: so many more requests that match pass first.
         after_bytes: so many bytes of the body pass first.
         times: how many requests are cut. None for all, until `restore`.
         matching: a pattern that is looked for in `METHOD /path`.
+        status: of an answer.
     """
 
     moment: Moment
@@ -30,6 +32,7 @@ class Cut:
     after_bytes: int
     times: int | None
     matching: str
+    status: int
 
     def meets(self, line: str) -> bool:
         """Whether this request is cut; counts it."""
@@ -78,10 +81,11 @@ class Faults:
         after_bytes: int = 0,
         times: int | None = 1,
         matching: str = "",
+        status: int = 503,
     ) -> None:
         """Cut the connection at the request after the next `after_requests`, see `Cut`."""
         with self._lock:
-            self._cuts.append(Cut(moment, after_requests, after_bytes, times, matching))
+            self._cuts.append(Cut(moment, after_requests, after_bytes, times, matching, status))
 
     def delay(self, seconds: float, matching: str = "") -> None:
         """Wait before each request whose `METHOD /path` matches."""

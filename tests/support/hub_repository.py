@@ -44,10 +44,17 @@ def repository_not_found(anonymous: bool) -> HubError:
 
 @dataclass(frozen=True)
 class Blob:
-    """The content of a file, in git or, if it is large, beside it."""
+    """The content of a file, in git or, if it is large, beside it.
+
+    Attributes:
+        content: all of it.
+        large: whether git holds a pointer to it only.
+        xet: its hash in Xet's storage, if it is there.
+    """
 
     content: bytes
     large: bool
+    xet: str | None = None
 
     @cached_property
     def sha256(self) -> str:

@@ -13,22 +13,26 @@ effect, patterns of `.gitattributes` see a file's name only, and small files are
 or private repository is `RepoNotFound` to a client without a token, too: the client would conclude it from the status
 401 alone, but only where the address is https.
 
-Xet: repositories are not of Xet's storage, so that downloads go over HTTP whether `hf_xet` is installed or not. A
-client with `hf_xet` asks for a token of Xet's service (`xet-write-token`) before it uploads a byte, and sends only
-what is opened as a file over LFS all the same. There is no such service here: that request is refused with 403.
-Uploads need `HF_HUB_DISABLE_XET=1`, as `hub_client` sets it.
+Xet: a client with `hf_xet` uploads all large files to Xet's storage, unless `HF_HUB_DISABLE_XET` is set or it is given
+opened files, and downloads from there what has a hash of Xet. Here that storage is a folder, see `hub_xet`, to which
+the client writes by itself. Its bytes are counted as what the folder grows by; its connections are none, and cannot be
+cut, nor does it know who may read. Without it the server refuses the token for Xet (403), and uploads need
+`HF_HUB_DISABLE_XET`.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import fnmatch
 import hashlib
 import json
 import re
 import socket
 import sys
 import threading
+import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -42,6 +46,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import yaml
 from support.hub_faults import Cut, Faults
 from support.hub_repository import MAIN, Blob, Commit, HubError, PullRequest, Repository, repository_not_found
+from support.hub_xet import TOKEN, XetStorage
 
 CHUNK = 2**16
 KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
@@ -128,6 +133,7 @@ class HubServer:
     Args:
         home: the folder of the client that `environment` tells of: its cache and its token.
         part_size: large files of more bytes are uploaded in several parts.
+        xet: whether large files may be in Xet's storage.
 
     Attributes:
         endpoint: where it is.
@@ -145,8 +151,9 @@ class HubServer:
         page: how many entries of a tree one answer has.
     """
 
-    def __init__(self, home: Path, part_size: int | None = None) -> None:
+    def __init__(self, home: Path, part_size: int | None = None, xet: bool = False) -> None:
         self.home, self.part_size = home, part_size
+        self.xet = XetStorage(home / "xet-storage") if xet else None
         self.user, self.token = "someone", "hf_token_of_someone"
         self.tokens: dict[str, tuple[str, str]] = {self.token: (self.user, "write")}
         self.repositories: dict[tuple[str, str], Repository] = {}
@@ -202,7 +209,7 @@ class HubServer:
             "HF_HUB_CACHE": str(self.home / "hub"),
             "HF_HUB_OFFLINE": "0",
             "TRANSFORMERS_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -264,6 +271,9 @@ class HubServer:
                         return function(self, request)
                 except HubError as error:
                     return Answer.refusal(error)
+                except Exception as error:
+                    traceback.print_exc()
+                    return Answer.refusal(HubError(500, f"The server of the tests failed: {error!r}"))
         return Answer.refusal(HubError(404, f"This server does not serve {request.method} {request.path}"))
 
     def _identify(self, request: Request) -> None:
@@ -380,7 +390,19 @@ def information(server: HubServer, request: Request) -> Answer:
     if card:
         result["cardData"] = card
     result |= {name: card[name] for name in ("pipeline_tag", "library_name", "model-index") if name in card}
+    results = evaluation_results(commit)
+    if results:
+        result["evalResults"] = results
+    if "expand" in request.query:
+        result = {name: value for name, value in result.items() if name in ("id", *request.query["expand"])}
     return Answer.of(result)
+
+
+def evaluation_results(commit: Commit) -> list[dict[str, Any]]:
+    """The entries of all files in `.eval_results`."""
+    found = fnmatch.filter(commit.files, ".eval_results/*.yaml")
+    entries = [(path, entry) for path in found for entry in yaml.safe_load(commit.files[path].content)]
+    return [{"filename": path, "data": entry} for path, entry in entries]
 
 
 def date(moment: datetime) -> str:
@@ -581,7 +603,7 @@ def create_commit(server: HubServer, request: Request) -> Answer:
     repository = upload_target(server, request)
     lines = [json.loads(line) for line in request.body.splitlines() if line.strip()]
     header = next(line["value"] for line in lines if line["key"] == "header")
-    changes = {line["value"]["path"]: change(repository, line) for line in lines if line["key"] != "header"}
+    changes = {line["value"]["path"]: change(server, repository, line) for line in lines if line["key"] != "header"}
     oid, pull = repository.commit(
         changes,
         request.names["revision"],
@@ -602,7 +624,7 @@ def create_commit(server: HubServer, request: Request) -> Answer:
     return Answer.of(result)
 
 
-def change(repository: Repository, line: dict[str, Any]) -> Blob | None:
+def change(server: HubServer, repository: Repository, line: dict[str, Any]) -> Blob | None:
     """What a line of a commit does to its path."""
     key, value = line["key"], line["value"]
     if key == "file":
@@ -611,14 +633,23 @@ def change(repository: Repository, line: dict[str, Any]) -> Blob | None:
         )
         return Blob(content, large=False)
     if key == "lfsFile":
-        if value["oid"] not in repository.large_files:
-            raise HubError(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
-        return Blob(repository.large_files[value["oid"]], large=True)
+        return large_file(server, repository, value)
     if key not in ("deletedFile", "deletedFolder"):
         raise HubError(400, f"Unknown operation: {key}")
     if key == "deletedFolder" and not value["path"].endswith("/"):
         value["path"] += "/"
     return None
+
+
+def large_file(server: HubServer, repository: Repository, value: dict[str, Any]) -> Blob:
+    """The large file that a line of a commit names, wherever it was uploaded to."""
+    sha256 = value["oid"]
+    in_xet = server.xet.hash_of(sha256) if server.xet else None
+    if server.xet and in_xet and sha256 not in repository.large_files:
+        repository.large_files[sha256] = server.xet.read(sha256, value.get("size"))
+    if sha256 not in repository.large_files:
+        raise HubError(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
+    return Blob(repository.large_files[sha256], large=True, xet=in_xet)
 
 
 # Pull requests
@@ -715,6 +746,8 @@ def file_entry(path: str, blob: Blob) -> dict[str, Any]:
     entry: dict[str, Any] = {"type": "file", "oid": blob.git_hash, "size": len(blob.content), "path": path}
     if blob.large:
         entry["lfs"] = {"oid": blob.sha256, "size": len(blob.content), "pointerSize": len(blob.in_git)}
+    if blob.xet:
+        entry["xetHash"] = blob.xet
     return entry
 
 
@@ -752,6 +785,9 @@ def resolve(server: HubServer, request: Request) -> Answer:
     kind = request.names.get("kind", "models")
     location = f"{server.storage}/storage/{kind}/{repository.name}/{blob.sha256}?path={quote(path, safe='')}"
     headers |= {"X-Linked-ETag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content)), "Location": location}
+    if blob.xet:
+        token = f"{server.endpoint}/api/{kind}/{repository.name}/xet-read-token/{commit.oid}"
+        headers |= {"X-Xet-Hash": blob.xet, "Link": f'<{token}>; rel="xet-auth"'}
     return Answer(302, b"", headers)
 
 
@@ -782,8 +818,14 @@ def ranged(request: Request, answer: Answer) -> Answer:
 
 @route("GET", "/api/KIND/REPO/xet-(?P<access>read|write)-token/{revision}")
 def xet_token(server: HubServer, request: Request) -> Answer:
-    server.readable(request)
-    raise HubError(403, "This server has no Xet storage: set HF_HUB_DISABLE_XET=1")
+    repository = server.readable(request)
+    if request.names["access"] == "write" and not request.flag("create_pr"):
+        server.writable(request)
+    if server.xet is None:
+        raise HubError(403, f"{repository.name} is not in Xet's storage: set HF_HUB_DISABLE_XET=1")
+    access = {"casUrl": server.xet.address, "exp": int(time.time()) + 3600, "accessToken": TOKEN}
+    names = {"casUrl": "X-Xet-Cas-Url", "exp": "X-Xet-Token-Expiration", "accessToken": "X-Xet-Access-Token"}
+    return Answer.of(access, **{names[name]: str(value) for name, value in access.items()})
 
 
 # HTTP
@@ -870,9 +912,12 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._read(cut if cut is not None and cut.moment == "upload" else None)
             self.hub.faults.run_before(self.command, parts.path)
             request = Request(self.command, parts.path, parse_qs(parts.query), headers, body)
-            answer = self.hub.respond(request)
-            if cut is not None and cut.moment == "answer":
+            moment = None if cut is None else cut.moment
+            answer = Answer() if moment == "refused" else self.hub.respond(request)
+            if moment == "answer":
                 raise _Disconnected
+            if cut is not None and moment in ("refused", "failed"):
+                answer = Answer.refusal(HubError(cut.status, "The Hub has a problem"))
             self._write(answer, cut if cut is not None and cut.moment == "download" else None)
         except (_Disconnected, ConnectionError):
             self.close_connection = True
@@ -881,7 +926,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read(self, cut: Cut | None) -> bytes:
         """The body, in whichever form it is sent."""
-        body, limit = b"", None if cut is None else cut.after_bytes
+        body, limit = bytearray(), None if cut is None else cut.after_bytes
         pieces = self._chunks() if self.headers.get("Transfer-Encoding", "").lower() == "chunked" else self._pieces()
         for piece in pieces:
             body += piece
@@ -891,7 +936,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.received += len(body) if limit is None else min(limit, len(body))
         if cut is not None:
             raise _Disconnected
-        return body
+        return bytes(body)
 
     def _pieces(self) -> Iterator[bytes]:
         left = int(self.headers.get("Content-Length", 0))
@@ -917,7 +962,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = b"" if self.command == "HEAD" else answer.body
         end = len(body) if cut is None else min(cut.after_bytes, len(body))
         for start in range(0, end, CHUNK):
-            self.wfile.write(body[start : min(start + CHUNK, end)])
+            self.wfile.write(memoryview(body)[start : min(start + CHUNK, end)])
         with self.hub.lock:
             self.hub.sent += end
             if answer.file is not None and answer.status < 300:
