@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Moment = Literal["request", "upload", "answer", "download", "refused", "failed"]
+Moment = Literal["request", "upload", "answer", "download", "gone", "refused", "failed"]
 
 
 @dataclass
@@ -18,8 +18,9 @@ class Cut:
 
     Attributes:
         moment: `request`: before anything is done; `upload`: within the request's body; `answer`: when all is done, so
-            that the client does not learn it; `download`: within the answer's body. `refused` and `failed` are no
-            cuts but answers with `status`, before anything is done or when all is.
+            that the client does not learn it; `download`: within the answer's body; `gone`: before anything is
+            done, and new connections are refused until `restore`. `refused` and `failed` are no cuts but answers with
+            `status`, before anything is done or when all is.
         after_requests: so many more requests that match pass first.
         after_bytes: so many bytes of the body pass first.
         times: how many requests are cut. None for all, until `restore`.

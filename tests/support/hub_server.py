@@ -159,7 +159,6 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.faults = Faults()
         self.cut, self.delay, self.before = self.faults.cut, self.faults.delay, self.faults.before
-        self.restore = self.faults.restore
         self.conflict, self.page = 412, 1000
         self.parts: dict[str, dict[int, bytes]] = {}
         # Requests come in threads of their own. Whatever reads or changes the state holds the lock.
@@ -186,6 +185,11 @@ class HubServer:
         """Be away until `connect`: connections end, and new ones are refused."""
         for listener in self._listeners:
             listener.stop()
+
+    def restore(self) -> None:
+        """Be there, and let all pass from now on."""
+        self.faults.restore()
+        self.connect()
 
     def __enter__(self) -> HubServer:
         self.connect()
@@ -906,7 +910,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.requests.append((self.command, parts.path))
         cut = self.hub.faults.meet(self.command, parts.path)
         try:
-            if cut is not None and cut.moment == "request":
+            if cut is not None and cut.moment == "gone":
+                self.hub.disconnect()
+            if cut is not None and cut.moment in ("request", "gone"):
                 raise _Disconnected
             headers = {name.lower(): value for name, value in self.headers.items()}
             body = self._read(cut if cut is not None and cut.moment == "upload" else None)
