@@ -20,6 +20,7 @@ from support.hub_client import PIECE, connected
 from support.hub_server import HubServer
 from support.quick import learn_quickly
 from support.transfers import MODEL, TASKS, pulled, put_backbone, transfers
+from support.writers import learn_to_write
 
 from eidetic_hf import CheckpointError, EideticModel
 from eidetic_hf.model.hub import PushConflict, push_folder
@@ -213,6 +214,7 @@ def test_a_pull_that_is_cut_at_any_request_is_an_error_or_the_model_and_goes_thr
             line.hub.cut(place, **how)
             said = what_is_said(lambda cache=cache: pulled(MODEL, cache, tasks=["two"]), (CheckpointError, OSError))
             line.hub.restore()
+            assert not said or MODEL in said or line.hub.endpoint in said, said
             assert same(answers(pulled(MODEL, cache, tasks=["two"])), wanted), (requests[place], how)
             again = {name for name, count in line.hub.downloaded.items() if count >= 2 * size[name]}
             assert not again, (requests[place], how)
@@ -228,6 +230,22 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(line: Line, tmp_path: P
     pulled(MODEL, tmp_path / "cache")
     assert line.hub.downloaded[TRUNK] == size
     assert len([path for method, path in line.hub.requests if sha256_in(line.hub, TRUNK) in path]) == 4
+
+
+def test_a_file_that_the_hub_did_not_tell_of_is_not_taken_for_missing(hub: HubServer, tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    learn_to_write(model, "one")
+    model.generation_config.max_new_tokens = 7
+    model.push_to_hub(MODEL)
+    hub.cut(moment="refused", times=None, matching="HEAD .*generation_config")
+    with pytest.raises(ConnectionError, match=r"generation_config.json could not be downloaded \(the Hub did not say"):
+        pulled(MODEL, tmp_path / "one")
+    hub.restore()
+    assert pulled(MODEL, tmp_path / "one").generation_config.max_new_tokens == 7
+    hub.commit(MODEL, {"generation_config.json": None})
+    for _ in ("the Hub says that it is not there", "the cache remembers"):
+        assert pulled(MODEL, tmp_path / "two").generation_config.max_new_tokens != 7
+        hub.disconnect()
 
 
 def sha256_in(hub: HubServer, name: str) -> str:

@@ -163,6 +163,7 @@ class HubServer:
         self.parts: dict[str, dict[int, bytes]] = {}
         # Requests come in threads of their own. Whatever reads or changes the state holds the lock.
         self.lock = threading.RLock()
+        self._being_there = threading.Lock()
         self.reset()
         # Of the Hub itself and of its storage.
         self._listeners = [_Listener(self), _Listener(self)]
@@ -178,13 +179,15 @@ class HubServer:
 
     def connect(self) -> None:
         """Be there."""
-        for listener in self._listeners:
-            listener.start()
+        with self._being_there:
+            for listener in self._listeners:
+                listener.start()
 
     def disconnect(self) -> None:
         """Be away until `connect`: connections end, and new ones are refused."""
-        for listener in self._listeners:
-            listener.stop()
+        with self._being_there:
+            for listener in self._listeners:
+                listener.stop()
 
     def restore(self) -> None:
         """Be there, and let all pass from now on."""
