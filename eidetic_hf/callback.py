@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .configuration import TaskError
 from .kinds.collators import LABELS
+from .model.checkpoint.layout import CheckpointError
 from .model.model import EideticModel
 from .model.pruning import PruningConfig
 from .model.router import RouterSums
@@ -47,7 +48,13 @@ class EideticCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin the task, so that the Trainer's optimizer finds its Parameters."""
+        """Begin the task, so that the Trainer's optimizer finds its Parameters.
+
+        Raises:
+            CheckpointError: if the Trainer was to push.
+        """
+        if args.push_to_hub:
+            self.on_push_begin(args, state, control, **kwargs)
         model = unwrapped(kwargs["model"])
         learner = model.learner
         if learner is None or learner.name != self.task:
@@ -108,6 +115,16 @@ class EideticCallback(TrainerCallback):
             state.best_metric = state.best_model_checkpoint = state.best_global_step = None
         if learner.should_stop(step):
             control.should_training_stop = True
+
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Raise a `CheckpointError`: a Trainer pushes its checkpoints, and a card of its own, over the release."""
+        raise CheckpointError(
+            f"EideticCallback(task={self.task!r}): this Trainer would push checkpoints of a task that is being "
+            "learned, and a model card of its own, to where the released model is. Use EideticTrainer with "
+            "push_to_hub=True, or leave that out and call model.push_to_hub(repo_id) after training."
+        )
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

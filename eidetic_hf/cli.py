@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, extract, verify, remove, merge, add, plan, preserve and report.
+"""The command line: train, evaluate, predict, extract, verify, remove, merge, add, push, plan, preserve and report.
 
 `__main__.py` starts it.
 
@@ -459,6 +459,67 @@ def add(
     came = loaded.load_task(source, task, name)
     _save(loaded, folder)
     out.print(f"came: {', '.join(came) or '(nothing that was not there)'}", markup=False, soft_wrap=True)
+
+
+# -- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def push(
+    model: Annotated[Path, typer.Argument(metavar="FOLDER", help="Checkpoint folder.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="Its id on the Hub, such as owner/name.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Bring along the tasks that only the repository has (growth: copy).")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Let go what only the repository has.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="If the repository is made: a private one.")] = False,
+    branch: Annotated[str | None, typer.Option(help="Where to, if not to main; made if it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit; by default the tasks that come and go.")] = None,
+    no_tags: Annotated[bool, typer.Option("--no-tags", help="Give no task a tag of its name.")] = False,
+    token: Annotated[
+        str | None, typer.Option(help="Instead of HF_TOKEN, or that of `hf auth login`.", show_default=False)
+    ] = None,
+) -> None:
+    """Push a folder to the Hub in one commit. Nothing that is there is lost, and nothing is sent twice."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    from .model import hub
+
+    _quiet()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    pushed = hub.push(
+        _folder(str(model)),
+        hub.Push(
+            repository,
+            branch=branch,
+            create_pr=create_pr,
+            private=private or None,
+            token=token,
+            commit_message=message,
+            merge=merge,
+            replace=replace,
+            tags=not no_tags,
+        ),
+    )
+    changed = pushed.uploaded or pushed.removed
+    lines = [
+        f"{'commit' if changed else 'nothing to push, as of'}: {pushed.commit.commit_url}",
+        *([f"pull request: {pushed.commit.pr_url}"] if pushed.commit.pr_url else []),
+        f"uploaded: {_counted(len(pushed.uploaded), 'file')}, {_counted(sum(pushed.uploaded.values()), 'byte')}",
+        *(f"  {name}: {_counted(size, 'byte')}" for name, size in pushed.uploaded.items()),
+        f"unchanged: {_counted(len(pushed.unchanged), 'file')}",
+        *([f"removed: {', '.join(pushed.removed)}"] if pushed.removed else []),
+        *([f"tags: {', '.join(pushed.tags)}"] if pushed.tags else []),
+    ]
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _counted(count: int, what: str) -> str:
+    """A number of things, in words."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 # -- the router -------------------------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ CAPTURING = "transformers.utils.output_capturing"
 SAVE_ARGUMENTS = (
     "save_directory", "is_main_process", "state_dict", "push_to_hub", "max_shard_size", "include_pool", "include_base",
     "save_function", "safe_serialization", "variant", "token", "save_peft_format", "save_original_format", "repo_id",
-    "commit_message", "commit_description", "private", "create_pr", "revision", "tags", "use_auth_token",
+    "commit_message", "commit_description", "private", "create_pr", "revision", "tags", "merge", "replace",
+    "use_auth_token",
 )  # fmt: skip
 
 

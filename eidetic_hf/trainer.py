@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo, HfApi, metadata_load, metadata_save
 from transformers import (
     EvalPrediction,
     GenerationConfig,
@@ -25,8 +26,15 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput, set_seed
-from transformers.utils import logging
+from transformers.trainer_utils import (
+    PREFIX_CHECKPOINT_DIR,
+    EvalLoopOutput,
+    HubStrategy,
+    PredictionOutput,
+    TrainOutput,
+    set_seed,
+)
+from transformers.utils import PushInProgress, logging
 
 from .callback import EideticCallback, branch_batches, leave_autocast, progress_of, unwrapped
 from .configuration import TaskRecord, plain_name
@@ -34,8 +42,9 @@ from .kinds import kind_of
 from .kinds.checks import is_dataset
 from .kinds.collators import LABELS
 from .kinds.metrics import squad_scores
+from .model import hub
 from .model.branching import set_branch, wants_branch
-from .model.checkpoint.layout import CONFIG_FILE, json_object
+from .model.checkpoint.layout import CARD_FILE, CONFIG_FILE, CheckpointError, json_object
 from .model.model import EideticModel
 from .model.pruning import PruningConfig
 from .network.storage import Originals
@@ -229,7 +238,7 @@ class EideticTrainer(Trainer):
             self.pop_callback(_PhaseCallback) or _PhaseCallback(self.task, self.pruning, self.router_dataset)
         )
         try:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except BaseException:
             model = cast("EideticModel | None", self.model)  # none if `model_init` could not make one
             if model is not None:
@@ -244,6 +253,9 @@ class EideticTrainer(Trainer):
             self.model_wrapped = self.model
             self.accelerator.free_memory()
             self.is_in_train = False
+        if trial is None:
+            self._push_release()
+        return output
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As `Trainer.create_optimizer`; the head has its own learning rate."""
@@ -416,6 +428,161 @@ class EideticTrainer(Trainer):
         finally:
             self._generation = {}
 
+    # -- the Hub ------------------------------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As `Trainer.init_hf_repo`; what would stand in the way of a push later is an error now.
+
+        Raises:
+            CheckpointError: if the repository may not be written to, holds a model of another kind, or is public and
+                was to be private.
+            ConnectionError: if the Hub could not be reached.
+        """
+        if not self.is_world_process_zero():
+            return
+        name = self.args.hub_model_id or Path(cast(str, self.args.output_dir)).absolute().name
+        with hub.in_a_sentence(name):
+            super().init_hf_repo(token=token, private=private)
+            hub.check_place(self._wish(token=token, private=private))
+
+    def _wish(
+        self,
+        token: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        **options: Any,
+    ) -> hub.Push:
+        """A push as the arguments of this run have it."""
+        return hub.Push(
+            cast(str, self.hub_model_id),
+            branch=revision or self.args.hub_revision,
+            private=self.args.hub_private_repo if private is None else private,
+            token=self.args.hub_token if token is None else token,
+            **options,
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        merge: bool = False,
+        replace: bool = False,
+        **kwargs: Any,
+    ) -> CommitInfo | Any:
+        """Save the model to `args.output_dir` and push that folder, as `EideticModel.push_to_hub` does.
+
+        Args:
+            commit_message: by default the tasks that come and go.
+            blocking: `False` pushes in the background.
+            token: instead of `args.hub_token`.
+            revision: the branch, instead of `args.hub_revision`.
+            private: instead of `args.hub_private_repo`.
+            merge: as in `EideticModel.push_to_hub`.
+            replace: as in `EideticModel.push_to_hub`.
+            kwargs: as for `create_model_card`.
+
+        Returns:
+            The commit; a `Future` of it, if `blocking=False`; `None` on all processes but the first.
+
+        Raises:
+            CheckpointError: as `EideticModel.push_to_hub`; while a task is being learned, too.
+            ConnectionError: if the Hub could not be reached.
+        """
+        hub.check_can_be_pushed(self.model)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        wish = self._wish(token, private, revision, commit_message=commit_message, merge=merge, replace=replace)
+        folder = Path(cast(str, self.args.output_dir))
+        if blocking:
+            return hub.push_saved(self.model, folder, wish).commit
+        return HfApi().run_as_future(lambda: hub.push_saved(self.model, folder, wish).commit)
+
+    def create_model_card(  # type: ignore[override]
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put what is given into the metadata of the card that was saved with the model; its text is the model's own.
+
+        Args:
+            language: of the texts.
+            license: of the model.
+            tags: further ones.
+            dataset_tags: ids of data sets on the Hub.
+            kwargs: what else `Trainer.create_model_card` takes, for a card of one task; it is not needed.
+        """
+        path = Path(cast(str, self.args.output_dir)) / CARD_FILE
+        given = {"language": language, "license": license, "tags": tags, "datasets": dataset_tags}
+        given = {name: value for name, value in given.items() if value}
+        if not given or not self.is_world_process_zero():
+            return
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there. Save the model first, with trainer.save_model().")
+        metadata = metadata_load(path) or {}
+        for name, value in given.items():
+            if name in ("tags", "datasets"):  # of several tasks
+                value = [value] if isinstance(value, str) else list(cast(list[str], value))
+                value = list(dict.fromkeys([*(metadata.get(name) or []), *value]))
+            metadata[name] = value
+        metadata_save(path, metadata)
+
+    def _push_release(self) -> None:
+        """Push what `train` has learned, where a run pushes by itself; a failure costs nothing of it."""
+        begun = self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END
+        if not begun or not self.model.is_committed(self.task):
+            return
+        try:
+            self.push_to_hub()
+        except (CheckpointError, OSError) as error:
+            logger.warning(f"'{self.task}' is committed, but not pushed; trainer.push_to_hub(...) does. {error}")
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push a checkpoint to a folder of its own in the repository, if this is asked for; above are releases."""
+        strategy = self.args.hub_strategy
+        if strategy not in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS) or not self.is_world_process_zero():
+            return
+        pending = cast(PushInProgress | None, self.push_in_progress)
+        if pending is not None and not pending.is_done() and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        name = Path(checkpoint_folder).name
+        job = HfApi(token=self.args.hub_token).upload_folder(
+            repo_id=cast(str, self.hub_model_id),
+            folder_path=checkpoint_folder,
+            path_in_repo="last-checkpoint" if strategy == HubStrategy.CHECKPOINT else name,
+            commit_message=f"{name} of '{self.task}'",
+            ignore_patterns=[".*"],
+            revision=self.args.hub_revision,
+            run_as_future=True,
+        )
+        job.add_done_callback(functools.partial(_say_if_failed, name))
+        if pending is None or pending.is_done():
+            self.push_in_progress = cast(Any, PushInProgress(cast(Any, [job])))
+        else:
+            cast(list, pending.jobs).append(job)
+
+    def _finish_current_push(self) -> None:
+        """Wait for the checkpoint that is on its way."""
+        super()._finish_current_push()
+
+
+def _say_if_failed(checkpoint: str, job: Any) -> None:
+    """Warn of a checkpoint that did not come to the Hub: its next one may."""
+    if not job.cancelled() and job.exception() is not None:
+        logger.warning(f"{checkpoint} was not pushed ({hub.first_line(job.exception())}). It is saved here.")
+
 
 class _PhaseCallback(EideticCallback):
     """The callback of an `EideticTrainer`, which begins the task in `train()`, and says which task it means."""
@@ -426,6 +593,11 @@ class _PhaseCallback(EideticCallback):
         pass
 
     def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        pass
+
+    def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -16,6 +17,8 @@ import pytest
 import torch
 from support.backbones import tiny_model
 from support.data import learn
+from support.hub_client import connected
+from support.hub_server import HubServer
 
 from eidetic_hf import EideticModel
 
@@ -60,3 +63,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> EideticModel:
     for seed, name in enumerate(("first", "second")):
         learn(model, name, tmp_path_factory.mktemp(name), seed)
     return model
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub on localhost that the client takes for the Hub, with a cache of the test's own."""
+    with connected(tmp_path / "hub-home") as server:
+        yield server

@@ -17,6 +17,7 @@ import yaml
 from support.backbones import tiny_backbone
 from support.command_line import call
 from support.data import logits_of
+from support.hub_server import HubServer
 from support.kind_cases import word_tokenizer
 from support.quick import learn_quickly
 from support.recipe_files import (  # noqa: F401
@@ -411,6 +412,86 @@ def test_report_is_written_again_from_the_results(copied: Path) -> None:
     (copied / "output" / "results.json").write_text("{")
     assert "is not JSON" in error_of(call("report", copied / "output"))
     assert "has no results.json" in error_of(call("report", copied))
+
+
+# -- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grown(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of models of one backbone, with copies: `a` and `b`, and `c` alone."""
+    for folder, names in (("ours", "ab"), ("theirs", "c")):
+        model = EideticModel.from_backbone(tiny_backbone(), trunk_layers=1, growth="copy")
+        for name in names:
+            learn_quickly(model, name, ord(name))
+        model.save_pretrained(tmp_path / folder)
+    return tmp_path / "ours", tmp_path / "theirs"
+
+
+def test_push_says_what_it_sent_and_what_it_did_not_have_to(hub: HubServer, grown: tuple[Path, Path]) -> None:
+    ours, _ = grown
+    (ours / "tokenizer.json").write_text("{}")
+    sizes = {path.name: path.stat().st_size for path in sorted(ours.iterdir()) if path.name[0] != "."}
+    result = call("push", ours, "someone/model")
+    head = hub.repository("someone/model").resolve("main")
+    url = f"{hub.endpoint}/someone/model/commit/{head}"
+    assert result.exit_code == 0 and result.stderr == ""
+    assert result.stdout.splitlines() == [
+        f"commit: {url}",
+        f"uploaded: {len(sizes)} files, {sum(sizes.values())} bytes",
+        *(f"  {name}: {size} bytes" for name, size in sizes.items()),
+        "unchanged: 0 files",
+        "tags: a, b",
+    ]
+    (ours / "tokenizer.json").write_text("[]")
+    assert call("push", ours, "someone/model", "--message", "Another tokenizer").stdout.splitlines()[1:] == [
+        "uploaded: 1 file, 2 bytes",
+        "  tokenizer.json: 2 bytes",
+        f"unchanged: {len(sizes) - 1} files",
+    ]
+    assert hub.history("someone/model")[1:] == ["Add a, b", "Another tokenizer"]
+    last = f"{hub.endpoint}/someone/model/commit/{hub.repository('someone/model').resolve('main')}"
+    assert call("push", ours, "someone/model").stdout.splitlines() == [
+        f"nothing to push, as of: {last}",
+        "uploaded: 0 files, 0 bytes",
+        f"unchanged: {len(sizes)} files",
+    ]
+
+
+def test_push_merges_and_replaces_only_if_it_is_told_to(hub: HubServer, grown: tuple[Path, Path]) -> None:
+    ours, theirs = grown
+    call("push", ours, "someone/model")
+    message = error_of(call("push", theirs, "someone/model"))
+    assert message.startswith("error: someone/model has the tasks ['a', 'b'], which this model does not have")
+    assert "--merge" in message and "--replace" in message and message.count("\n") == 1
+    assert call("push", theirs, "someone/model", "--merge").stdout.splitlines()[-1] == "tags: c"
+    assert EideticModel.from_pretrained("someone/model").tasks == ["c", "a", "b"]
+    shards = [f"eidetic-task-{name}.safetensors" for name in "ab"]
+    assert f"removed: {', '.join(shards)}" in call("push", theirs, "someone/model", "--replace").stdout.splitlines()
+    assert EideticModel.from_pretrained("someone/model").tasks == ["c"]
+    assert "Choose one" in error_of(call("push", theirs, "someone/model", "--replace", "--merge"))
+
+
+def test_push_goes_to_a_private_repository_a_branch_or_a_pull_request(
+    hub: HubServer, grown: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = grown
+    monkeypatch.delenv("HF_TOKEN")
+    assert "valid token" in error_of(call("push", ours, "someone/model"))
+    token = ("--token", hub.token)
+    result = call("push", ours, "someone/model", "--private", "--branch", "next", "--no-tags", *token)
+    repository = hub.repository("someone/model")
+    assert result.exit_code == 0 and repository.private and repository.tags == {}
+    assert hub.files("someone/model") == {} and "eidetic-task-a.safetensors" in hub.files("someone/model", "next")
+    result = call("push", theirs, "someone/model", "--create-pr", *token)
+    assert f"pull request: {hub.endpoint}/someone/model/discussions/1" in result.stdout.splitlines()
+    assert hub.files("someone/model") == {} and "tags" not in result.stdout
+
+
+def test_push_refuses_what_is_no_folder_of_a_model(hub: HubServer, tmp_path: Path) -> None:
+    assert "is no folder here" in error_of(call("push", tmp_path / "nowhere", "someone/model"))
+    assert "has no config.json" in error_of(call("push", tmp_path, "someone/model"))
+    assert hub.requests == []
 
 
 # -- around -----------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ model.checkpoint.folder model.checkpoint.layout model.checkpoint.source model.ch
 model.checkpoint.write model.checkpoint.read
 model.checkpoint
 model.answering model.certificate model.life model.branching model.preserving model.persistence model.joining
-model.loading model.planning model.generation model.extract model.model model.auto model.pipelines
+model.loading model.hub model.planning model.generation model.extract model.model model.auto model.pipelines
 
 callback trainer
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -55,6 +57,7 @@ from . import (
     certificate,
     extract,
     generation,
+    hub,
     joining,
     life,
     loading,
@@ -65,6 +68,7 @@ from . import (
     versions,
 )
 from .certificate import VerificationReport
+from .checkpoint.layout import CheckpointError
 from .learner import Learner
 from .parts import Added, committed, record_of
 from .planning import Plan
@@ -1259,7 +1263,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             save_directory: the folder.
             is_main_process: only the main process writes.
             state_dict: gathered by the Trainer in distributed training.
-            push_to_hub: upload the folder afterwards (`repo_id`, `token`, ... as in transformers).
+            push_to_hub: push the folder afterwards, as it is (`repo_id`, by default the folder's name, `token`,
+                `merge`, ... as in `push_to_hub`).
             max_shard_size: accepted for compatibility; there is one shard per task, whatever its size.
             include_pool: `False` leaves out what is still free: a smaller release that can only infer.
             include_base: with `growth="copy"`, `False` leaves the backbone out and names it (id, revision, SHA-256):
@@ -1268,14 +1273,78 @@ class EideticModel(PreTrainedModel, GenerationMixin):
 
         Raises:
             CheckpointError: if the folder holds something that this would lose or change, or a committed task is not
-                what it was.
+                what it was; or if it is not pushed, while it is saved.
             OSError: if writing failed; the folder's checkpoint is unchanged.
+            ConnectionError: if the Hub could not be reached, while the folder is saved.
         """
         check_known("save_pretrained", kwargs, SAVE_ARGUMENTS)
         if not is_main_process:
             return
         folder = Path(save_directory)
+        if push_to_hub:
+            hub.check_can_be_pushed(self)
         self.undo_cast()
         persistence.save(self, folder, state_dict or self.state_dict(), include_pool, include_base)
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+            wish = hub.Push(kwargs.get("repo_id") or folder.resolve().name, **hub.options_among(kwargs))
+            try:
+                hub.push_saved(self, folder, wish)
+            except (CheckpointError, ConnectionError) as error:
+                raise type(error)(f"{folder} is saved, but not pushed. {error}") from error
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str | None = None,
+        tags: bool = True,
+        include_pool: bool = True,
+        include_base: bool = True,
+        merge: bool = False,
+        replace: bool = False,
+    ) -> CommitInfo:
+        """Push the model to a repository on the Hub, in one commit. What is there already is not sent again.
+
+        Nothing that is there is lost: tasks that the model does not have, or another task of the same name, are an
+        error, and so is a push that somebody else makes meanwhile; tasks that were removed from the model go.
+
+        Args:
+            repo_id: `"owner/name"`; made if it is not there. Without an owner it is yours.
+            commit_message: by default the tasks that come and go.
+            commit_description: what follows.
+            private: whether a repository that is made is private.
+            token: by default the environment's (`HF_TOKEN`), or that of `hf auth login`.
+            revision: the branch, `main` by default; made if it is not there.
+            create_pr: open a pull request instead.
+            max_shard_size: accepted for compatibility; there is one shard per task, whatever its size.
+            tags: give each task that comes to `main` a tag of its name: `from_pretrained(repo_id, revision="agnews")`
+                is the model as of that task.
+            include_pool: as in `save_pretrained`.
+            include_base: as in `save_pretrained`.
+            merge: with `growth="copy"`, push what both have. The model then has the repository's tasks, too, but where
+                it was loaded with some tasks alone, or is pushed without pool or backbone.
+            replace: let the model take the place of what it lacks.
+
+        Returns:
+            The commit; the last one there was, if there was nothing to change.
+
+        Raises:
+            CheckpointError: if something would be lost, the repository holds another model or may not be written to,
+                or a task is being learned. Nothing was pushed.
+            PushConflict: a `CheckpointError`, if somebody else pushed meanwhile. Nothing was pushed: push again.
+            ConnectionError: if the Hub could not be reached.
+        """
+        hub.check_can_be_pushed(self)
+        wish = hub.Push(
+            repo_id, revision, create_pr, private, token, commit_message, commit_description, merge, replace,
+            True if tags is None else tags,
+        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as place:
+            self.save_pretrained(place, include_pool=include_pool, include_base=include_base)
+            return hub.push_saved(self, Path(place), wish).commit

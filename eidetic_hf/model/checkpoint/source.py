@@ -12,6 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
@@ -120,15 +123,41 @@ class Commit(Source):
 
     def __init__(self, repository: str, hub: Mapping[str, Any]) -> None:
         self.where, self._hub = repository, dict(hub)
-        path = cached_file(repository, CONFIG_FILE, **self._hub)
+        path = self._fetch(CONFIG_FILE, must_be_there=True)
         self.commit = extract_commit_hash(path, None)
         if self.commit is not None:
             self._hub["revision"] = self.commit
 
     def find(self, name: str) -> Path | None:
         """See `Source`."""
-        path = cached_file(self.where, name, _raise_exceptions_for_missing_entries=False, **self._hub)
+        path = self._fetch(name, must_be_there=False)
+        if path is None and not self._is_known_to_lack(name):
+            raise ConnectionError(self._broken(name, "the Hub did not say whether it is there"))
         return None if path is None else Path(path)
+
+    def _fetch(self, name: str, must_be_there: bool) -> str | None:
+        """Path of a file in the cache, where it is downloaded to if it is not there."""
+        try:
+            return cached_file(self.where, name, _raise_exceptions_for_missing_entries=must_be_there, **self._hub)
+        except (HTTPError, RuntimeError) as error:  # of the client: a connection that ends, or was closed meanwhile
+            raise ConnectionError(self._broken(name, str(error).partition("\n")[0])) from error
+
+    def _broken(self, name: str, why: str) -> str:
+        return (
+            f"{self.where}: {name} could not be downloaded ({why}). Load it again when the Hub can be reached; with "
+            "HF_HUB_OFFLINE=1 what is in the cache is loaded."
+        )
+
+    def _is_known_to_lack(self, name: str) -> bool:
+        """Whether the Hub has said that the commit has no such file; offline, what is not in the cache is not there.
+
+        To transformers a file is missing, too, if there was no way to it.
+        """
+        if self._hub.get("local_files_only") or is_offline_mode():
+            return True
+        path = "/".join(part for part in (self._hub.get("subfolder"), name) if part)
+        cache = self._hub.get("cache_dir")
+        return try_to_load_from_cache(self.where, path, cache, revision=self.commit) is _CACHED_NO_EXIST
 
 
 def source_of(name_or_path: str | os.PathLike, hub: Mapping[str, Any]) -> Source:

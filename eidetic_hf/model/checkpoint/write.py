@@ -13,7 +13,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ from .layout import (
 )
 
 Files = dict[str, dict[str, Any]]
+
+# Weights of a model of another library, which would hide this one's shards from those who look for them first.
+OTHER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def write_checkpoint(
@@ -85,14 +89,15 @@ def write_checkpoint(
     with changing(folder) as new:
         old = _existing_config(folder)
         if old is not None:
-            for task in _removed(old, config, removed or {}):
-                file = shard_file(task_key(task.name))
-                old.tasks.remove(task)
-                old.files.pop(file, None)
+            for file in forget_removed(old, config, removed or {}):
                 if file not in shards:  # else another task of this name takes its place
                     new.remove(file)
-            _check_same_tasks(folder, old, config)
-            _check_nothing_lost(folder, old, config, with_pool, resumable)
+            _check_nothing_lost(folder, losses(old, config, shards))
+            if resumable and not old.learning:
+                raise CheckpointError(
+                    f"{folder} holds a finished model, and the task '{config.learning}' is being learned. Save to "
+                    "another folder, or commit the task first."
+                )
         files = write_tensors(new.path, shards, _kept(folder, shards, old, config))
         write_index(new.path / INDEX_FILE, shards, files)
         config = write_config(new.path / CONFIG_FILE, config, files)
@@ -176,7 +181,7 @@ def _write_card(path: Path, existing: Path, config: EideticConfig) -> None:
 def _existing_config(folder: Path) -> EideticConfig | None:
     """Configuration of the checkpoint in a folder, or `None` where there is none."""
     if not (folder / CONFIG_FILE).exists():
-        stray = [name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).exists()]
+        stray = [name for name in OTHER_WEIGHTS if (folder / name).exists()]
         if stray:
             raise CheckpointError(
                 f"{folder} holds {stray[0]} of another model, which would hide this one's shards. "
@@ -196,34 +201,76 @@ def _existing_config(folder: Path) -> EideticConfig | None:
     return config_from(folder, values)
 
 
-def _removed(old: EideticConfig, new: EideticConfig, removed: Mapping[str, str]) -> list[TaskRecord]:
-    """The tasks of a folder that were removed from the model that is saved to it, and are not there again."""
-    staying = {(task.name, task.certificate.get("weights_sha256")) for task in new.tasks}
-    found = [(task, (task.name, task.certificate.get("weights_sha256"))) for task in old.tasks]
-    return [task for task, key in found if key not in staying and removed.get(task.name) == key[1]]
+def forget_removed(old: EideticConfig, new: EideticConfig, removed: Mapping[str, str]) -> list[str]:
+    """Take the tasks out of a checkpoint's configuration that were removed from the model that is to take its place.
+
+    Args:
+        old: of the checkpoint; it is changed.
+        new: of the model.
+        removed: digests of the tasks that were removed from the model, by name. Another task of a removed one's name,
+            or one that is there again, stays.
+
+    Returns:
+        The files of their shards.
+    """
+    staying = {(task.name, _sha256(task)) for task in new.tasks}
+    gone = [
+        task
+        for task in old.tasks
+        if (task.name, _sha256(task)) not in staying and removed.get(task.name, "") == _sha256(task)
+    ]
+    old.tasks = [task for task in old.tasks if task not in gone]
+    files = [shard_file(task_key(task.name)) for task in gone]
+    old.files = {file: recorded for file, recorded in old.files.items() if file not in files}
+    return files
 
 
-def _check_same_tasks(folder: Path, old: EideticConfig, new: EideticConfig) -> None:
-    """Refuse to write over a checkpoint that this model is not a continuation of."""
-    tasks = {task.name: task for task in new.tasks}
+@dataclass(frozen=True)
+class Losses:
+    """What a checkpoint holds that would be lost if a model took its place.
+
+    Attributes:
+        tasks: names of the tasks that the model does not have, in commit order.
+        answers: names of the tasks that the model has, and does not answer for.
+        others: names of the tasks that are there with other weights.
+        parts: what else is there, by its file.
+    """
+
+    tasks: list[str]
+    answers: list[str]
+    others: list[str]
+    parts: dict[str, str]
+
+    def __bool__(self) -> bool:
+        return bool(self.tasks or self.answers or self.others or self.parts)
+
+
+def losses(old: EideticConfig, new: EideticConfig, files: Collection[str]) -> Losses:
+    """What would be lost if a model took a checkpoint's place.
+
+    Args:
+        old: of the checkpoint.
+        new: of the model.
+        files: of the model's shards.
+    """
     lost = _served(old) - _served(new)
-    for task in old.tasks:
-        if task.name not in tasks:
-            raise CheckpointError(
-                f"{folder} holds the task '{task.name}', which this model does not have: another process saved it, or "
-                f"this model was loaded with tasks=[...]. Saving would lose it. Load {folder} again and learn on from "
-                "there, or save to another folder."
-            )
-        if task.name in lost:
-            raise CheckpointError(
-                f"{folder} answers for the task '{task.name}', which this model was loaded without. Save to another "
-                "folder."
-            )
-        if tasks[task.name].certificate.get("weights_sha256") != task.certificate.get("weights_sha256"):
-            raise CheckpointError(
-                f"{folder} holds another '{task.name}' than this model: saving would change its shard. Save to "
-                "another folder."
-            )
+    here = [(task, new.task(task.name)) for task in old.tasks]
+    parts = {}
+    if new.base is not None and old.base is None:
+        backbone = {TRUNK_FILE: "the backbone", BASE_FILE: "the backbone's units"}
+        parts = {file: what for file, what in backbone.items() if file in old.files}
+    if POOL_FILE in old.files and POOL_FILE not in files:
+        parts[POOL_FILE] = "the pool of free units"
+    return Losses(
+        tasks=[task.name for task, same in here if same is None],
+        answers=[task.name for task, same in here if same is not None and task.name in lost],
+        others=[task.name for task, same in here if same is not None and _sha256(same) != _sha256(task)],
+        parts=parts,
+    )
+
+
+def _sha256(task: TaskRecord) -> str | None:
+    return task.certificate.get("weights_sha256")
 
 
 def _served(config: EideticConfig) -> set[str]:
@@ -231,24 +278,30 @@ def _served(config: EideticConfig) -> set[str]:
     return {task.name for task in config.tasks} if config.served is None else set(config.served)
 
 
-def _check_nothing_lost(
-    folder: Path, old: EideticConfig, new: EideticConfig, with_pool: bool, resumable: bool
-) -> None:
-    """Refuse to replace a finished model by one in the middle of a task, or to delete the pool."""
-    if resumable and not old.learning:
+def _check_nothing_lost(folder: Path, lost: Losses) -> None:
+    """Refuse to write over a checkpoint that this model is not a continuation of."""
+    for name in lost.tasks:
         raise CheckpointError(
-            f"{folder} holds a finished model, and the task '{new.learning}' is being learned. Save to "
-            "another folder, or commit the task first."
+            f"{folder} holds the task '{name}', which this model does not have: another process saved it, or "
+            f"this model was loaded with tasks=[...]. Saving would lose it. Load {folder} again and learn on from "
+            "there, or save to another folder."
         )
-    for name, what in ((TRUNK_FILE, "the backbone"), (BASE_FILE, "the backbone's units")):
-        if old.base is None and new.base is not None and name in old.files:
-            raise CheckpointError(
-                f"{folder} holds {what}, which a save with include_base=False would delete. Save to another folder."
-            )
-    if POOL_FILE in old.files and not with_pool:
+    for name in lost.answers:
         raise CheckpointError(
-            f"{folder} holds the pool of free units, which a save without it would delete. Save the "
-            "inference-only release to another folder."
+            f"{folder} answers for the task '{name}', which this model was loaded without. Save to another folder."
+        )
+    for name in lost.others:
+        raise CheckpointError(
+            f"{folder} holds another '{name}' than this model: saving would change its shard. Save to another folder."
+        )
+    for file, what in lost.parts.items():
+        if file == POOL_FILE:
+            raise CheckpointError(
+                f"{folder} holds {what}, which a save without it would delete. Save the inference-only release to "
+                "another folder."
+            )
+        raise CheckpointError(
+            f"{folder} holds {what}, which a save with include_base=False would delete. Save to another folder."
         )
 
 
