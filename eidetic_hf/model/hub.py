@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,6 +67,8 @@ PLAIN_MODEL = (
 SHARDS = "eidetic-*.safetensors"
 # What git takes for no name, or the Hub for a commit.
 NO_TAG = re.compile(r"-.*|.*\.|.*\.lock|.*\.\..*|HEAD|[0-9a-f]{7,40}")
+# A connection that was kept may have died since, and the client closes all of them where one of its threads sees that.
+ATTEMPTS = 3
 CONFLICTS = (409, 412)  # how the Hub answers a commit whose parent is no longer the last one
 
 
@@ -293,6 +295,16 @@ def look(wish: Push) -> Remote:
     Raises:
         CheckpointError: if it is public, and was to be private.
     """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return _look(wish)
+        except (HTTPError, RuntimeError) as error:
+            if isinstance(error, HfHubHTTPError) or not (isinstance(error, HTTPError) or _is_closed(error)):
+                raise
+    return _look(wish)
+
+
+def _look(wish: Push) -> Remote:
     api, repo_id = HfApi(token=wish.token, library_name="eidetic_hf", library_version=__version__), wish.repo_id
     if "/" not in repo_id:  # as it stands, it would be the Hub's own
         repo_id = api.create_repo(repo_id, private=wish.private, exist_ok=True).repo_id
@@ -504,16 +516,24 @@ def _send(operations: list[Any], remote: Remote, wish: Push, message: str) -> Co
         PushConflict: if the repository is no longer as it was.
         ConnectionError: if files could not be sent, or the answer did not come.
     """
+    make = partial(
+        remote.api.create_commit,
+        remote.repo_id,
+        operations,
+        commit_message=message,
+        commit_description=wish.commit_description,
+        revision=wish.branch,
+        create_pr=wish.create_pr,
+        parent_commit=remote.commit,
+    )
     try:
-        return remote.api.create_commit(
-            remote.repo_id,
-            operations,
-            commit_message=message,
-            commit_description=wish.commit_description,
-            revision=wish.branch,
-            create_pr=wish.create_pr,
-            parent_commit=remote.commit,
-        )
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return make()
+            except RuntimeError as error:  # of a file, so there is no commit
+                if not _is_closed(error):
+                    raise
+        return make()
     except HfHubHTTPError as error:
         if error.response.status_code in CONFLICTS:
             raise PushConflict(
@@ -571,7 +591,7 @@ def _set_tags(remote: Remote, ours: EideticConfig, new: list[TaskRecord], commit
                 remote.api.delete_tag(remote.repo_id, tag=name)
             remote.api.create_tag(remote.repo_id, tag=name, revision=target)
             done.append(name)
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:
         logger.warning(
             f"The model is in {remote.repo_id}, but not all tags of its tasks are ({first_line(error)}). Push again "
             "to set them."
@@ -601,12 +621,23 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def _is_closed(error: BaseException | None) -> bool:
+    """Whether the client's session was closed under an error, by another thread of it."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and "client has been closed" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
 @contextmanager
 def in_a_sentence(repo_id: str) -> Iterator[None]:
     """Say what an error of the client means for a push, and what to do."""
     try:
         yield
-    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_closed(error):
+            raise
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise CheckpointError(f"{_refusal(repo_id, error)} Nothing was pushed.") from error
         raise ConnectionError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import close_session, snapshot_download
+from huggingface_hub import HfApi, close_session, snapshot_download
 from support.backbones import tiny_backbone
 from support.data import logits_of
 from support.folders import hashes
@@ -462,6 +462,23 @@ def test_a_file_that_can_not_be_sent_makes_no_commit(hub: HubServer, model: Eide
     assert tasks(hub) == ["a"]
 
 
+def test_a_connection_that_died_meanwhile_and_a_session_that_was_closed_are_no_errors(
+    hub: HubServer, model: EideticModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [RuntimeError("Cannot send a request, as the client has been closed.")]
+    upload = HfApi.preupload_lfs_files
+
+    def preupload(*args: Any, **kwargs: Any) -> None:
+        if failures:
+            raise RuntimeError("Error while uploading 'x' to the Hub.") from failures.pop()
+        upload(*args, **kwargs)
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", preupload)
+    hub.cut(matching=f"GET /api/models/{REPO}", times=2)
+    model.push_to_hub(REPO)
+    assert tasks(hub) == ["a"] and len(hub.history(REPO)) == 2 and not failures
+
+
 def test_a_hub_that_is_away_is_one_sentence(hub: HubServer, model: EideticModel) -> None:
     hub.disconnect()
     with pytest.raises(ConnectionError, match=f"^{REPO} could not be reached.*Nothing was pushed"):
@@ -589,13 +606,14 @@ def test_tasks_whose_names_can_be_no_tag_get_none(
 def test_a_tag_of_somebody_elses_stays_and_that_of_a_removed_task_moves(hub: HubServer, two: EideticModel) -> None:
     old = hub.repository(REPO).tags["b"]
     own = list(hub.repository(REPO).history("main"))[-1][0]
-    hub.repository(REPO).tags["c"] = own  # somebody's, of the first commit
+    hub.repository(REPO).tags.update(c=own, d=old)  # somebody's: of the first commit, and of a model without d
     two.remove_task("b")
     two.push_to_hub(REPO)
     assert hub.repository(REPO).tags["b"] == old
     learn(two, "b", seed=9)
-    learn(two, "c").push_to_hub(REPO)
-    assert hub.repository(REPO).tags["b"] == head(hub) != old and hub.repository(REPO).tags["c"] == own
+    learn(two, "c", "d").push_to_hub(REPO)
+    found = hub.repository(REPO).tags
+    assert found["b"] == head(hub) != old and (found["c"], found["d"]) == (own, old)
 
 
 def test_tags_that_a_push_could_not_set_are_set_by_the_next(hub: HubServer, model: EideticModel) -> None:
