@@ -12,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from huggingface_hub import constants
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from .folder import COMMITTED, find
-from .layout import CONFIG_FILE, LARGEST_JSON, CheckpointError, finish_interrupted_save, open_file
+from .layout import CONFIG_FILE, LARGEST_JSON, CheckpointError, finish_interrupted_save, json_object, open_file
 
 # How often a folder may be saved to while one read of it goes on.
 ATTEMPTS = 1000
@@ -57,6 +58,19 @@ class Source:
         if path is None:
             raise CheckpointError(f"{self.where} has no {name}: the checkpoint is incomplete. {self.again}")
         return path
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Content of a JSON file that holds an object.
+
+        Raises:
+            CheckpointError: if the checkpoint does not have it, or it is none.
+            OSError: as `find`.
+        """
+        path = self.need(name)
+        try:
+            return json_object(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} {self.again}") from error
 
 
 class Folder(Source):
@@ -113,15 +127,15 @@ class Commit(Source):
         hub: where its files are: `revision`, `token`, `cache_dir`, ... of `from_pretrained`.
 
     Raises:
-        OSError: if there is no such repository or revision, no way to it, or no `config.json` in it.
+        CheckpointError: if there is no `config.json` in it.
+        OSError: if there is no such repository or revision, or no way to it.
     """
 
     again = "Load it with force_download=True, which downloads it again."
 
     def __init__(self, repository: str, hub: Mapping[str, Any]) -> None:
         self.where, self._hub = repository, dict(hub)
-        path = cached_file(repository, CONFIG_FILE, **self._hub)
-        self.commit = extract_commit_hash(path, None)
+        self.commit = extract_commit_hash(str(self.need(CONFIG_FILE)), None)
         if self.commit is not None:
             self._hub["revision"] = self.commit
 
@@ -129,6 +143,19 @@ class Commit(Source):
         """See `Source`."""
         path = cached_file(self.where, name, _raise_exceptions_for_missing_entries=False, **self._hub)
         return None if path is None else Path(path)
+
+    def need(self, name: str) -> Path:
+        """See `Source`."""
+        path = self.find(name)
+        if path is None and (constants.is_offline_mode() or self._hub.get("local_files_only")):
+            raise CheckpointError(
+                f"{name} of {self.where} is not in the cache, and nothing may be downloaded (local_files_only, "
+                "HF_HUB_OFFLINE). Load it once where it may."
+            )
+        if path is None:
+            at = f" at the revision {self._hub['revision']}" if self._hub.get("revision") else ""
+            raise CheckpointError(f"{self.where} on the Hub has no {name}{at}: there is no whole checkpoint there.")
+        return path
 
 
 def source_of(name_or_path: str | os.PathLike, hub: Mapping[str, Any]) -> Source:
