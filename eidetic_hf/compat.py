@@ -9,8 +9,10 @@ import difflib
 import functools
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,7 +20,8 @@ from torch import nn
 from transformers import Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations.accelerate import check_and_set_device_map
-from transformers.utils import TransformersKwargs
+from transformers.utils import CONFIG_NAME, TransformersKwargs, cached_file
+from transformers.utils.hub import extract_commit_hash
 
 __all__ = [
     "ACCESS_ARGUMENTS",
@@ -29,6 +32,7 @@ __all__ = [
     "attention_of",
     "check_and_set_device_map",
     "check_known",
+    "commit_of",
     "forget_capturing",
     "forward_arguments",
     "has_class_for",
@@ -44,6 +48,7 @@ __all__ = [
     "see_pipelines",
     "set_attention",
     "set_name",
+    "set_revision",
     "static_cache_shape",
     "tied_weights",
 ]
@@ -77,6 +82,23 @@ def forget_capturing(model: nn.Module) -> None:
     """Let the next request for hidden states or attentions install its hooks again: they were removed."""
     for module in model.modules():
         module.__dict__.pop("_output_capturing_hooks_installed", None)
+
+
+def commit_of(name: str | os.PathLike, hub: Mapping[str, Any]) -> str | None:
+    """The commit on the Hub that `hub["revision"]` of a model stands for now; `None` for a folder.
+
+    Raises:
+        OSError: if there is no such repository or revision, or no way to it.
+    """
+    if Path(name).exists():
+        return None
+    return extract_commit_hash(cached_file(str(name), CONFIG_NAME, **hub), None)
+
+
+def set_revision(config: PreTrainedConfig, commit: str | None) -> None:
+    """Note the commit that a configuration was loaded from; up to transformers 5.17 it does so itself."""
+    if commit is not None:
+        config._commit_hash = commit
 
 
 def revision_of(config: PreTrainedConfig) -> str | None:

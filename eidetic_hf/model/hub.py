@@ -433,7 +433,7 @@ def _files(folder: Path, config: EideticConfig) -> dict[str, Path]:
     """
     source = Folder(folder, str(folder))
     beside = [path.name for path in folder.iterdir() if path.is_file() and not _is_like(path.name, KEPT_HERE)]
-    read_index(source.need(INDEX_FILE), source, config)
+    read_index(source, config)
     files = {name: source.need(name) for name in sorted({CONFIG_FILE, INDEX_FILE, *config.files, *beside})}
     for name, recorded in config.files.items():
         if files[name].stat().st_size != recorded["bytes"]:

@@ -34,10 +34,12 @@ from ..compat import (
     attention_of,
     check_and_set_device_map,
     check_known,
+    commit_of,
     forget_capturing,
     hinting_at,
     hub_arguments,
     set_attention,
+    set_revision,
     static_cache_shape,
 )
 from ..configuration import DEFAULT_TASK_TYPE, EideticConfig, TaskError, TaskRecord, check_transfer, plain_name
@@ -251,6 +253,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             with hinting_at(kwargs, own):
                 model = AutoModel.from_config(backbone, **kwargs)
         else:
+            commit = commit_of(backbone, hub_arguments(kwargs))
+            kwargs.update({} if commit is None else {"revision": commit})  # whatever is pushed in between
             config = AutoConfig.from_pretrained(backbone, **hub_arguments(kwargs))
             if isinstance(config, EideticConfig):
                 raise ValueError(f"{backbone} is an EideticModel already. Load it with EideticModel.from_pretrained.")
@@ -258,6 +262,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             kwargs.setdefault("dtype", torch.float32)
             with hinting_at(kwargs, own):
                 model, head = load_with_head(backbone, config, **kwargs)
+            set_revision(model.config, commit)
         architecture = architecture_of(model.config)
         trunk_layers = choose_trunk(architecture, len(layers_of(architecture, model)), trunk_layers)
         config = EideticConfig(

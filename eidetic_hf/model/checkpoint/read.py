@@ -24,7 +24,6 @@ from .layout import (
     by_owner,
     check_format,
     config_from,
-    json_object,
     owners_in,
     shard_file,
 )
@@ -53,7 +52,7 @@ def finder_of(source: Source, config: EideticConfig) -> Callable[[str], Shard | 
     Raises:
         CheckpointError: if the index and the configuration disagree.
     """
-    names = read_index(source.need(INDEX_FILE), source, config)
+    names = read_index(source, config)
 
     def find(owner: str) -> Shard | None:
         name = shard_file(owner)
@@ -76,14 +75,14 @@ def read_into(shards: Iterable[Shard], places: Mapping[str, Tensor]) -> None:
             pass
 
 
-def read_index(path: Path, source: Source, config: EideticConfig) -> dict[str, set[str]]:
+def read_index(source: Source, config: EideticConfig) -> dict[str, set[str]]:
     """Names of the tensors of each owner, after the index was held against the configuration.
 
     Raises:
         CheckpointError: if it is no index, lists other files than the configuration, or a tensor in another file than
             its owner's.
     """
-    index = json_object(path)
+    index, path = source.read_json(INDEX_FILE), source.need(INDEX_FILE)
     weight_map: Any = index.get("weight_map")
     metadata: Any = index.get("metadata") or {}
     for name, value in (("weight_map", weight_map), ("metadata", metadata)):
@@ -127,7 +126,7 @@ def read_config(source: Source) -> EideticConfig:
         CheckpointError: if it is no released `EideticModel` that this version can read.
     """
     where = source.where
-    values = json_object(source.need(CONFIG_FILE))
+    values = source.read_json(CONFIG_FILE)
     if values.get("model_type") != EideticConfig.model_type:
         raise CheckpointError(
             f"{where} holds a model of type {values.get('model_type')!r}, not an EideticModel. To learn tasks on it, "
@@ -155,5 +154,6 @@ def read_generation_config(source: Source) -> GenerationConfig | None:
     Raises:
         CheckpointError: if the file is no JSON object.
     """
-    path = source.find(GENERATION_FILE)
-    return None if path is None else GenerationConfig.from_dict(json_object(path))
+    if source.find(GENERATION_FILE) is None:
+        return None
+    return GenerationConfig.from_dict(source.read_json(GENERATION_FILE))

@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from .folder import COMMITTED, find
-from .layout import CONFIG_FILE, LARGEST_JSON, CheckpointError, finish_interrupted_save, open_file
+from .layout import CONFIG_FILE, LARGEST_JSON, CheckpointError, finish_interrupted_save, json_object, open_file
 
 # How often a folder may be saved to while one read of it goes on.
 ATTEMPTS = 1000
@@ -60,6 +60,19 @@ class Source:
         if path is None:
             raise CheckpointError(f"{self.where} has no {name}: the checkpoint is incomplete. {self.again}")
         return path
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Content of a JSON file that holds an object.
+
+        Raises:
+            CheckpointError: if the checkpoint does not have it, or it is none.
+            OSError: as `find`.
+        """
+        path = self.need(name)
+        try:
+            return json_object(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} {self.again}") from error
 
 
 class Folder(Source):
@@ -116,29 +129,42 @@ class Commit(Source):
         hub: where its files are: `revision`, `token`, `cache_dir`, ... of `from_pretrained`.
 
     Raises:
-        OSError: if there is no such repository or revision, no way to it, or no `config.json` in it.
+        CheckpointError: if there is no `config.json` in it.
+        OSError: if there is no such repository or revision, or no way to it.
     """
 
     again = "Load it with force_download=True, which downloads it again."
 
     def __init__(self, repository: str, hub: Mapping[str, Any]) -> None:
         self.where, self._hub = repository, dict(hub)
-        path = self._fetch(CONFIG_FILE, must_be_there=True)
-        self.commit = extract_commit_hash(path, None)
+        self.commit = extract_commit_hash(str(self.need(CONFIG_FILE)), None)
         if self.commit is not None:
             self._hub["revision"] = self.commit
 
     def find(self, name: str) -> Path | None:
         """See `Source`."""
-        path = self._fetch(name, must_be_there=False)
+        path = self._fetch(name)
         if path is None and not self._is_known_to_lack(name):
             raise ConnectionError(self._broken(name, "the Hub did not say whether it is there"))
         return None if path is None else Path(path)
 
-    def _fetch(self, name: str, must_be_there: bool) -> str | None:
+    def need(self, name: str) -> Path:
+        """See `Source`."""
+        path = self.find(name)
+        if path is None and (is_offline_mode() or self._hub.get("local_files_only")):
+            raise CheckpointError(
+                f"{name} of {self.where} is not in the cache, and nothing may be downloaded (local_files_only, "
+                "HF_HUB_OFFLINE). Load it once where it may."
+            )
+        if path is None:
+            at = f" at the revision {self._hub['revision']}" if self._hub.get("revision") else ""
+            raise CheckpointError(f"{self.where} on the Hub has no {name}{at}: there is no whole checkpoint there.")
+        return path
+
+    def _fetch(self, name: str) -> str | None:
         """Path of a file in the cache, where it is downloaded to if it is not there."""
         try:
-            return cached_file(self.where, name, _raise_exceptions_for_missing_entries=must_be_there, **self._hub)
+            return cached_file(self.where, name, _raise_exceptions_for_missing_entries=False, **self._hub)
         except (HTTPError, RuntimeError) as error:  # of the client: a connection that ends, or was closed meanwhile
             raise ConnectionError(self._broken(name, str(error).partition("\n")[0])) from error
 
@@ -157,7 +183,7 @@ class Commit(Source):
             return True
         path = "/".join(part for part in (self._hub.get("subfolder"), name) if part)
         cache = self._hub.get("cache_dir")
-        return try_to_load_from_cache(self.where, path, cache, revision=self.commit) is _CACHED_NO_EXIST
+        return try_to_load_from_cache(self.where, path, cache, revision=self._hub.get("revision")) is _CACHED_NO_EXIST
 
 
 def source_of(name_or_path: str | os.PathLike, hub: Mapping[str, Any]) -> Source:
