@@ -265,7 +265,8 @@ def test_another_process_takes_it_for_the_hub_too(pushed: HubServer) -> None:
     code = f"from huggingface_hub import hf_hub_download; print(open(hf_hub_download({REPO!r}, 'config.json')).read())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "{}\n"
-    assert pushed.requests == [("HEAD", f"/{REPO}/resolve/main/config.json"), ("GET", pushed.requests[0][1])]
+    small = f"/api/resolve-cache/models/{REPO}/{pushed.repository(REPO).resolve('main')}/config.json"
+    assert pushed.requests == [("HEAD", f"/{REPO}/resolve/main/config.json"), ("HEAD", small), ("GET", small)]
 
 
 def test_a_cut_before_the_commit_leaves_the_repository_as_it_was(pushed: HubServer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -220,6 +221,20 @@ def test_a_pull_that_is_cut_at_any_request_is_an_error_or_the_model_and_goes_thr
             assert not again, (requests[place], how)
             outcomes["told" if said else "went through"] += 1
     print(f"pull: {len(requests)} requests, {dict(outcomes)}")
+
+
+@pytest.mark.parametrize("line", ["copy"], indirect=True)
+def test_all_files_of_a_pull_are_of_one_commit_whenever_somebody_pushes(line: Line, tmp_path: Path) -> None:
+    hub = line.hub
+    line.as_at(line.start)
+    pulled(MODEL, tmp_path / "alone")
+    for place, (method, path) in enumerate(list(hub.requests)):
+        line.as_at(line.start)
+        hub.before(method, re.escape(path), lambda: hub.commit(MODEL, line.contents["new"]))
+        model = pulled(MODEL, tmp_path / str(place))
+        assert line.state() == "new"
+        assert model.tasks == TASKS[: 3 if place == 0 else 2], (method, path)
+        assert same(answers(model), {task: line.answers[task] for task in model.tasks}), (method, path)
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_was(line: Line, tmp_path: Path) -> None:

@@ -1,17 +1,17 @@
 """A Hugging Face Hub on localhost, for tests that push and pull with the real client.
 
-It serves what `huggingface_hub` 1 and 2 call for repositories (models, data sets, spaces): creating, deleting and
+It serves what `huggingface_hub` 2.4 calls for repositories (models, data sets, spaces): creating, deleting and
 settings of repositories, their information, branches, tags, pull requests, upload modes, large files (LFS: in one part
 or several), commits, trees, paths, downloads (HEAD, GET, ranges), tokens, and errors with the status, the body and the
 `X-Error-Code` by which the client chooses its exception. Large files come from a storage on another port, to which the
-client must not send its token. Everything is kept in memory.
+client must not send its token; small ones from an address that has the commit in it. Everything is kept in memory.
 
 It counts bytes and requests, and is able to cut connections, to be slow and to let others in between.
 
 What differs from the Hub: nothing is checked of the content of files but a model card's metadata, `.gitignore` has no
-effect, patterns of `.gitattributes` see a file's name only, and small files are not redirected to a cache. A missing
-or private repository is `RepoNotFound` to a client without a token, too: the client would conclude it from the status
-401 alone, but only where the address is https.
+effect, and patterns of `.gitattributes` see a file's name only. A missing or private repository is `RepoNotFound` to a
+client without a token, too: the client would conclude it from the status 401 alone, but only where the address is
+https.
 
 Xet: a client with `hf_xet` uploads all large files to Xet's storage, unless `HF_HUB_DISABLE_XET` is set or it is given
 opened files, and downloads from there what has a hash of Xet. Here that storage is a folder, see `hub_xet`, to which
@@ -787,15 +787,26 @@ def resolve(server: HubServer, request: Request) -> Answer:
     if blob is None:
         raise HubError(404, "Entry not found", "EntryNotFound", headers)
     headers["ETag"] = f'"{blob.etag}"'
-    if not blob.large:
-        return ranged(request, Answer(200, blob.content, headers, path))
     kind = request.names.get("kind", "models")
+    if not blob.large:
+        # From here on the client asks for what was there at this commit.
+        place = f"/api/resolve-cache/{kind}/{repository.name}/{commit.oid}/{quote(path)}"
+        return Answer(307, b"", {**headers, "Location": place})
     location = f"{server.storage}/storage/{kind}/{repository.name}/{blob.sha256}?path={quote(path, safe='')}"
     headers |= {"X-Linked-ETag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content)), "Location": location}
     if blob.xet:
         token = f"{server.endpoint}/api/{kind}/{repository.name}/xet-read-token/{commit.oid}"
         headers |= {"X-Xet-Hash": blob.xet, "Link": f'<{token}>; rel="xet-auth"'}
     return Answer(302, b"", headers)
+
+
+@route("GET", "/api/resolve-cache/{kind}/{owner}/{name}/{commit}/{path...}")
+def resolve_small(server: HubServer, request: Request) -> Answer:
+    names = request.names
+    names["repo"] = f"{names['owner']}/{names['name']}"
+    blob = server.readable(request).commits[names["commit"]].files[names["path"]]
+    headers = {"X-Repo-Commit": names["commit"], "Accept-Ranges": "bytes", "ETag": f'"{blob.etag}"'}
+    return ranged(request, Answer(200, blob.content, headers, names["path"]))
 
 
 @route("GET", "/storage/{kind}/{owner}/{name}/{oid}")
