@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(memoryview(body)[start : min(start + CHUNK, end)])
         with self.hub.lock:
             self.hub.sent += end
-            if answer.file is not None and answer.status < 300:
+            if answer.file is not None and self.command == "GET":
                 self.hub.downloaded[answer.file] += end
         if cut is not None:
             raise _Disconnected
