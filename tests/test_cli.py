@@ -431,8 +431,9 @@ def grown(tmp_path: Path) -> tuple[Path, Path]:
 def test_push_says_what_it_sent_and_what_it_did_not_have_to(hub: HubServer, grown: tuple[Path, Path]) -> None:
     ours, _ = grown
     (ours / "tokenizer.json").write_text("{}")
-    sizes = {path.name: path.stat().st_size for path in sorted(ours.iterdir()) if path.name[0] != "."}
     result = call("push", ours, "someone/model")
+    sizes = {name: len(content) for name, content in hub.files("someone/model").items()}
+    assert sizes.keys() == {path.name for path in ours.iterdir() if path.name[0] != "."}
     head = hub.repository("someone/model").resolve("main")
     url = f"{hub.endpoint}/someone/model/commit/{head}"
     assert result.exit_code == 0 and result.stderr == ""

@@ -176,6 +176,11 @@ def _check_training(values: Any, where: str) -> None:
             raise RecipeError(
                 f"`output_dir` in {where} is not yours to set: the recipe's `output:` says where all goes."
             )
+        if key == "push_to_hub" and value:
+            raise RecipeError(
+                f"`push_to_hub: {value!r}` in {where}: a recipe's folder holds results, too, which are nobody else's. "
+                "Leave it out, and push the model when it is learned: eidetic-hf push OUTPUT/model OWNER/NAME"
+            )
         hint = hints[key]
         kinds = set(typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else [hint])
         is_number = bool(kinds & {int, float}) and kinds <= {int, float, bool, types.NoneType}

@@ -65,6 +65,7 @@ def test_scientific_notation_without_a_point_is_a_number(tmp_path: Path) -> None
         ({"training": {"max_steps": 1.5}}, ["`max_steps: 1.5`", "whole number"]),
         ({"training": {"eval_strategy": "sometimes"}}, ["Task 'first', training: sometimes is not a valid"]),
         ({"training": {"output_dir": "x"}}, ["`output_dir`", "`output:`"]),
+        ({"training": {"push_to_hub": True}}, ["`push_to_hub: True`", "eidetic-hf push OUTPUT/model OWNER/NAME"]),
         ({"pruning": {"kept": 1}}, ["'kept' in `pruning:` of the recipe", "'keep'"]),
         ({"pruning": {"keep": 7}}, ["Task 'first', pruning: PruningConfig(keep=7)", "(0, 1]"]),
         ({"backbone": "./nowhere"}, ["there is no folder", "nowhere"]),
