@@ -86,6 +86,8 @@ class TaskRecord:
             `GenerationConfig`: what it writes must not change with the tokenizer of a later task.
         preparation: how a recipe prepares the task's texts (`max_length`, `stride`, `template`, ...), so that
             `eidetic-hf predict` prepares what it is asked alike; empty if no recipe did.
+        data: what the task was learned from, for the model card: `dataset` (its id on the Hub), `config`, `revision`,
+            `split` and `rows`, see docs/model_card.md; empty if nobody said it.
         units: units owned, per unit group (`{"layers.2.neurons": 460, ...}`). Empty before the commit.
         metrics: figures that the trainer measured at commit, for the model card.
         certificate: digests and environment, written at commit (see `model/certificate.py`).
@@ -100,6 +102,7 @@ class TaskRecord:
     head: dict[str, Any] = field(default_factory=dict)
     special_tokens: dict[str, Any] = field(default_factory=dict)
     preparation: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)

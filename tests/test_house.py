@@ -56,8 +56,8 @@ kinds
 model model.pruning model.learner
 model.router.features model.router.sums model.router.discriminant model.router.router model.router
 model.parts model.request model.versions model.routing
-model.checkpoint.folder model.checkpoint.layout model.checkpoint.source model.checkpoint.shard model.checkpoint.card
-model.checkpoint.write model.checkpoint.read
+model.checkpoint.folder model.checkpoint.layout model.checkpoint.source model.checkpoint.shard
+model.checkpoint.metadata model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
 model.answering model.certificate model.life model.branching model.preserving model.persistence model.joining
 model.loading model.hub model.planning model.generation model.extract model.model model.auto model.pipelines

@@ -62,6 +62,7 @@ class Kind(ABC):
         shifts_labels: whether a label is what follows its token, so that the first of a row does not count.
         auto_class: the class of transformers that loads a checkpoint to answer this kind of task.
         pipeline: the pipeline of transformers for it, or `None` where there is none.
+        hub_task: what the Hub calls such tasks (`pipeline_tag`), where that is not the pipeline's name.
     """
 
     @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Kind(ABC):
     shifts_labels = False
     auto_class = "AutoModel"
     pipeline: str | None = None
+    hub_task: str | None = None
 
     def __init__(self) -> None:
         # Now, since torch.compile does not look into a dataclass's fields.

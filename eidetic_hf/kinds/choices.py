@@ -57,6 +57,7 @@ class MultipleChoice(Kind):
     name = "multiple-choice"
     output_class = MultipleChoiceModelOutput
     auto_class = "AutoModelForMultipleChoice"
+    hub_task = "multiple-choice"
 
     def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: TokenTable) -> None:
         """How the head reads a sequence."""

@@ -99,6 +99,7 @@ class LanguageModel(Kind):
     ) -> None:
         self.name, self.families = name, (family,)
         self.output_class, self.auto_class, self.pipeline = output_class, auto_class, pipeline
+        self.hub_task = "text-generation" if writes else None
         self.writes, self.makes_labels, self.shifts_labels = writes, makes_labels, shift > 0
         self._collate, self._hint, self._shift, self._smooths = collate, hint, shift, smooths
         self._decoder_inputs, self._routed_texts = decoder_inputs, routed_texts

@@ -50,6 +50,7 @@ class QuestionAnswering(Kind):
     outputs = ("start_logits", "end_logits")
     output_class = QuestionAnsweringModelOutput
     auto_class = "AutoModelForQuestionAnswering"
+    hub_task = "question-answering"
 
     def make_head(self, config: PreTrainedConfig, task: TaskRecord) -> nn.Module:
         """A linear layer on every token, to one logit for each end."""

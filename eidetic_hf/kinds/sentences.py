@@ -85,6 +85,7 @@ class FeatureExtraction(Kind):
     optional_targets = True
     auto_class = "AutoModel"
     pipeline = "feature-extraction"
+    hub_task = "sentence-similarity"
 
     def complete(self, task: TaskRecord, config: EideticConfig, vocabulary: TokenTable) -> None:
         """How the head reads a sequence."""

@@ -45,7 +45,7 @@ from .recipe import CHECKPOINTS_FOLDER, Recipe, RecipeError, TaskRecipe
 from .results import RESULTS_FILE, results_of, shards_in, write_json
 from .scoring import check_record, evaluate_routing, evaluate_task, load_metric, score_arguments, score_of
 from .starting_point import have_one_backbone, load_tokenizer, make_model, resolve_backbone
-from .task_data import TaskData, read_task_data
+from .task_data import TaskData, described, read_task_data
 
 MODEL_FOLDER = "model"
 
@@ -361,6 +361,7 @@ class _Run:
             **recipe_kind_of(task.type).options(task, self.recipe.pooling_of(task)),
         )
         record.preparation = data.preparation.recorded
+        record.data = described(task, data.rows)
         return record
 
     def _save(self) -> None:

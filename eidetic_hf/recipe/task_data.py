@@ -117,6 +117,22 @@ def load_splits(recipe: Recipe, task: TaskRecipe) -> dict[str, datasets.Dataset]
     return {role: found[role] for role in SPLITS}
 
 
+def described(task: TaskRecipe, rows: Mapping[str, datasets.Dataset]) -> dict[str, Any]:
+    """What a task was learned and measured from, for its record: see `TaskRecord.data`.
+
+    Of files nothing is said but how many rows they have: where this machine keeps them is nobody's business.
+    """
+    path, made = str(task.data.get("path", "")), {"data_files", "data_dir"} & set(task.data)
+    is_on_hub = ("/" in path or not made) and "://" not in path and not Path(path).exists()
+    named = {"dataset": path, "config": task.data.get("name"), "revision": task.data.get("revision")}
+    split = rows["validation"].split
+    found = {**(named if is_on_hub else {}), "split": None if split is None else str(split)}
+    return {
+        **{key: str(value) for key, value in found.items() if value},
+        "rows": {role: len(each) for role, each in rows.items()},
+    }
+
+
 def _absolute(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """`data` with its relative files and folders resolved against the recipe's folder; addresses stay as they are."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ def test_the_first_shard_has_the_same_sha256_after_the_second_task(finished: Pat
 
 def test_the_model_card_names_the_backbone_as_the_recipe_does(finished: Path) -> None:  # noqa: F811
     assert "on `backbone` with" in (finished / "output" / "model" / "README.md").read_text()
+
+
+def test_the_model_card_says_how_many_rows_the_tasks_were_learned_from(finished: Path) -> None:  # noqa: F811
+    text = (finished / "output" / "model" / "README.md").read_text()
+    tasks = json.loads((finished / "output" / "results.json").read_text())["tasks"]
+    for name, task in zip(("first", "second"), tasks, strict=True):
+        assert re.search(rf"^\| `{name}` .* \| local files, {task['examples']['train']} rows \|", text, re.MULTILINE)
+        record = EideticModel.from_pretrained(finished / "output" / "model", tasks=[name]).record(name)
+        assert record.data == {"split": "validation", "rows": task["examples"]}
 
 
 def test_two_runs_of_a_recipe_give_the_same_shards(finished: Path, tmp_path: Path) -> None:  # noqa: F811

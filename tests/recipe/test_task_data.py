@@ -25,6 +25,7 @@ from support.recipe_files import (  # noqa: F401
 
 from eidetic_hf.recipe.kinds.labels import label_numbers
 from eidetic_hf.recipe.recipe import TaskRecipe
+from eidetic_hf.recipe.task_data import described
 
 
 def test_a_missing_validation_split_is_a_tenth_of_train_and_a_missing_test_split_is_validation(tmp_path: Path) -> None:
@@ -107,3 +108,28 @@ def test_twenty_thousand_labels_are_numbered_in_a_moment() -> None:
     labels, numbers = label_numbers(TaskRecipe("t", {}, columns={"label": "label"}), {"train": rows}, "")
     assert time.process_time() - start < 2, "it takes 0.2 s; several if it grows with the square of the labels"
     assert [numbers[name] for name in labels] == list(range(20_000))
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (
+            {"path": "user/news", "name": "small", "revision": "v1"},
+            {"dataset": "user/news", "config": "small", "revision": "v1"},
+        ),
+        ({"path": "user/news", "data_files": "a.json"}, {"dataset": "user/news"}),
+        ({"path": "imdb"}, {"dataset": "imdb"}),
+        ({"path": "json", "data_files": {"train": "secret/train.json"}}, {}),
+        ({"path": "csv", "data_dir": "secret"}, {}),
+        ({"path": "folder/data"}, {}),
+        ({"path": "https://user:password@example.org/data"}, {}),
+    ],
+)
+def test_a_data_set_of_the_hub_is_named_and_no_file_or_folder_is(
+    data: dict[str, object], named: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder" / "data").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"]}, split="validation")
+    found = described(TaskRecipe("news", data), {"train": rows, "validation": rows.select([0])})
+    assert found == {**named, "split": "validation", "rows": {"train": 2, "validation": 1}}

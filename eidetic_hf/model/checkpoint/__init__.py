@@ -7,6 +7,7 @@ source.py    where its files are: in a folder, or in a commit on the Hub
 shard.py     one safetensors file, held against its SHA-256 as it is read
 read.py      reading one: the mirror of `write.py`
 card.py      the model card
+metadata.py  what stands at its top, for the Hub
 """
 
 from .folder import COMMITTED as COMMITTED

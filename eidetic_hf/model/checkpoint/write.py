@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 
 from ...configuration import FORMAT_VERSION, EideticConfig, TaskRecord
 from ...views import LEARNING, POOL, task_key
-from .card import model_card
+from .card import write_card
 from .layout import (
     BASE_FILE,
     CARD_FILE,
@@ -103,7 +103,7 @@ def write_checkpoint(
         config = write_config(new.path / CONFIG_FILE, config, files)
         if generation_config is not None:
             write_generation_config(new.path / GENERATION_FILE, generation_config)
-        _write_card(new.path / CARD_FILE, folder / CARD_FILE, config)
+        write_card(new.path / CARD_FILE, folder / CARD_FILE, config)
         for path in new.path.iterdir():  # safetensors makes files that only their owner may read
             shutil.copymode(new.path / CONFIG_FILE, path)
         for name in PASSING_FILES:
@@ -167,12 +167,6 @@ def write_config(path: Path, config: EideticConfig, files: Files) -> EideticConf
 def write_generation_config(path: Path, generation_config: GenerationConfig) -> None:
     """Write how texts are written."""
     path.write_text(generation_config.to_json_string(), encoding="utf-8")
-
-
-def _write_card(path: Path, existing: Path, config: EideticConfig) -> None:
-    """Write the model card, with what a person wrote into the existing one, in whatever encoding."""
-    text = existing.read_text(encoding="utf-8", errors="surrogateescape") if existing.exists() else None
-    path.write_text(model_card(config, text), encoding="utf-8", errors="surrogateescape")
 
 
 # -- what the folder holds --------------------------------------------------------------------------------------------
