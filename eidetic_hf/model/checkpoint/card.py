@@ -1,8 +1,8 @@
 """The model card: what a reader of a folder or a repository has to know, and snippets that run as pasted.
 
 Its parts stand between markers, `<!-- eidetic_hf: begin tasks -->` and `<!-- eidetic_hf: end tasks -->`. Every save
-writes anew what is between the markers of a pair, wherever it stands; all else is a person's, and stays. The metadata
-is merged key by key, see `metadata.py`; docs/model_card.md says what comes from where.
+writes anew what is between the markers of a pair, wherever it stands; all else, headings too, is a person's, and
+stays. The metadata is merged key by key, see `metadata.py`; docs/model_card.md says what comes from where.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ ANY_KIND = "other"
 _BEGIN = "<!-- eidetic_hf: begin"
 _END = r"<!-- eidetic_hf: end(?P=name) -->"
 # From a marker to its end, with no other beginning in between: that of a part that has lost its end.
-_PART = re.compile(rf"{_BEGIN}(?P<name> [a-z]+|) -->[^<]*(?:<(?!{_BEGIN[1:]}|{_END[1:]})[^<]*)*{_END}")
-_MARKER = re.compile(r"<!-- eidetic_hf: (?:begin|end) ([a-z]+) -->")
+_PART = re.compile(rf"{_BEGIN}(?P<name> [a-z]+|)(?: \([^<>]*\))? -->[^<]*(?:<(?!{_BEGIN[1:]}|{_END[1:]})[^<]*)*{_END}")
+_HEADED = re.compile(rf"## .+\n\n{_PART.pattern}")
+_MARKER = re.compile(r"<!-- eidetic_hf: (?:begin|end) ([a-z]+)[ (]")
 _WROTE = re.compile(r"<!-- eidetic_hf: wrote (\{.*\}) -->")
 # What stood behind the only part of the first cards, which had no name; its snippet ran nowhere.
 _FORMER_USE = re.compile(r"\n*## Use\n\n`pip install eidetic-hf`, and `import eidetic_hf` .*\n\n```python\n[^`]*```\n")
@@ -75,7 +76,7 @@ def model_card(config: EideticConfig, existing: str | None = None, repository: s
     except UnmergeableMetadata as error:
         logger.warning(f"The metadata of the model card is left as it is, since {error}. Correct it by hand.")
         card = template.substitute(blanks, summary=json.dumps(before))
-    return mark + _with_parts(text, {match["name"].strip(): match[0] for match in _PART.finditer(card)})
+    return mark + _with_parts(text, {match["name"].strip(): match[0] for match in _HEADED.finditer(card)})
 
 
 def read_card(path: Path) -> str | None:
@@ -119,25 +120,31 @@ def write_card(path: Path, existing: Path, config: EideticConfig, repository: st
 # -- what there is ----------------------------------------------------------------------------------------------------
 
 
-def _with_parts(text: str, parts: Mapping[str, str]) -> str:
+def _with_parts(text: str, headed: Mapping[str, str]) -> str:
     """A card whose parts are up to date.
 
     One that has none gets all, at its end; a part that lost one of its markers is text, and is written there anew.
+
+    Args:
+        text: the card.
+        headed: the parts by name, each with its heading, which a person may change: it stands before the marker.
     """
     newline = _newline(text)
-    ours = {name: part.replace("\n", newline) for name, part in parts.items()}
-    between, found = newline * 2, set[str]()
+    between, headed = newline * 2, {name: part.replace("\n", newline) for name, part in headed.items()}
+    found: set[str] = set()
 
     def renewed(match: re.Match[str]) -> str:
         name = match["name"].strip()
-        found.update([name] if name else ours)
-        return ours.get(name, match[0]) if name else between.join(ours.values())
+        found.update([name] if name else headed)
+        if not name:
+            return between.join(headed.values())
+        return headed[name][headed[name].index(_BEGIN) :] if name in headed else match[0]
 
     if any(not match["name"] for match in _PART.finditer(text)):
         text = _FORMER_USE.sub(lambda _: "\n", text)
     text = _PART.sub(renewed, text)
-    broken = set(_MARKER.findall(text)) if found else set(ours)
-    lost = [part for name, part in ours.items() if name not in found and name in broken]
+    broken = set(_MARKER.findall(text)) if found else set(headed)
+    lost = [part for name, part in headed.items() if name not in found and name in broken]
     return text.rstrip() + between + between.join(lost) + newline if lost else text
 
 

@@ -26,7 +26,8 @@ from eidetic_hf.configuration import TaskRecord
 from eidetic_hf.model.checkpoint.card import NAMED, model_card, read_card, write_card
 
 PARTS = ["tasks", "use", "guarantee"]
-BEGIN, END = "<!-- eidetic_hf: begin {} -->", "<!-- eidetic_hf: end {} -->"
+NOTE = " (written anew at every save: put your words above or below)"
+BEGIN, END = f"<!-- eidetic_hf: begin {{}}{NOTE} -->", "<!-- eidetic_hf: end {} -->"
 
 
 def config_of(*names: str, name: str = "", pool: bool = True, growth: str = "fixed", **values: Any) -> EideticConfig:
@@ -62,17 +63,19 @@ library_name: eidetic_hf
 One model, several text tasks, learned one after another on (?P<origin>.+) with eidetic_hf \
 \(\[Eidetic Learning\]\(https://arxiv\.org/abs/2502\.09500\)\)\.
 
-<!-- eidetic_hf: begin tasks -->
-<!-- eidetic_hf: wrote \{"library_name": .*\} -->
 ## Tasks
+
+<!-- eidetic_hf: begin tasks \(written anew at every save: put your words above or below\) -->
+<!-- eidetic_hf: wrote \{"library_name": .*\} -->
 
 (?P<table>(?:\|.*\n)+|No task has been committed yet\.\n)
 Metrics are those on a task's evaluation data when it was committed\. A task's file is \
 `eidetic-task-NAME\.safetensors`; it is written once, and so is its row here\.
 <!-- eidetic_hf: end tasks -->
 
-<!-- eidetic_hf: begin use -->
 ## Use
+
+<!-- eidetic_hf: begin use \(written anew at every save: put your words above or below\) -->
 
 `pip install eidetic-hf`, and `import eidetic_hf` before any Auto class or pipeline of transformers loads this \
 model\. Without it they say that they do not know the model type `eidetic`, and that transformers is to be upgraded, \
@@ -85,8 +88,9 @@ repository there\.)?
 (?P<learning>.+)
 <!-- eidetic_hf: end use -->
 
-<!-- eidetic_hf: begin guarantee -->
 ## What stays as it is
+
+<!-- eidetic_hf: begin guarantee \(written anew at every save: put your words above or below\) -->
 
 What a committed task answers never changes, \*\*not by one bit\*\*, (?P<guarantee>.+)
 
@@ -250,13 +254,14 @@ def test_what_a_person_wrote_before_between_and_behind_the_parts_stays(grown: Ei
     path = folder / "README.md"
     text = path.read_text().replace("# Eidetic model", "# My model — für alle")
     text = (
-        text.replace(BEGIN.format("use"), f"## Mine\n\nBetween.\n\n{BEGIN.format('use')}") + "\n## My notes\n\nKept.\n"
+        text.replace("## Use\n", "## Mine\n\nBetween.\n\n## How to use it\n\nAnd here.\n") + "\n## My notes\n\nKept.\n"
     )
     path.write_text(text)
     copy.deepcopy(grown).save_pretrained(folder)
     now = path.read_text()
     assert "# My model — für alle" in now and now.endswith("\n## My notes\n\nKept.\n")
-    assert f"{END.format('tasks')}\n\n## Mine\n\nBetween.\n\n{BEGIN.format('use')}" in now
+    between = "## Mine\n\nBetween.\n\n## How to use it\n\nAnd here."
+    assert f"{END.format('tasks')}\n\n{between}\n\n{BEGIN.format('use')}" in now and "## Use" not in now
     assert [cells(row)[0] for row in rows(now)] == ["`first`", "`second`", "`third`"]
 
 
@@ -281,7 +286,7 @@ def test_a_part_that_was_taken_out_with_its_markers_stays_away_and_may_be_moved(
     card = model_card(config_of("news"))
     use = card[card.index(BEGIN.format("use")) : card.index(END.format("use")) + len(END.format("use"))]
     without = card.replace(use, "")
-    assert model_card(config_of("news", "mood"), without).count("## Use") == 0
+    assert "import eidetic_hf" not in model_card(config_of("news", "mood"), without.replace("## Use", "## Mine"))
     moved = f"{without}\n{BEGIN.format('use')}{END.format('use')}\nthe end\n"
     assert model_card(config_of("news"), moved) == f"{without}\n{use}\nthe end\n"
 
@@ -309,7 +314,6 @@ def test_the_cards_of_earlier_versions_are_renewed_and_what_was_written_into_the
     config = config_of("news")
     new = model_card(config, earlier + "\nMy words.\n")
     assert "from_pretrained(folder)" not in new and new.count("## Use") == 1 and new.endswith("\n\nMy words.\n")
-    assert new.partition("# Eidetic model")[2].partition("\n\n<!--")[2].startswith(" eidetic_hf: begin tasks -->")
     assert new.partition("## Tasks")[2].startswith(model_card(config).partition("## Tasks")[2].rstrip())
     mine = model_card(config, earlier.replace("(folder)", '("/my `folder`")'))
     assert '("/my `folder`")' in mine and mine.count("## Use") == 2, "somebody has changed it, so it is theirs"
@@ -385,6 +389,7 @@ PIECES = st.sampled_from(
     [
         *(marker.format(name) for marker in (BEGIN, END) for name in (*PARTS, "other")),
         "<!-- eidetic_hf: begin -->", "<!-- eidetic_hf: end -->", "<!-- eidetic_hf: wrote {} -->",
+        "<!-- eidetic_hf: begin use -->", "<!-- eidetic_hf: begin tasks (<b>) -->",
         '<!-- eidetic_hf: wrote {"tags": [1], "datasets": 5, "x": null} -->', "<!-- eidetic_hf: wrote {[} -->",
         "---", "license: mit", "tags: [a, eidetic]", "datasets:", "- b", "model-index:", "- name: c", "  results: []",
         "# Title", "word", "", "\u2028", "\ufeff", "\udcff", "```python", "| `news` |", "{", "&a", "*a", "? x", "\t",
@@ -403,8 +408,9 @@ def test_no_card_makes_an_error_or_loses_a_word_and_the_second_save_changes_noth
     text = newline.join(["---", "key: value", "---", *lines] if fenced else lines)
     config = config_of("news", metrics={"accuracy": 0.5})
     once = model_card(config, text)
+    begin = "<!-- eidetic_hf: begin"
     between = re.sub(
-        r"<!-- eidetic_hf: begin( [a-z]+|) -->(?:(?!<!-- eidetic_hf: begin).)*?<!-- eidetic_hf: end\1 -->",
+        rf"{begin}( [a-z]+|)(?: \([^<>]*\))? -->(?:(?!{begin}).)*?<!-- eidetic_hf: end\1 -->",
         lambda match: match[0] if match[1] == " other" else "",
         text,
         flags=re.DOTALL,
