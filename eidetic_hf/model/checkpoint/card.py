@@ -217,10 +217,7 @@ def _origin(config: EideticConfig) -> str:
 def _uses(config: EideticConfig, source: str) -> Iterator[str]:
     """Snippets: one for each kind of task, one that names no task, and one that loads a part; `source` in Python."""
     if config.learning:
-        yield (
-            f"This is a checkpoint in the middle of learning `{config.learning}`. `trainer.train("
-            f"resume_from_checkpoint=...)` goes on from here; nothing else loads it.\n"
-        )
+        yield f"This is a checkpoint in the middle of learning {_code(config.learning)}: a Trainer's, not for use.\n"
         return
     served = [task for task in config.tasks if config.serves(task.name)]
     there = {path.name for path in (files("eidetic_hf") / "templates" / USES).iterdir()}
@@ -230,7 +227,7 @@ def _uses(config: EideticConfig, source: str) -> Iterator[str]:
     for name, task in shown.items():
         yield Template(_template(name)).substitute(source=source, task=json.dumps(task.name))
     if len(routed(config, [task.name for task in served])) > 1:
-        yield Template(_template(f"{USES}/router")).substitute(source=source)
+        yield Template(_template("router")).substitute(source=source)
     if served:
         task = served[-1]
         parents = _few([_code(name) for name in task.ancestors]) or "here, none"
@@ -239,7 +236,7 @@ def _uses(config: EideticConfig, source: str) -> Iterator[str]:
             if growth_of(config.growth).copies
             else ""
         )
-        yield Template(_template(f"{USES}/part")).substitute(
+        yield Template(_template("part")).substitute(
             source=source, task=json.dumps(task.name), parents=parents, bring=bring
         )
     else:
@@ -255,6 +252,8 @@ def _template_of(task: TaskRecord, there: set[str]) -> str:
 def _learning(config: EideticConfig, source: str) -> str:
     """Whether the model can learn on, and how."""
     copies = growth_of(config.growth).copies
+    if config.learning:
+        return "`trainer.train(resume_from_checkpoint=...)` goes on from here."
     if not config.pool or (POOL_FILE not in config.files and config.base is None):
         return "What a new task starts from is left out: inference only."
     room = (
@@ -267,7 +266,7 @@ def _learning(config: EideticConfig, source: str) -> str:
     name = next(
         name for name in itertools.chain(["mine"], map("mine-{}".format, itertools.count(2))) if name not in taken
     )
-    return Template(_template(f"{USES}/learning")).substitute(room=room, source=source, task=json.dumps(name)).rstrip()
+    return Template(_template("learning")).substitute(room=room, source=source, task=json.dumps(name)).rstrip()
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

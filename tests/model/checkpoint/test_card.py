@@ -219,7 +219,7 @@ def test_a_checkpoint_in_the_middle_of_a_task_says_so() -> None:
     config = config_of("news")
     config.learning = "next"
     match = CARD.fullmatch(model_card(config))
-    assert match and "in the middle of learning `next`" in match["use"]
+    assert match and "in the middle of learning `next`" in match["use"] and "resume_from" in match["learning"]
 
 
 # -- its snippets -----------------------------------------------------------------------------------------------------
@@ -398,7 +398,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=int(os.environ.get("CARD_EXAMPLES", "300")), deadline=None)
 @given(st.lists(PIECES, max_size=14), st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_no_card_makes_an_error_or_loses_a_word_and_the_second_save_changes_nothing(
     pieces: list[str], newline: str, fenced: bool
