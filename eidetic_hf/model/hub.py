@@ -35,7 +35,7 @@ from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..network.growth import growth_of
 from ..version import __version__
 from . import joining
-from .checkpoint.card import model_card
+from .checkpoint.card import model_card, read_card
 from .checkpoint.layout import (
     CARD_FILE,
     CONFIG_FILE,
@@ -449,12 +449,14 @@ def _damaged(folder: Path, name: str) -> CheckpointError:
 
 
 def _card(path: Path, config: EideticConfig, remote: Remote) -> bytes:
-    """The card to push: the folder's; but if nobody has written into that, with what stands in the repository's."""
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    if CARD_FILE in remote.files and text == model_card(config):
-        there = remote.download(CARD_FILE).read_text(encoding="utf-8", errors="surrogateescape")
-        text = model_card(config, there)
-    return text.encode("utf-8", errors="surrogateescape")
+    """The card to push: the folder's; but if nobody has written into that, with what stands in the repository's.
+
+    Its snippets load from the repository, where those of the folder's load from the folder.
+    """
+    text = read_card(path)
+    if CARD_FILE in remote.files and text in (model_card(config), model_card(config, repository=remote.repo_id)):
+        text = read_card(remote.download(CARD_FILE))
+    return model_card(config, text, remote.repo_id).encode("utf-8", errors="surrogateescape")
 
 
 def _commit(folder: Path, ours: EideticConfig, remote: Remote, wish: Push) -> Pushed:

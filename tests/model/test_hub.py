@@ -19,8 +19,9 @@ from support.hub_repository import HubError
 from support.hub_server import HubServer
 from support.quick import learn_quickly
 
-from eidetic_hf import CheckpointError, EideticModel
+from eidetic_hf import CheckpointError, EideticConfig, EideticModel
 from eidetic_hf.model import hub as hub_module
+from eidetic_hf.model.checkpoint.card import model_card
 from eidetic_hf.model.hub import Push, PushConflict, push, push_folder
 
 REPO = "someone/model"
@@ -109,7 +110,11 @@ def test_a_push_is_one_commit_with_exactly_the_folders_files(hub: HubServer, fol
     assert commit.oid == head(hub) and commit.commit_url == f"{hub.endpoint}/{REPO}/commit/{commit.oid}"
     assert names(hub) == {*WHOLE, shard("a"), "tokenizer.json", "LICENSE"}
     for name, content in hub.files(REPO).items():
-        assert content == (folder / name).read_bytes(), name
+        here = (folder / name).read_bytes()
+        if name == "README.md":
+            here = model_card(EideticConfig.from_pretrained(folder), here.decode(), REPO).encode()
+            assert f'from_pretrained("{REPO}")'.encode() in here
+        assert content == here, name
 
 
 def test_what_is_on_the_hub_is_the_model(hub: HubServer, model: EideticModel) -> None:
@@ -136,10 +141,11 @@ def test_what_a_person_wrote_into_the_card_on_the_hub_stays(hub: HubServer, mode
 
 def test_what_a_person_wrote_into_the_card_of_the_folder_is_pushed(hub: HubServer, folder: Path) -> None:
     push_folder(folder, REPO)
-    card = (folder / "README.md").read_text() + "\nWritten here: \u00fc.\n"
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    assert push(folder, Push(REPO)).uploaded == {"README.md": len(card.encode())}
-    assert hub.files(REPO)["README.md"].decode() == card
+    with open(folder / "README.md", "a", encoding="utf-8") as card:
+        card.write("\nWritten here: \u00fc.\n")
+    there = hub.files(REPO)["README.md"] + "\nWritten here: \u00fc.\n".encode()
+    assert push(folder, Push(REPO)).uploaded == {"README.md": len(there)}
+    assert hub.files(REPO)["README.md"] == there
 
 
 def test_a_push_of_what_is_there_makes_no_commit_and_sends_nothing(hub: HubServer, model: EideticModel) -> None:
@@ -206,7 +212,10 @@ def test_what_was_downloaded_is_pushed_as_it_is(hub: HubServer, folder: Path) ->
     snapshot = Path(snapshot_download(REPO))
     assert (snapshot / "tokenizer.json").is_symlink()
     push_folder(snapshot, "someone/again")
-    assert hub.files("someone/again") == hub.files(REPO)
+    again = hub.files("someone/again")
+    assert b"someone/again" in again["README.md"] and REPO.encode() not in again["README.md"]
+    again["README.md"] = again["README.md"].replace(b"someone/again", REPO.encode())
+    assert again == hub.files(REPO)
 
 
 def test_the_name_alone_is_a_repository_of_ones_own(hub: HubServer, model: EideticModel) -> None:
@@ -640,9 +649,9 @@ def test_save_pretrained_pushes_the_folder_that_it_wrote(hub: HubServer, model: 
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
     model.save_pretrained(tmp_path / "model", push_to_hub=True, include_pool=False, commit_message="As asked")
     assert names(hub) == {*WHOLE, shard("a"), "tokenizer.json"} - {"eidetic-pool.safetensors"}
-    assert hub.files(REPO) == {
-        path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.name[0] != "."
-    }
+    here = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.name[0] != "."}
+    here["README.md"] = model_card(EideticConfig.from_pretrained(tmp_path / "model"), repository=REPO).encode()
+    assert hub.files(REPO) == here
     assert hub.history(REPO)[-1] == "As asked"
 
 

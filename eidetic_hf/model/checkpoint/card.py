@@ -33,9 +33,8 @@ from .metadata import UnmergeableMetadata, data_of, facts, figures, merge_metada
 
 logger = logging.get_logger(__name__)
 
-NAME = "Eidetic model"
 HERE = "."  # where a model is that nobody has given a repository: its snippets are run in its folder
-COLUMNS = ("task", "kind", "labels", "data", "metrics", "units", "bytes", "parents", "sha256")
+COLUMNS = ("task", "kind", "labels", "data", "metrics", "units", "bytes", "parents", "file", "sha256")
 NAMED, LONGEST = 5, 40  # how many of a long list are named, and how many characters of a name are shown
 USES = "use"  # the folder of the templates of snippets, by kind of task
 ANY_KIND = "other"
@@ -62,7 +61,7 @@ def model_card(config: EideticConfig, existing: str | None = None, repository: s
         repository: the Hub's id of where the card goes, which its snippets then load from; else they load from the
             current directory.
     """
-    known = facts(config, NAME if repository is None else repository.rpartition("/")[2])
+    known = facts(config)
     # Not jinja2, which comes with the extra `recipe` alone: every save writes a card.
     template = Template(_template("model_card"))
     blanks = {**_blanks(config, repository or HERE), "metadata": write_metadata(known)}
@@ -281,7 +280,8 @@ def _table(config: EideticConfig) -> str:
 
 def _row(task: TaskRecord, shards: Mapping[str, Mapping[str, Any]]) -> str:
     """What is known of a task since its commit, and of no other: a row never changes."""
-    shard = shards.get(shard_file(task_key(task.name)), {})
+    file = shard_file(task_key(task.name))
+    shard = shards.get(file, {})
     metrics = [f"{_plain(name)} {value:.4g}" for name, value in figures(task).items()]
     cells = (
         f"`{task.name}`",
@@ -294,6 +294,7 @@ def _row(task: TaskRecord, shards: Mapping[str, Mapping[str, Any]]) -> str:
         str(sum(task.units.values())),
         str(shard.get("bytes", "")),
         _few([_code(name) for name in task.ancestors[: NAMED + 1]], len(task.ancestors)),
+        f"`{file}`",
         f"`{shard['sha256']}`" if "sha256" in shard else "",
     )
     return f"| {' | '.join(cell or '-' for cell in cells)} |"

@@ -20,6 +20,7 @@ from ...compat import need
 from ...configuration import EideticConfig, TaskRecord
 from ...kinds import TASK_KINDS, default_kind
 
+NAME = "Eidetic model"  # what its results are listed under, wherever it goes
 LIBRARY, TAGS = "eidetic_hf", ["eidetic", "continual-learning"]
 # What the Hub calls the figures that it has a page for, https://hf.co/metrics, by what they are called here.
 METRICS = {
@@ -44,13 +45,8 @@ class UnmergeableMetadata(ValueError):
 # -- what the library knows -------------------------------------------------------------------------------------------
 
 
-def facts(config: EideticConfig, name: str) -> dict[str, Any]:
-    """What is known of a model, by the Hub's keys; what is not known is not there.
-
-    Args:
-        config: of the checkpoint.
-        name: what its results are listed under.
-    """
+def facts(config: EideticConfig) -> dict[str, Any]:
+    """What is known of a model, by the Hub's keys; what is not known is not there."""
     served = [task for task in config.tasks if config.serves(task.name)]
     base, results = base_model(config), list[EvalResult]()
     for task in itertools.islice((task for task in served if figures(task)), MAX_RESULTS):
@@ -63,7 +59,7 @@ def facts(config: EideticConfig, name: str) -> dict[str, Any]:
         pipeline_tag=_pipeline_tag(config),
         datasets=_distinct(filter(None, map(dataset_id, served))) or None,
         metrics=_distinct(METRICS[metric] for task in served for metric in figures(task) if metric in METRICS) or None,
-        model_name=name if results else None,
+        model_name=NAME if results else None,
         eval_results=results or None,
     )
     known = data.to_dict()

@@ -69,8 +69,8 @@ One model, several text tasks, learned one after another on (?P<origin>.+) with 
 <!-- eidetic_hf: wrote \{"library_name": .*\} -->
 
 (?P<table>(?:\|.*\n)+|No task has been committed yet\.\n)
-Metrics are those on a task's evaluation data when it was committed\. A task's file is \
-`eidetic-task-NAME\.safetensors`; it is written once, and so is its row here\.
+Metrics are those on a task's evaluation data when it was committed\. A task's file is written once, and \
+so is its row here\.
 <!-- eidetic_hf: end tasks -->
 
 ## Use
@@ -120,14 +120,31 @@ def test_a_saved_card_is_the_template_filled_in(grown_saved: Path, grown: Eideti
     assert match["learning"].startswith("The pool of free units is included: new tasks can be learned")
     assert match["place"] and ModelCard(text).data.pipeline_tag == "text-classification"
     table = match["table"].splitlines()
-    assert cells(table[0]) == ["task", "kind", "labels", "data", "metrics", "units", "bytes", "parents", "sha256"]
+    assert cells(table[0]) == [
+        "task",
+        "kind",
+        "labels",
+        "data",
+        "metrics",
+        "units",
+        "bytes",
+        "parents",
+        "file",
+        "sha256",
+    ]
     for number, name in enumerate(grown.tasks):
         file, parents = f"eidetic-task-{name}.safetensors", ", ".join(f"`{task}`" for task in grown.tasks[:number])
         task, kind, labels, data, metrics, *rest = cells(table[2 + number])
         assert (task, kind, labels, data) == (f"`{name}`", "sequence-classification", "3: x, y, z", "-")
         assert metrics == "-"
         size = (grown_saved / file).stat().st_size
-        assert rest == [str(grown.capacity()["owned"][name]), str(size), parents or "-", f"`{found[file]}`"]
+        assert rest == [
+            str(grown.capacity()["owned"][name]),
+            str(size),
+            parents or "-",
+            f"`{file}`",
+            f"`{found[file]}`",
+        ]
 
 
 def test_the_card_of_a_release_says_that_it_only_infers(model: EideticModel, tmp_path: Path) -> None:
@@ -143,7 +160,7 @@ def test_a_row_says_what_the_record_and_the_files_say() -> None:
     assert match and match["origin"] == "`bert-tiny`"
     assert match["table"].splitlines()[2] == (
         "| `mail.v2` | sequence-classification | 2: x, y | user/news, small, 120000 rows | accuracy 0.9123, loss 2 | "
-        f"7 | 1234 | - | `{'ab' * 32}` |"
+        f"7 | 1234 | - | `eidetic-task-mail.v2.safetensors` | `{'ab' * 32}` |"
     )
 
 
@@ -170,7 +187,7 @@ def test_a_folder_that_names_its_base_can_learn_on(tmp_path: Path) -> None:
 
 
 def test_the_repository_stands_in_every_snippet_of_a_card_that_goes_there() -> None:
-    config = config_of("news", "mood")
+    config = config_of("news", "mood", metrics={"accuracy": 0.5})
     here, there = model_card(config), model_card(config, repository="user/repo")
     match = CARD.fullmatch(there)
     assert match and match["where"] == match["source"] == "user/repo" and not match["place"]
@@ -440,7 +457,7 @@ def test_no_label_metric_kind_or_data_breaks_the_table() -> None:
         card = model_card(config)
         card.encode("utf-8")
         assert CARD.fullmatch(card), text
-        assert [len(cells(row)) for row in rows(card)] == [9, 9] and [cells(row)[0] for row in rows(card)] == [
+        assert [len(cells(row)) for row in rows(card)] == [10, 10] and [cells(row)[0] for row in rows(card)] == [
             "`first`", "`news`",
         ]  # fmt: skip
         table = "\n".join(rows(card))

@@ -38,7 +38,7 @@ def config_of(*tasks: TaskRecord, base: Any = None, **values: Any) -> EideticCon
 
 
 def facts_of(*tasks: TaskRecord, **values: Any) -> dict[str, Any]:
-    return facts(config_of(*tasks, **values), "Mine")
+    return facts(config_of(*tasks, **values))
 
 
 NEWS = {"dataset": "user/news", "config": "small", "split": "validation", "revision": "1" * 40}
@@ -53,7 +53,7 @@ def test_the_hubs_own_classes_read_what_is_written() -> None:
         "eidetic_hf", "user/backbone", "finetune",
     )  # fmt: skip
     assert data.tags == ["eidetic", "continual-learning"] and data.pipeline_tag == "text-classification"
-    assert data.datasets == ["user/news"] and data.metrics == ["accuracy", "f1"] and data.model_name == "Mine"
+    assert data.datasets == ["user/news"] and data.metrics == ["accuracy", "f1"] and data.model_name == "Eidetic model"
     assert [(r.task_name, r.metric_type, r.metric_value, r.metric_name) for r in data.eval_results] == [
         ("news", "accuracy", 0.5, "news: accuracy"),
         ("mood", "f1", 1, "mood: f1"),
@@ -96,7 +96,7 @@ def test_a_folder_that_names_its_base_is_an_adapter_of_it_and_a_random_backbone_
     assert named["base_model_relation"] == "finetune"
     config = config_of(record("news"), growth="copy")
     config.base = base
-    named = facts(config, "x")
+    named = facts(config)
     assert (named["base_model"], named["base_model_relation"]) == ("user/other", "adapter")
     assert "base_model" not in facts_of(record("news"), trunk_pretrained=False)
 
