@@ -199,7 +199,7 @@ def _blanks(config: EideticConfig, where: str) -> dict[str, str]:
             if here
             else ""
         ),
-        "use": "\n".join(_uses(config, json.dumps(where))),
+        "use": "\n".join(_uses(config, json.dumps(where))).rstrip(),
         "learning": _learning(config, json.dumps(where)),
         "sha256sum": f"sha256sum {shards}" if here else f"{download} && sha256sum model/{shards}",
         "where": shlex.quote(where),

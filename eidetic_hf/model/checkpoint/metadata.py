@@ -84,14 +84,15 @@ def dataset_id(task: TaskRecord) -> str | None:
 
 
 def figures(task: TaskRecord) -> dict[str, float]:
-    """The figures of a task that are numbers, by name."""
+    """The figures of a task that are numbers, by name, the loss last: in this order, whatever a file has kept."""
     found = task.metrics.items() if isinstance(task.metrics, dict) else ()
     # A whole number of hundreds of digits is none that could be shown.
-    return {
+    numbers = {
         str(name): value
         for name, value in found
         if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1e300)
     }
+    return dict(sorted(numbers.items(), key=lambda item: (item[0] == "loss", item[0])))
 
 
 def data_of(task: TaskRecord) -> Mapping[str, Any]:

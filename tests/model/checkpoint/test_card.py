@@ -203,16 +203,18 @@ def test_the_repository_stands_in_every_snippet_of_a_card_that_goes_there() -> N
 def test_rows_of_older_tasks_keep_every_byte_whatever_comes(growth: str, tmp_path: Path) -> None:
     model, before = tiny_model(growth=growth), []
     for number in range(5):
-        learn_quickly(model, f"task{number}", number, keep=0.2, own=0.1, metrics={"accuracy": number / 7})
+        metrics = {"loss": 1.5, "f1": 0.5, "accuracy": number / 7}  # a file has them in another order
+        learn_quickly(model, f"task{number}", number, keep=0.2, own=0.1, metrics=metrics)
         model.save_pretrained(tmp_path)
         now = rows((tmp_path / "README.md").read_text())
+        model = EideticModel.from_pretrained(tmp_path) if number == 2 else model
         assert now[:-1] == before and len(now) == number + 1
         before = now
     model.router.set_prior("task0", 3)
     model.save_pretrained(tmp_path)
     EideticModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
-    for folder in (tmp_path, tmp_path / "again"):
-        assert rows((folder / "README.md").read_text()) == before
+    text = (tmp_path / "README.md").read_text()
+    assert rows(text) == before and (tmp_path / "again" / "README.md").read_text() == text
     if growth == "copy":
         assert model.remove_task("task2") == ["task2"]
         model.save_pretrained(tmp_path)

@@ -56,8 +56,8 @@ def test_the_hubs_own_classes_read_what_is_written() -> None:
     assert data.datasets == ["user/news"] and data.metrics == ["accuracy", "f1"] and data.model_name == "Eidetic model"
     assert [(r.task_name, r.metric_type, r.metric_value, r.metric_name) for r in data.eval_results] == [
         ("news", "accuracy", 0.5, "news: accuracy"),
-        ("mood", "f1", 1, "mood: f1"),
         ("mood", "accuracy", 0.25, "mood: accuracy"),
+        ("mood", "f1", 1, "mood: f1"),
     ]
     first, second = data.eval_results[:2]
     assert (first.dataset_type, first.dataset_config, first.dataset_split) == ("user/news", "small", "validation")
