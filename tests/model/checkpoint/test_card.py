@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from support.backbones import tiny_model
 from support.cards import TASKS, model_with_tasks, save_with_tokenizer, snippets
 from support.folders import hashes, is_whole
+from support.hub_server import HubServer
 from support.quick import learn_quickly
 from transformers import BertConfig
 
 from eidetic_hf import EideticConfig, EideticModel
 from eidetic_hf.configuration import TaskRecord
 from eidetic_hf.model.checkpoint.card import NAMED, model_card, read_card, write_card
+from eidetic_hf.model.hub import push_folder
 
 PARTS = ["tasks", "use", "guarantee"]
 NOTE = " (written anew at every save: put your words above or below)"
@@ -264,6 +266,20 @@ def test_every_snippet_runs_as_pasted_in_the_folder(
     again = EideticModel.from_pretrained("runs/model")
     assert again.tasks == [*TASKS[architecture], "mine"], "the snippet that learns on has committed its task"
     assert rows((folder / "runs/model/README.md").read_text())[:-1] == rows(card)
+
+
+def test_every_snippet_of_a_pushed_card_runs_as_pasted_anywhere(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_with_tokenizer(model_with_tasks("gpt2", "copy"), tmp_path / "model")
+    push_folder(folder, "someone/model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    printed: list[Any] = []
+    for code in snippets(hub.files("someone/model")["README.md"].decode()):
+        exec(code, {"print": lambda *values: printed.extend(values)})
+    assert printed[-1].ok and len(printed[-1].tasks) == len(TASKS["gpt2"])
+    assert EideticModel.from_pretrained("runs/model").tasks == [*TASKS["gpt2"], "mine"]
 
 
 # -- what a person wrote ----------------------------------------------------------------------------------------------
