@@ -65,7 +65,7 @@ def model_card(config: EideticConfig, existing: str | None = None, repository: s
     # Not jinja2, which comes with the extra `recipe` alone: every save writes a card.
     template = Template(_template("model_card"))
     blanks = {**_blanks(config, repository or HERE), "metadata": write_metadata(known)}
-    card = template.substitute(blanks, summary=json.dumps(summary(known)))
+    card = template.substitute(blanks, summary=_in_comment(summary(known)))
     if existing is None or not existing.strip("\ufeff\0 \t\r\n"):
         return card
     mark = "\ufeff" if existing.startswith("\ufeff") else ""
@@ -74,7 +74,7 @@ def model_card(config: EideticConfig, existing: str | None = None, repository: s
         text = _with_metadata(text, known, before)
     except UnmergeableMetadata as error:
         logger.warning(f"The metadata of the model card is left as it is, since {error}. Correct it by hand.")
-        card = template.substitute(blanks, summary=json.dumps(before))
+        card = template.substitute(blanks, summary=_in_comment(before))
     return mark + _with_parts(text, {match["name"].strip(): match[0] for match in _HEADED.finditer(card)})
 
 
@@ -173,6 +173,11 @@ def _remembered(text: str) -> dict[str, Any]:
         for key, value in values.items()
         if isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
     }
+
+
+def _in_comment(values: Mapping[str, Any]) -> str:
+    """Values as JSON that does not end the comment that it stands in."""
+    return json.dumps(values).replace(">", "\\u003e")
 
 
 def _newline(text: str) -> str:

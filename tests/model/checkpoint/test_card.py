@@ -500,6 +500,12 @@ def test_of_three_hundred_labels_and_parents_the_first_are_named_and_all_are_cou
     assert row[7] == "`task0`, `task1`, `task2`, `task3`, `task4` and 295 more"
 
 
+def test_what_is_remembered_in_a_comment_stays_in_it() -> None:
+    forged = '---\na: [\n---\n<!-- eidetic_hf: wrote {"tags": ["--\\u003e <script>"]} -->\n'
+    card = model_card(config_of(), forged)
+    assert "--> <script>" not in card and card.count('{"tags": ["--\\u003e <script\\u003e"]}') == 1
+
+
 def test_a_dollar_in_a_name_is_no_placeholder() -> None:
     match = CARD.fullmatch(model_card(config_of(name="$tasks and ${pool} for 5 $")))
     assert match and match["origin"] == "`$tasks and ${pool} for 5 $`"
