@@ -14,6 +14,10 @@ What lies in the folder besides its files:
 Files are prepared in `.eidetic-save/`, which is then renamed to `.eidetic-commit/`. This one rename is the moment of
 change: before it, the folder holds what it held; after it, the new files, and whoever opens the folder next moves them
 to their places, if the process that prepared them did not come to it.
+
+A power cut is a crash that also takes away what is not on the disk yet, in any order. What is prepared is therefore
+synced before the moment of change, that moment before the first move, and the moves before their list is deleted. This
+holds for POSIX file systems that rename as a whole; Windows is not looked at.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -56,7 +60,8 @@ class Transaction:
 
     Raises:
         FolderLocked: on entering, if another process holds the folder for longer than `LOCK_TIMEOUT_SECONDS`.
-        OSError: on entering or leaving, if writing failed, for example because the disk is full.
+        OSError: on entering or leaving, if writing failed, for example because the disk is full. The message says
+            whether the change has happened.
     """
 
     def __init__(self, folder: Path, last: Sequence[str] = (), unlisted: Unlisted | None = None) -> None:
@@ -77,10 +82,11 @@ class Transaction:
         self._removals.add(name)
 
     def __enter__(self) -> Transaction:
-        self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            stack.enter_context(_locked(self.folder))
-            _finish(self.folder, self._last, self._unlisted)
+            with self._until_the_moment():
+                _make(self.folder)
+                stack.enter_context(_locked(self.folder))
+                _finish(self.folder, self._last, self._unlisted)
             stack.enter_context(self._staged())
             self._entered = stack.pop_all()
         return self
@@ -93,20 +99,27 @@ class Transaction:
     @contextmanager
     def _staged(self) -> Iterator[None]:
         """From an empty staged folder to a finished change; an error on the way deletes what was staged."""
-        try:
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir()
-            yield
-            self._seal()
-            os.replace(self.path, self.folder / COMMITTED)  # the moment of change
-        except BaseException as error:
-            shutil.rmtree(self.path, ignore_errors=True)
-            if isinstance(error, OSError):
-                message = f"Saving to {self.folder} failed ({error}). The checkpoint there is unchanged."
-                raise OSError(error.errno, message) from error
-            raise
-        _sync(self.folder)
-        _finish(self.folder, self._last, self._unlisted)
+        with self._until_the_moment():
+            try:
+                if os.path.lexists(self.path):
+                    shutil.rmtree(self.path)
+                self.path.mkdir()
+                yield
+                self._seal()
+                os.replace(self.path, self.folder / COMMITTED)  # the moment of change
+            except BaseException:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise
+        with _telling(
+            f"The checkpoint in {self.folder} is the new one, and something after this change failed",
+            "It loads; the next save to the folder, or the next load that may write there, completes what is left.",
+        ):
+            _sync(self.folder)
+            _finish(self.folder, self._last, self._unlisted)
+
+    def _until_the_moment(self) -> AbstractContextManager[None]:
+        """Let errors say that there is no change."""
+        return _telling(f"Saving to {self.folder} failed", "The checkpoint there is unchanged.")
 
     def _seal(self) -> None:
         """Write the list of removals, and see that all that is staged is on the disk."""
@@ -127,45 +140,67 @@ def recover(folder: Path, last: Sequence[str] = (), unlisted: Unlisted | None = 
         FolderLocked: if another process holds the folder for longer than `LOCK_TIMEOUT_SECONDS`.
         OSError: if the folder can not be written to. Its files are then where `find` says.
     """
-    if (folder / COMMITTED).is_dir():
+    if _prepared(folder) is not None:
         with _locked(folder):
             _finish(folder, last, unlisted)
 
 
 def find(folder: Path, name: str) -> Path | None:
     """Where a file of the folder lies, also while a change is on its way to its place; `None` if there is none."""
-    prepared = folder / COMMITTED / name
-    if prepared.exists():
-        return prepared
-    path = folder / name
-    return path if path.exists() and name not in (_listed_removals(folder) or ()) else None
+    prepared = _prepared(folder)
+    if prepared is not None and (prepared / name).exists():
+        return prepared / name
+    path, removals = folder / name, None if prepared is None else _listed_removals(prepared)
+    return path if path.exists() and name not in (removals or ()) else None
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a change of the folder was ever begun, if only to be cut off or to fail."""
+    return any(os.path.lexists(folder / name) for name in (LOCK, SAVING, COMMITTED))
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, and what is missing above it, so that no power cut takes them away."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        with suppress(PermissionError):  # a folder that may be written to, and not read, cannot be synced
+            _sync(path.parent)
+
+
+def _prepared(folder: Path) -> Path | None:
+    """The folder of a prepared change, if there is one; a link to elsewhere is none."""
+    path = folder / COMMITTED
+    return path if path.is_dir() and not path.is_symlink() else None
 
 
 def _finish(folder: Path, last: Sequence[str], unlisted: Unlisted | None) -> None:
     """Move the files of a prepared change to their places, and do its removals; may be repeated after a crash."""
-    prepared = folder / COMMITTED
-    if not prepared.is_dir():
+    prepared = _prepared(folder)
+    if prepared is None:
         return
     place = {name: number for number, name in enumerate(last)}
     names = [path.name for path in prepared.iterdir() if path.name != REMOVALS]
     for name in sorted(names, key=lambda name: (place.get(name, -1), name)):
         os.replace(prepared / name, folder / name)
-    removals = _listed_removals(folder)
+    removals = _listed_removals(prepared)
     if removals is None:
         removals = [] if unlisted is None else list(unlisted(folder))
     for name in removals:
         (folder / name).unlink(missing_ok=True)
+    for path in (prepared, folder):  # a file leaves the one and enters the other
+        _sync(path)
     (prepared / REMOVALS).unlink(missing_ok=True)  # only now: until here, a crash needs the list
     prepared.rmdir()
 
 
-def _listed_removals(folder: Path) -> list[str] | None:
-    """What the prepared change does away with; `None` if it has no list.
+def _listed_removals(prepared: Path) -> list[str] | None:
+    """What a prepared change does away with; `None` if it has no list.
 
     A folder that was copied from elsewhere may bring any list: what is no file of this folder is left alone.
     """
     try:
-        text = (folder / COMMITTED / REMOVALS).read_text(encoding="utf-8", errors="replace")
+        text = (prepared / REMOVALS).read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return None
     return [name for name in text.splitlines() if _is_plain(name)]
@@ -174,6 +209,16 @@ def _listed_removals(folder: Path) -> list[str] | None:
 def _is_plain(name: str) -> bool:
     """Whether a name stands for a file in the folder itself, on one line."""
     return name not in ("", ".", "..") and name.splitlines() == [name] and not set("/\\") & set(name)
+
+
+@contextmanager
+def _telling(what: str, then: str) -> Iterator[None]:
+    """Let an error of the system keep its number, and say what it was about and what became of the folder."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{what} ({error}). {then}"
+        raise (OSError(message) if error.errno is None else OSError(error.errno, message)) from error
 
 
 @contextmanager
