@@ -53,7 +53,7 @@ class Operation:
     """One system call that changes a file or folder, or opens one.
 
     Attributes:
-        kind: open, create, write, truncate, fsync, rename, unlink, mkdir, rmdir, chmod, lock or link.
+        kind: open, create, write, truncate, fsync, rename, unlink, mkdir, rmdir, chmod, lock, unlock or link.
         path: of what it is about, absolute.
         target: where to, of a rename.
         data: what a write writes.
@@ -78,6 +78,10 @@ class Watched:
     killed: bool
 
 
+class Hang(AssertionError):
+    """A process that does nothing any more."""
+
+
 Decide = Callable[[int, Operation], Fault]
 
 
@@ -100,6 +104,9 @@ def watch(action: Callable[[], Any], root: Path, decide: Decide = never, timeout
         decide: given number and operation, an error number, "kill" (before it), "torn" (a write is done by half and
             the process ends) or `None`.
         timeout: seconds without an operation after which the process counts as hanging.
+
+    Raises:
+        Hang: if it does.
     """
     root = root.resolve()
     ours, theirs = socket.socketpair()
@@ -170,7 +177,7 @@ def _supervise(
     while True:
         events = poll.poll(timeout * 1000)
         if not events:
-            raise AssertionError(f"a hang: no operation for {timeout} s after {operations[-1:]}")
+            raise Hang(f"no operation for {timeout} s after {operations[-1:]}")
         if events[0][1] & select.POLLHUP:
             return operations, False
         call = bytearray(80)
@@ -224,6 +231,8 @@ def _operation(thread: int, number: int, arguments: list[int]) -> Operation | No
     if kind == "rename":
         second, third = (arguments[1], _AT_FDCWD) if number == 82 else (arguments[3], arguments[2])
         return Operation(kind, path, target=_path(thread, second, third), effective=exists)
+    if kind == "lock" and arguments[1] & fcntl.LOCK_UN:
+        kind = "unlock"
     return Operation(kind, path, effective=exists != (kind == "mkdir"))
 
 

@@ -84,7 +84,7 @@ class Disk:
         elif kind == "fsync":
             self._sync(self._at(path))
         else:
-            assert kind in ("open", "chmod", "lock"), f"{kind} is not in the model"
+            assert kind in ("open", "chmod", "lock", "unlock"), f"{kind} is not in the model"
 
     def holds(self) -> Tree:
         """What the process sees."""

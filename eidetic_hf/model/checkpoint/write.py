@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -139,7 +140,8 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
         save_file(content, path, metadata={"format": "pt"})  # one key: the order of several is not deterministic
     except SafetensorError as error:
-        raise OSError(str(error)) from error
+        number = re.search(r"\(os error (\d+)\)", str(error))  # so that a full disk is told from a folder that is not
+        raise (OSError(int(number[1]), str(error)) if number else OSError(str(error))) from error
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
