@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -187,7 +188,7 @@ def save(
     model: Parts, folder: Path, tensors: Mapping[str, Tensor], include_pool: bool, include_base: bool = True
 ) -> None:
     """Write the checkpoint folder, see `EideticModel.save_pretrained`."""
-    if folder.is_file():
+    if os.path.isfile(folder):  # of a path, `is_file` raises if it is too long
         raise CheckpointError(f"{folder} is a file, expected a folder.")
     certificate.check_unchanged(model)
     config = copy.copy(model.config)
