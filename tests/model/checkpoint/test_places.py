@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,12 @@ def failed(action: Callable[[], object], number: int, rights: bool = True) -> No
     assert re.search(rf"Saving to .* failed \(.*{re.escape(os.strerror(number))}.*\)\. {UNCHANGED}$", text)
 
 
-@pytest.fixture
-def closed(folder: Path) -> Iterator[Path]:
-    """A folder with the checkpoint `saved` that nobody may write to."""
-    yield from _closed(folder)
-
-
-def _closed(folder: Path) -> Iterator[Path]:
+@contextmanager
+def closed(folder: Path) -> Iterator[None]:
+    """Nobody may write to a folder meanwhile."""
     for path in (*folder.rglob("*"), folder):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    yield folder
+    yield
     for path in (folder, *folder.glob(".eidetic-*")):
         if path.is_dir():
             path.chmod(0o755)
@@ -73,17 +70,18 @@ def test_a_save_to_a_read_only_folder_fails_in_a_sentence(
     if not locked_before:
         (folder / LOCK).unlink()
     model = copy.deepcopy(grown)
-    for closed in _closed(folder):
-        failed(lambda: model.save_pretrained(closed), errno.EACCES, rights=False)
+    with closed(folder):
+        failed(lambda: model.save_pretrained(folder), errno.EACCES, rights=False)
     assert hashes(folder) == hashes(saved)
     model.save_pretrained(folder)
     assert is_whole(folder)
 
 
-def test_a_read_only_folder_is_loaded_without_an_attempt_that_fails(closed: Path, trained: EideticModel) -> None:
-    names = set(os.listdir(closed))
-    tasks = without_rights(lambda: EideticModel.from_pretrained(closed).tasks)
-    assert tasks == trained.tasks and set(os.listdir(closed)) == names
+def test_a_read_only_folder_is_loaded_without_an_attempt_that_fails(folder: Path, trained: EideticModel) -> None:
+    names = set(os.listdir(folder))
+    with closed(folder):
+        assert without_rights(lambda: EideticModel.from_pretrained(folder).tasks) == trained.tasks
+    assert set(os.listdir(folder)) == names
 
 
 @pytest.mark.skipif(not SUPPORTED, reason="the save is cut off by watching its calls")
@@ -100,9 +98,9 @@ def test_a_save_that_was_cut_off_is_loaded_from_a_folder_that_is_now_read_only(
 
     assert watch(lambda: copy.deepcopy(grown).save_pretrained(folder), folder.parent, decide).killed
     left = {path.name for path in (folder / COMMITTED).iterdir()}
-    for closed in _closed(folder):
-        assert without_rights(lambda: same(answers(EideticModel.from_pretrained(closed)), answers(grown)))
-        failed(lambda: copy.deepcopy(grown).save_pretrained(closed), errno.EACCES, rights=False)
+    with closed(folder):
+        assert without_rights(lambda: same(answers(EideticModel.from_pretrained(folder)), answers(grown)))
+        failed(lambda: copy.deepcopy(grown).save_pretrained(folder), errno.EACCES, rights=False)
     assert {path.name for path in (folder / COMMITTED).iterdir()} == left
     assert same(answers(EideticModel.from_pretrained(folder)), answers(grown)) and is_whole(folder)
 
