@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -32,7 +33,8 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 SAVING, COMMITTED, LOCK, REMOVALS = ".eidetic-save", ".eidetic-commit", ".eidetic.lock", ".eidetic-removals"
-LOCK_TIMEOUT_SECONDS = 60.0
+LOCK_TIMEOUT_SECONDS = 60.0  # for who wants to save
+PATIENCE_SECONDS = 5.0  # for who wants to read: moving files takes less
 
 Unlisted = Callable[[Path], Iterable[str]]
 
@@ -85,7 +87,7 @@ class Transaction:
         with ExitStack() as stack:
             with self._until_the_moment():
                 _make(self.folder)
-                stack.enter_context(_locked(self.folder))
+                stack.enter_context(_locked(self.folder, LOCK_TIMEOUT_SECONDS))
                 _finish(self.folder, self._last, self._unlisted)
             stack.enter_context(self._staged())
             self._entered = stack.pop_all()
@@ -136,12 +138,15 @@ class Transaction:
 def recover(folder: Path, last: Sequence[str] = (), unlisted: Unlisted | None = None) -> None:
     """Complete a change that was cut off after its moment; `last` and `unlisted` as in `Transaction`.
 
+    A process that holds the folder completes the change itself. It is waited for, so that nobody reads while files
+    move, but not for long: should it have stopped in the middle, the files are where `find` says.
+
     Raises:
-        FolderLocked: if another process holds the folder for longer than `LOCK_TIMEOUT_SECONDS`.
-        OSError: if the folder can not be written to. Its files are then where `find` says.
+        OSError: if the folder can not be written to. Its files are then where `find` says, too.
     """
-    if _prepared(folder) is not None:
-        with _locked(folder):
+    end = time.monotonic() + PATIENCE_SECONDS
+    while _prepared(folder) is not None and time.monotonic() < end:
+        with suppress(FolderLocked), _locked(folder, seconds=0.05):
             _finish(folder, last, unlisted)
 
 
@@ -152,11 +157,6 @@ def find(folder: Path, name: str) -> Path | None:
         return prepared / name
     path, removals = folder / name, None if prepared is None else _listed_removals(prepared)
     return path if path.exists() and name not in (removals or ()) else None
-
-
-def has_begun(folder: Path) -> bool:
-    """Whether a change of the folder was ever begun, if only to be cut off or to fail."""
-    return any(os.path.lexists(folder / name) for name in (LOCK, SAVING, COMMITTED))
 
 
 def _make(folder: Path) -> None:
@@ -199,11 +199,12 @@ def _listed_removals(prepared: Path) -> list[str] | None:
 
     A folder that was copied from elsewhere may bring any list: what is no file of this folder is left alone.
     """
+    path = prepared / REMOVALS
     try:
-        text = (prepared / REMOVALS).read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None  # a pipe would hang
+    except FileNotFoundError:  # deleted by who completes the change
         return None
-    return [name for name in text.splitlines() if _is_plain(name)]
+    return None if text is None else [name for name in text.splitlines() if _is_plain(name)]
 
 
 def _is_plain(name: str) -> bool:
@@ -222,15 +223,15 @@ def _telling(what: str, then: str) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes that change it."""
+def _locked(folder: Path, seconds: float) -> Iterator[None]:
+    """Hold the folder against other processes that change it; for so many seconds they are waited for."""
     try:
-        with FileLock(folder / LOCK, timeout=LOCK_TIMEOUT_SECONDS):
+        with FileLock(folder / LOCK, timeout=seconds):
             yield
     except Timeout as error:
         raise FolderLocked(
-            f"Another process has been saving to {folder} for {LOCK_TIMEOUT_SECONDS:.0f} s. Nothing was written; wait "
-            "for it, or save to another folder."
+            f"Another process has been saving to {folder} for {seconds:.0f} s. Nothing was written; wait for it, or "
+            "save to another folder."
         ) from error
 
 

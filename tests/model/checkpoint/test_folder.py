@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -286,6 +287,13 @@ def test_a_list_that_somebody_else_made_deletes_nothing_outside_of_the_folder(tm
     assert content(folder) == {"a": "a, new", "b": OLD["b"], "index": OLD["index"]}
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_stands_in_place_of_a_list_of_removals_is_not_read(folder: Path, make: Callable[[Path], None]) -> None:
+    crashed(folder, None)
+    make(folder / COMMITTED / REMOVALS)
+    assert find(folder, "gone") == folder / "gone" and find(folder, "a") == folder / COMMITTED / "a"
+
+
 def test_in_a_folder_that_is_now_read_only_the_files_are_found_where_they_are(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,16 +316,35 @@ def test_in_a_folder_that_is_now_read_only_the_files_are_found_where_they_are(
 def test_a_folder_that_another_process_holds_is_not_written_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOCK_TIMEOUT_SECONDS", 0.2)
     start = time.monotonic()
-    with FileLock(folder / LOCK):
-        with pytest.raises(FolderLocked, match=f"Another process has been saving to {re.escape(str(folder))}.*wait"):
-            change(folder)
-        crashed(folder, "")
-        with pytest.raises(FolderLocked):
-            recover(folder)
+    message = f"Another process has been saving to {re.escape(str(folder))}.*wait"
+    with FileLock(folder / LOCK), pytest.raises(FolderLocked, match=message):
+        change(folder)
     assert time.monotonic() - start < 5
-    assert content(folder) == {**OLD, COMMITTED: ""}
+    assert content(folder) == OLD
     change(folder)
     assert content(folder) == NEW
+
+
+def test_a_reader_does_not_wait_for_a_process_that_has_stopped_in_the_middle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.2)
+    crashed(folder, "gone\n")
+    start = time.monotonic()
+    with FileLock(folder / LOCK):
+        recover(folder)
+    assert 0.2 <= time.monotonic() - start < 5
+    assert find(folder, "a") == folder / COMMITTED / "a" and find(folder, "gone") is None
+
+
+def test_a_reader_waits_no_longer_than_until_the_files_are_in_their_places(folder: Path) -> None:
+    crashed(folder, "")
+    with FileLock(folder / LOCK):  # held on, by the next change
+        timer = threading.Timer(0.2, lambda: shutil.rmtree(folder / COMMITTED))
+        timer.start()
+        start = time.monotonic()
+        recover(folder)
+    assert time.monotonic() - start < module.PATIENCE_SECONDS / 2
 
 
 # The module is loaded by its path: it needs nothing else of the package, and a process starts at once.
