@@ -28,7 +28,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from ...configuration import FORMAT_VERSION, EideticConfig, TaskError
 from ...network.growth import growth_of
 from ...views import BASE, LEARNING, POOL, TOLD, TRUNK, owner_of, task_key
-from .folder import FolderLocked, Transaction, recover
+from .folder import COMMITTED, LOCK, SAVING, FolderLocked, Transaction, recover
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = SAFE_WEIGHTS_INDEX_NAME
@@ -155,6 +155,18 @@ def check_format(source: str | os.PathLike, values: Mapping[str, Any]) -> None:
             f"{source} was written in format {version}, this version of eidetic_hf reads up to {FORMAT_VERSION}. "
             "Upgrade with: pip install -U eidetic-hf"
         )
+
+
+def missing(folder: Path, name: str) -> CheckpointError:
+    """What to say of a folder that lacks a file: that it was copied in part, or that no save was ever completed."""
+    names = set(os.listdir(folder))
+    begun, saved = names & {LOCK, SAVING}, names & {COMMITTED, CONFIG_FILE, INDEX_FILE}
+    if not names or (begun and not saved and not any(name.endswith(".safetensors") for name in names)):
+        return CheckpointError(
+            f"{folder} has no {name}: no save to it was ever completed; the first was interrupted, failed, or is "
+            "still going on. Nothing is in it; save the model there again."
+        )
+    return CheckpointError(f"{folder} has no {name}: the checkpoint is incomplete. Copy it again.")
 
 
 @contextmanager

@@ -20,7 +20,15 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from .folder import COMMITTED, find
-from .layout import CONFIG_FILE, LARGEST_JSON, CheckpointError, finish_interrupted_save, json_object, open_file
+from .layout import (
+    CONFIG_FILE,
+    LARGEST_JSON,
+    CheckpointError,
+    finish_interrupted_save,
+    json_object,
+    missing,
+    open_file,
+)
 
 # How often a folder may be saved to while one read of it goes on.
 ATTEMPTS = 1000
@@ -102,6 +110,13 @@ class Folder(Source):
                 f"{path} is a link to {os.readlink(path)}, outside of the checkpoint folder. Not read; put the file "
                 "itself there."
             )
+        return path
+
+    def need(self, name: str) -> Path:
+        """See `Source`."""
+        path = self.find(name)
+        if path is None:
+            raise missing(self.path, name)
         return path
 
     def _may_read(self, link: Path) -> bool:

@@ -313,11 +313,23 @@ def test_a_crash_in_the_first_save_leaves_no_checkpoint_or_a_whole_one(
                 assert same(answers(EideticModel.from_pretrained(folder)), expected)
                 seen.append(True)
             except CheckpointError as error:
-                assert "has no config.json: the checkpoint is incomplete" in str(error)
+                assert re.search("no save to it was ever completed.*save the model there again", str(error))
                 seen.append(False)
         model.save_pretrained(folder)
         assert is_whole(folder) and hashes(folder) == hashes(saved)
     assert seen == sorted(seen) and set(seen) == ({False, True} if mode == "before" else {False})
+
+
+def test_a_first_save_that_failed_leaves_a_message_that_says_so(model: EideticModel, tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="checkpoint there is unchanged"), failing(0, lambda: full, "after", WRITES):
+        model.save_pretrained(tmp_path / "new")
+    with pytest.raises(CheckpointError, match="the first was interrupted, failed, or is still going on"):
+        EideticModel.from_pretrained(tmp_path / "new")
+    model.save_pretrained(tmp_path / "new")
+    (tmp_path / "new" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config.json: the checkpoint is incomplete. Copy it again"):
+        EideticModel.from_pretrained(tmp_path / "new")
 
 
 def test_a_save_that_crashed_can_be_completed_by_readers_that_crash_too(
