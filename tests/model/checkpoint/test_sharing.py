@@ -146,7 +146,7 @@ def save_until(end: Path, model: EideticModel, folder: Path, states: Path) -> in
         model.router.set_prior("first", chance.uniform(1, 9))
         if number % 3 == 1:
             learn_quickly(model, f"task-{number}", number, based_on=None)
-        if number % 6 == 5:
+        if len(model.tasks) > 4:
             model.remove_task(model.tasks[2])
         (states / state_of(model)).touch()
         model.save_pretrained(folder)
