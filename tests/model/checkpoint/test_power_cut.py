@@ -76,6 +76,7 @@ class Survey:
             self.during += [self._see(tree) for tree in disk.may_hold()]
         assert disk.holds() == read_tree(root), "an operation was not seen"
         self.after = [self._see(tree) for tree in disk.may_hold()]
+        print(f"\n{len(self.operations)} calls, {len(self.during)} power cuts, {len(self._found)} different disks")
 
     def _see(self, tree: Tree) -> Content:
         """What a reader finds there, before and after what is left of the change was completed."""
