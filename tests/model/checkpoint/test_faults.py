@@ -293,6 +293,8 @@ def chosen(laboratory: Laboratory, kind: str) -> Iterator[tuple[int, Fault]]:
     for at, operation in enumerate(laboratory.operations):
         ends: list[Fault] = ["kill", *(["torn"] if operation.kind == "write" else [])]
         breaks = errors if laboratory.saving.may_break(operation) else ()
+        if operation.kind == "lock" and breaks:
+            breaks = (errno.ENOLCK, errno.EIO)  # of the others none is said, or EACCES, which says that it is held
         if ALL:
             yield from ((at, fault) for fault in (*ends, *breaks))
         elif kind == KINDS[0] or at in (5, moment, moment + 4):
