@@ -185,16 +185,13 @@ def changing(folder: Path) -> Iterator[Transaction]:
 
 
 def finish_interrupted_save(folder: Path) -> None:
-    """Complete a save that was cut off after its moment of change.
+    """Complete a save that was cut off after its moment of change, or wait for who does.
 
     Raises:
-        CheckpointError: if another process holds the folder for too long.
+        CheckpointError: if what it left is no checkpoint.
         OSError: if the folder can not be written to.
     """
-    try:
-        recover(folder, LAST_FILES, _left_out)
-    except FolderLocked as error:
-        raise CheckpointError(str(error)) from error
+    recover(folder, LAST_FILES, _left_out)
 
 
 def _left_out(folder: Path) -> list[str]:

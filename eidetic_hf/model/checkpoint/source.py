@@ -209,7 +209,7 @@ def source_of(name_or_path: str | os.PathLike, hub: Mapping[str, Any]) -> Source
         hub: where a repository's files are; of a folder only `subfolder` counts.
 
     Raises:
-        CheckpointError: if it is the path of no folder, or another process has been saving there for too long.
+        CheckpointError: if it is the path of no folder, or a save was cut off there that left no checkpoint.
         OSError: as `Commit`.
     """
     path = Path(name_or_path)
