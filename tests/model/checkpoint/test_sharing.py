@@ -1,6 +1,6 @@
 """Several processes and one folder: writers beside writers, readers beside a writer, at moments of their own.
 
-`EIDETIC_ROUNDS` says how often writers meet (10 by default), `EIDETIC_READS` how often readers read (40).
+`EIDETIC_ROUNDS` says how often writers meet (6 by default), `EIDETIC_READS` how often readers read (24).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from support.quick import learn_quickly
 from eidetic_hf import CheckpointError, EideticModel
 
 ROUNDS, READS = (
-    int(os.environ.get(name, default)) for name, default in (("EIDETIC_ROUNDS", 10), ("EIDETIC_READS", 40))
+    int(os.environ.get(name, default)) for name, default in (("EIDETIC_ROUNDS", 6), ("EIDETIC_READS", 24))
 )
 LOSES = r"holds the task '(\w+)', which this model does not have.*Load .* again and learn on from there"
 
