@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from support.processes import end_with_parent
+
 # Where the path of a call stands among its arguments: a descriptor, a path, or a path after the folder it starts from.
 _OF_DESCRIPTOR = {
     1: "write", 18: "write", 20: "write", 296: "write", 328: "write", 40: "write", 73: "lock", 74: "fsync",
@@ -135,6 +137,7 @@ def watch(action: Callable[[], Any], root: Path, decide: Decide = never, timeout
 
 def _child(action: Callable[[], Any], theirs: socket.socket, writer: int) -> None:
     """The action's process: hand over the decisions, run, answer, end."""
+    end_with_parent()
     try:
         socket.send_fds(theirs, [b"x"], [_listener()])
         answer = {"returned": action()}

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ class Process:
         self._reader, writer = os.pipe()
         self.number = os.fork()
         if self.number == 0:
+            end_with_parent()
             try:
                 answer = {"returned": action()}
             except BaseException:
@@ -57,6 +59,12 @@ class Process:
         if "raised" in answer:
             raise AssertionError(answer["raised"])
         return answer.get("returned")
+
+
+def end_with_parent() -> None:
+    """Let this process be killed when the one that forked it ends, which Linux can do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def without_rights(action: Callable[[], Any]) -> Any:
