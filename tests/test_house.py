@@ -59,7 +59,8 @@ model.parts model.request model.versions model.routing
 model.checkpoint.folder model.checkpoint.layout model.checkpoint.source model.checkpoint.shard
 model.checkpoint.metadata model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
-model.answering model.certificate model.life model.branching model.preserving model.persistence model.joining
+model.answering model.verification model.settings model.audit model.certificate model.integrity model.life
+model.branching model.preserving model.persistence model.joining
 model.loading model.hub model.planning model.generation model.extract model.model model.auto model.pipelines
 
 callback trainer
