@@ -165,10 +165,10 @@ class Audit:
             found = [self._of_section(section, record) for section in self._held.sections(record)]
             then = digest_of_digests(each.then for each in found)
         first = next((each.first for each in found if each.first is not None), None)
-        if first is None and then.hex() != record.certificate["weights_sha256"]:
+        if first is None and then.hex() != record.certificate.get("weights_sha256"):
             return "(the stored digests differ from config.json)"
         parents = certificate.get("parents")
-        if first is None and parents is not None and not torch.equal(parents.cpu(), self._parents(record)):
+        if first is None and parents is not None and _in_hexadecimal(parents) != self._parents(record):
             return f"(it was learned on others than these: {record.ancestors})"
         return first or self._of_own(BOOKS, record)
 
@@ -195,8 +195,10 @@ class Audit:
         key = task_key(name)
         return cast(str, task_name(self._called.get(key, key)))
 
-    def _parents(self, record: TaskRecord) -> Tensor:
-        return parents_of(record, self._held.config)
+    def _parents(self, record: TaskRecord) -> list[Any]:
+        """What the certificates of a task's ancestors say that they are."""
+        found = (self._held.config.task(name) for name in record.ancestors)
+        return [None if each is None else each.certificate.get("weights_sha256") for each in found]
 
     def _closed_set(self, record: TaskRecord) -> dict[str, bytes]:
         found = (self._held.digests_of(section) or {} for section in self._held.sections(record))
@@ -243,6 +245,10 @@ class Audit:
         differs = (now != then).any(1).nonzero()
         first = list(tensors or {})[int(differs[0])] if len(differs) else None
         return Comparison(digest_of_digests([then]), first)
+
+
+def _in_hexadecimal(digests: Tensor) -> list[str]:
+    return [digest.cpu().contiguous().numpy().tobytes().hex() for digest in digests]
 
 
 def _length(stored: Tensor) -> int:

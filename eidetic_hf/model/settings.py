@@ -20,17 +20,16 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from ..compat import CONFIGURED_OUTSIDE
 from ..configuration import EideticConfig, TaskRecord
 from ..kinds import TASK_KINDS, kind_of
 
 # Of a backbone's configuration, what says where it came from, how it is computed, or what other heads than ours read.
 _OF_NO_ANSWER = frozenset(
     (
-        "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map",
-        "tokenizer_class", "task_specific_params", "finetuning_task", "dtype", "torch_dtype", "attn_implementation",
-        "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset",
-        "experts_implementation", "_experts_implementation", "deterministic_flash_attn", "use_cache",
-        "output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id", "num_labels",
+        *CONFIGURED_OUTSIDE, "transformers_version", "architectures", "auto_map", "tokenizer_class",
+        "task_specific_params", "finetuning_task", "deterministic_flash_attn", "use_cache", "output_attentions",
+         "output_hidden_states", "return_dict", "id2label", "label2id", "num_labels",
         "problem_type", "sparse_prediction", "sparse_pred_ignore_index",
     )
 )  # fmt: skip
@@ -91,7 +90,9 @@ def _digest(values: Any) -> str:
 
 def written(settings: Mapping[str, Any]) -> bytes:
     """Canonical JSON: the same bytes for the same values."""
-    return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def as_tensor(content: bytes) -> Tensor:
@@ -218,7 +219,7 @@ class Settings:
             return None if sha256 is None else "(the shard has no settings, config.json has their SHA-256)"
         content = as_bytes(stored)
         try:
-            then = json.loads(content.decode())
+            then = json.loads(content.decode("utf-8", "surrogatepass"))
         except (ValueError, UnicodeDecodeError, RecursionError):
             return "(the stored settings are no JSON)"
         if not isinstance(then, dict):

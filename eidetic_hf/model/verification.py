@@ -95,7 +95,8 @@ class RouterVerification:
         if self.first_difference is not None:
             return f"router: CHANGED, first in {self.first_difference}{since}"
         if self.uncertified:
-            return f"router: not certified (format 2): what it knows of {', '.join(self.uncertified)}{since}"
+            names = ", ".join(self.uncertified)
+            return f"router: not certified (an earlier format) is what it knows of {names}{since}"
         return f"router: equal bit for bit{since}"
 
 
