@@ -230,7 +230,7 @@ class Settings:
         # Not in the shard: how many tokens a task knows depends on those that were added before it.
         known = record.certificate.get("vocab_size")
         if first is None and record.vocab_size != known:
-            first = f"settings.vocab_size: {record.vocab_size}, at commit {known}"
+            first = f"settings.vocab_size: {json.dumps(record.vocab_size)}, at commit {json.dumps(known)}"
         if first is None and hashlib.sha256(content).hexdigest() != sha256:
             return "(the stored settings differ from config.json)"
         return first

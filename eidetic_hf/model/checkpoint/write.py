@@ -277,13 +277,19 @@ def losses(old: EideticConfig, new: EideticConfig, files: Collection[str]) -> Lo
     return Losses(
         tasks=[task.name for task, same in here if same is None],
         answers=[task.name for task, same in here if same is not None and task.name in lost],
-        others=[task.name for task, same in here if same is not None and _sha256(same) != _sha256(task)],
+        others=[task.name for task, same in here if same is not None and _of_shard(same) != _of_shard(task)],
         parts=parts,
     )
 
 
 def _sha256(task: TaskRecord) -> str | None:
     return task.certificate.get("weights_sha256")
+
+
+def _of_shard(task: TaskRecord) -> list[str | None]:
+    """What a record says of its task's shard."""
+    names = ("weights_sha256", "settings_sha256", "books_sha256", "router_sha256")
+    return [task.certificate.get(name) for name in names]
 
 
 def _served(config: EideticConfig) -> set[str]:
