@@ -61,6 +61,8 @@ model.checkpoint.metadata model.checkpoint.card model.checkpoint.write model.che
 model.checkpoint
 model.answering model.verification model.settings model.audit model.certificate model.integrity model.life
 model.branching model.preserving model.persistence model.joining
+model.answering model.verification model.settings model.audit model.certificate model.integrity model.life
+model.branching model.preserving model.persistence model.joining
 model.loading model.hub model.planning model.generation model.extract model.model model.auto model.pipelines
 
 callback trainer

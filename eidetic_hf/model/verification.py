@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 # How far logits that were computed otherwise may be apart, in units of their own largest value times the precision of
-# their dtype, for a backbone of one layer; it grows with the root of the depth. In 16 bits nearly all of it is the last
-# rounding, in float32 it is that of sums in which large numbers cancel: docs/guarantee.md has what was measured.
+# their dtype, for a backbone of one layer; it grows with the root of the depth. In 16 bits nearly all of it is the
+# last rounding, in float32 that of sums in which large numbers cancel: docs/guarantee.md has what was measured.
 ROUNDING, ROUNDING_16_BIT = 128.0, 8.0
 
 
