@@ -395,7 +395,8 @@ def _verify_task(model: Parts, record: TaskRecord, evidence: Evidence) -> TaskVe
         listed = record.certificate.get("computed", {}).items()
         first = next((name for name, digest in listed if found.get(name) != digest), None)
     kept = kind_of(record).probe_kept(logits) if logits.numel() else logits
-    match, difference = compare_logits(probe.need("logits"), kept, not changes, model.network.depth)
+    mask = probe.need("attention_mask")
+    match, difference = compare_logits(probe.need("logits"), kept, not changes, model.network.depth, mask)
     if not changes:
         match = match and logits_digest(logits) == record.certificate["logits_sha256"]
     return TaskVerification(

@@ -107,10 +107,10 @@ def test_a_value_that_differs_is_a_difference_in_every_version(model: EideticMod
 def test_an_option_that_a_kind_has_got_since_is_equal_at_its_default(model: EideticModel) -> None:
     now = settings_of(model)
     then = copy.deepcopy(now)
-    assert then["options"].pop("pooling") == "mean"
+    assert then["options"].pop("head_dropout") == 0.1
     assert difference(model, then, now) is None
-    now["options"]["pooling"] = "first"
-    assert difference(model, then, now) == 'settings.options.pooling: "first", at commit nothing'
+    now["options"]["head_dropout"] = 0.2
+    assert difference(model, then, now) == "settings.options.head_dropout: 0.2, at commit nothing"
 
 
 @pytest.mark.parametrize("architecture", ALL_CONFIGS)

@@ -27,7 +27,7 @@ def test_in_the_same_environment_one_bit_is_a_difference() -> None:
     assert compare_logits(LOGITS, other, False, 12)[0] is True
 
 
-@pytest.mark.parametrize(("dtype", "units"), [(torch.float32, 128), (torch.bfloat16, 8), (torch.float16, 8)])
+@pytest.mark.parametrize(("dtype", "units"), [(torch.float32, 64), (torch.bfloat16, 8), (torch.float16, 8)])
 def test_in_another_one_the_bound_follows_the_largest_logit_the_precision_and_the_depth(
     dtype: torch.dtype, units: float
 ) -> None:
@@ -45,6 +45,16 @@ def test_logits_of_another_shape_or_that_are_no_numbers_do_not_match() -> None:
     assert compare_logits(LOGITS, LOGITS[:1], False, 4) == (False, math.inf)
     assert compare_logits(LOGITS, LOGITS * torch.nan, False, 4)[0] is False
     assert compare_logits(torch.zeros(0, 2), torch.zeros(0, 2), False, 4) == (True, 0.0)
+
+
+def test_padding_does_not_count_in_another_environment() -> None:
+    logits, mask = torch.ones(2, 3, 5), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    other = logits.clone()
+    other[1, 2] = 7
+    assert compare_logits(logits, other, False, 4, mask) == (True, 0.0)
+    assert compare_logits(logits, other, True, 4, mask) == (False, 6.0)
+    other[1, 1] = 7
+    assert compare_logits(logits, other, False, 4, mask) == (False, 6.0)
 
 
 def test_a_report_says_what_was_found_and_is_true_if_all_is_as_it_was() -> None:
