@@ -52,7 +52,7 @@ OF_NO_ANSWER = {
     "format_version": "who may read it",
     "base": "where the backbone is, when it is not here",
 }
-OF_NO_ANSWER_OF_A_TASK = {"metrics": "for the model card"}
+OF_NO_ANSWER_OF_A_TASK = {"metrics": "for the model card", "data": "for the model card"}
 # Of a backbone's configuration, beside what only training looks at.
 OF_NO_ANSWER_OF_A_BACKBONE = {
     "_name_or_path", "architectures", "dtype", "output_attentions", "output_hidden_states", "return_dict", "use_cache",
