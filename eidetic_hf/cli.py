@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,26 +93,36 @@ def options(
             load_plugin(name, Path.cwd())
 
 
-def _quiet() -> None:
-    """Leave the terminal to what this command has to say."""
-    import datasets
+def _quiet(with_data: bool = True) -> None:
+    """Leave the terminal to what this command has to say; `with_data`, if it reads data sets."""
     import transformers
 
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if not with_data:
+        return
+    import datasets
+
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
 
 
-def _load(model: str) -> EideticModel:
+def _load(model: str, **hub: Any) -> EideticModel:
     """The model, with a message that names the folder if there is none."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
     from .model.model import EideticModel
     from .recipe.plugins import load_installed_plugins
 
     load_installed_plugins()
+    with _readable_place(model):
+        return EideticModel.from_pretrained(model, **hub)
+
+
+@contextmanager
+def _readable_place(model: str) -> Iterator[None]:
+    """Read a checkpoint, with a message that names the folder if there is none."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     place = Path(model)
     if place.is_file():
         raise ValueError(f"{model} is a file, expected the folder of a checkpoint, or its id on the Hub.")
@@ -125,7 +137,7 @@ def _load(model: str) -> EideticModel:
                 "`eidetic-hf train` wrote the model to."
             ) from error
     try:
-        return EideticModel.from_pretrained(model)
+        yield
     except OSError as error:
         if place.exists():
             raise
@@ -387,16 +399,36 @@ def extract(
 
 
 @app.command()
-def verify(model: ModelFolder, task: TaskNames = None) -> None:
-    """Recompute every certificate. Exit code 0: no committed task has changed; 1: one has; 2: files are damaged."""
-    from .configuration import plain_name
+def verify(
+    model: ModelFolder,
+    task: TaskNames = None,
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Load the model, and recompute what each task answered at its commit.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a repository on the Hub.")] = None,
+    token: Annotated[str | None, typer.Option(help="Of the Hub, for a private repository.")] = None,
+) -> None:
+    """Hold a checkpoint against its certificates, by hashes. Exit code 0: all is as it was; 1: not; 2: damaged files.
 
-    _quiet()
-    loaded = _load(model)
-    for name in task or []:
-        if plain_name(name) not in loaded.tasks:
-            raise ValueError(f"There is no task '{name}'. The model has {loaded.tasks}.")
-    report = loaded.verify(task or None)
+    No backbone is built, so it takes as long as to hash the files.
+    """
+    from .configuration import plain_name
+    from .model.integrity import edited_files, verify_folder
+    from .recipe.plugins import load_installed_plugins
+
+    hub = {name: value for name, value in (("revision", revision), ("token", token)) if value is not None}
+    _quiet(with_data=logits)
+    if not logits:
+        load_installed_plugins()
+        with _readable_place(model):
+            report = verify_folder(model, hub, task or None)
+    else:
+        loaded = _load(model, **hub)
+        for name in task or []:
+            if plain_name(name) not in loaded.tasks:
+                raise ValueError(f"There is no task '{name}'. The model has {loaded.tasks}.")
+        report = loaded.verify(task or None)
+        report.edited = edited_files(model, hub)
     _print_verdict(str(report), report.ok)
     if not report.ok:
         raise typer.Exit(1)

@@ -26,6 +26,7 @@ from transformers.utils.hub import extract_commit_hash
 __all__ = [
     "ACCESS_ARGUMENTS",
     "CAPTURING",
+    "CONFIGURED_OUTSIDE",
     "FACTORY_ARGUMENTS",
     "HUB_ARGUMENTS",
     "SAVE_ARGUMENTS",
@@ -64,6 +65,13 @@ ACCESS_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies"
 FACTORY_ARGUMENTS = (
     "_from_auto", "_from_pipeline", "adapter_kwargs", "low_cpu_mem_usage", "output_loading_info", "trust_remote_code",
     "use_safetensors", "weights_only", "code_revision", "tqdm_class", "_adapter_model_path",
+)  # fmt: skip
+
+# Of a configuration, where it came from, in which dtype and by which implementations its model is computed.
+CONFIGURED_OUTSIDE = (
+    "_name_or_path", "name_or_path", "_commit_hash", "dtype", "torch_dtype", "attn_implementation",
+    "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset", "experts_implementation",
+    "_experts_implementation",
 )  # fmt: skip
 
 # Where the hooks come from that transformers installs at the first request for hidden states or attentions.

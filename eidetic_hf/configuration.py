@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .views import running_view, task_name
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 TASK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}(@([2-9]|[1-9][0-9]{1,5}))?")
 FIRST_VERSION = "@1"  # behind the name of a task: its first version and no other, see `model/versions.py`
@@ -171,6 +171,8 @@ class EideticConfig(PreTrainedConfig):
         base: `name`, `revision` and `sha256` of the backbone, in a checkpoint that names it instead of holding it.
         router_layers: the layers that the router reads, 0 for the embeddings; `None` for those that suit the growth
             and the depth. The first task settles them.
+        router: digests of what the router reads of a sequence, see `model/certificate.py`; `None` before a task has
+            left anything to it.
     """
 
     model_type = "eidetic"
@@ -198,6 +200,7 @@ class EideticConfig(PreTrainedConfig):
         vocab_size: int | None = None,
         base: dict[str, Any] | None = None,
         router_layers: list[int] | None = None,
+        router: dict[str, Any] | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
@@ -223,12 +226,13 @@ class EideticConfig(PreTrainedConfig):
         self.output_embeddings = None if output_embeddings is None else list(output_embeddings)
         self.base = None if base is None else dict(base)
         self.router_layers = None if router_layers is None else list(router_layers)
+        self.router = None if router is None else dict(router)
         # What an earlier format holds is written in this one.
         self.format_version = FORMAT_VERSION if format_version in range(FORMAT_VERSION) else format_version
         if vocab_size is not None:
             self.vocab_size = vocab_size
-        if base_config is not None and base_config.is_encoder_decoder:
-            kwargs["is_encoder_decoder"] = True
+        if base_config is not None:  # what follows from the backbone, whatever anybody says
+            kwargs["is_encoder_decoder"] = bool(base_config.is_encoder_decoder)
         super().__init__(**kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -306,12 +306,22 @@ def test_verify_ends_with_zero_for_what_was_committed(finished: Path) -> None:  
     result = call("verify", finished / "output" / "model")
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
-        "first: weights and logits equal bit for bit",
-        "second: weights and logits equal bit for bit",
+        "first: weights and settings equal bit for bit, by their hashes",
+        "second: weights and settings equal bit for bit, by their hashes",
+        "router: equal bit for bit",
         "verified: no committed task has changed",
     ]
     one = call("verify", finished / "output" / "model", "--task", "second")
-    assert one.stdout.splitlines()[0] == "second: weights and logits equal bit for bit"
+    assert one.stdout.splitlines()[0] == "second: weights and settings equal bit for bit, by their hashes"
+    with_logits = call("verify", finished / "output" / "model", "--logits")
+    assert with_logits.stdout.splitlines() == [
+        "first: weights and logits equal bit for bit",
+        "second: weights and logits equal bit for bit",
+        "router: equal bit for bit",
+        "verified: no committed task has changed",
+    ]
+    both = call("verify", finished / "output" / "model", "--task", "third")
+    assert "There is no task 'third'. The model has ['first', 'second']." in error_of(both)
 
 
 def test_verify_ends_with_an_error_after_a_flipped_bit(copied: Path) -> None:
@@ -337,7 +347,7 @@ def test_verify_ends_with_one_if_a_task_answers_differently(
         return model
 
     monkeypatch.setattr(EideticModel, "from_pretrained", load_and_spoil)
-    result = call("verify", finished / "output" / "model")
+    result = call("verify", finished / "output" / "model", "--logits")
     assert result.exit_code == 1
     assert "first: CHANGED, first in tensor heads.@first.classifier.bias" in result.stdout
     assert "FAILED: a committed task has changed" in result.stdout

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 
 from eidetic_hf import EideticModel
 from eidetic_hf.model.checkpoint.layout import sha256_of
+from eidetic_hf.model.integrity import verify_folder
 
 GOLDEN = Path(__file__).parent / "golden"
-FORMATS = ("format_1", "format_2")
-FOLDERS = [*(f"{form}/{backbone}" for form in FORMATS for backbone in ("bert", "t5")), "copies/bert"]
+FORMATS = ("format_1", "format_2", "format_3")
+COPIES = ("copies/bert", "format_3/copies")
+FOLDERS = [*(f"{form}/{backbone}" for form in FORMATS for backbone in ("bert", "t5")), *COPIES]
 # Other machines may round otherwise; on the one that wrote them, answers are equal to the last bit (`verify`).
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -73,8 +75,27 @@ def test_the_golden_checkpoints_hold_what_they_are_there_for(form: str) -> None:
     assert [t5.record(task).task_type for task in t5.tasks] == ["sequence-classification", "seq2seq-lm"]
 
 
-def test_the_golden_copies_hold_what_they_are_there_for(tmp_path: Path) -> None:
-    model = EideticModel.from_pretrained(GOLDEN / "copies" / "bert")
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_golden_checkpoint_is_verified_by_its_hashes_as_far_as_its_format_has_them(name: str) -> None:
+    report = verify_folder(GOLDEN / name)
+    form = json.loads((GOLDEN / name / "config.json").read_text())["format_version"]
+    assert report.ok and report.router is not None
+    for task in report.tasks:
+        assert (task.weights_match, task.settings_match, task.format) == (True, True if form == 3 else None, form)
+    assert bool(report.router.uncertified) == (form < 3)
+    assert str(report).count("settings not certified (format") == (0 if form == 3 else len(report.tasks))
+
+
+def test_the_golden_router_was_told_more() -> None:
+    report = verify_folder(GOLDEN / "format_3" / "copies")
+    assert report.router.told == {"topics": "threshold 0.25", "names": "2 examples", "gaps": "prior 2"}
+    model = EideticModel.from_pretrained(GOLDEN / "format_3" / "copies")
+    assert model.verify().router.told == report.router.told and model.router.prior("gaps") == 2
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_the_golden_copies_hold_what_they_are_there_for(name: str, tmp_path: Path) -> None:
+    model = EideticModel.from_pretrained(GOLDEN / name)
     assert model.config.growth == "copy" and model.tasks == ["topics", "names", "topics@2", "gaps", "base"]
     assert model.record("topics@2").ancestors == ["topics", "names"] and model.config.default_versions == {"topics": 2}
     assert model.record("gaps").vocab_size == 44 and set(model.record("base").units.values()) == {0}
@@ -82,9 +103,9 @@ def test_the_golden_copies_hold_what_they_are_there_for(tmp_path: Path) -> None:
         bool((group.gates.need("@names") == 0).sum() > group.count("@names")) for group in model.groups.values()
     )
     assert model.remove_task("topics", cascade=True) == ["topics", "names", "topics@2"]
-    model.load_task(GOLDEN / "copies" / "bert", "names")
+    model.load_task(GOLDEN / name, "names")
     model.save_pretrained(tmp_path)
-    theirs = shards(GOLDEN / "copies" / "bert")
+    theirs = shards(GOLDEN / name)
     assert all(digest == theirs[name] for name, digest in shards(tmp_path).items()) and model.verify()
 
 

@@ -59,7 +59,8 @@ model.parts model.request model.versions model.routing
 model.checkpoint.folder model.checkpoint.layout model.checkpoint.source model.checkpoint.shard
 model.checkpoint.metadata model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
-model.answering model.certificate model.life model.branching model.preserving model.persistence model.joining
+model.answering model.verification model.settings model.audit model.certificate model.integrity model.life
+model.branching model.preserving model.persistence model.joining
 model.loading model.hub model.planning model.generation model.extract model.model model.auto model.pipelines
 
 callback trainer
@@ -114,6 +115,7 @@ TESTED_ELSEWHERE = {
     "model.request": ("model/test_bad_input.py", "what may be asked of the model"),
     "model.answering": ("model/test_routing.py", "answers, with and without a task given"),
     "model.router.*": ("model/test_router.py", "features, sums and classifiers, one upon the other"),
+    "model.audit": ("model/test_certificate.py", "what certificates find"),
     "model.loading": ("model/checkpoint/test_read.py", "a folder as a model"),
     "model.persistence": ("model/checkpoint/test_read.py", "a folder as a model and back"),
     "model.model": ("model/test_exactness.py", "what the model promises"),

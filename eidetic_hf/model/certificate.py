@@ -7,17 +7,23 @@ digest over theirs. So the evidence of a task takes as much room after three hun
     probes.@task.input_ids, attention_mask, logits       a batch, and what the task answered at its commit
     probes.@task.<part>_digests                          SHA-256 of each tensor of a section, in the order of names
     probes.@task.parents                                 where units are copied: SHA-256 of each task on its branch
-    config.json: weights_sha256                          over the digests of all sections that the task reads
+    probes.@task.settings                                what else the answer depends on, see `settings.py`
+    config.json, of a task: weights_sha256               over the digests of all sections that the task reads
+                            router_sha256                over those of what it left to the router
+                            books_sha256                 over those of the batch, and of where its units came from
+                            settings_sha256              of the settings
+    config.json: router                                  SHA-256 of each tensor that turns states into features
 
-In format 1 `probes.@task.digests` has all tensors that the task reads, in the order of their names.
+In format 2 there are no settings, no books, and nothing of the router. In format 1 `probes.@task.digests` has all
+tensors that the task reads, in the order of their names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -25,48 +31,36 @@ import transformers
 from torch import Tensor, nn
 
 from ..compat import attention_of
-from ..configuration import TaskError, TaskRecord
+from ..configuration import EideticConfig, TaskError, TaskRecord
 from ..kinds import kind_of
 from ..network.backbone import evaluation_mode
 from ..network.network import Section
 from ..network.storage import Slots, computed_tensors, named_tensors, own_tensors
-from ..views import BASE, TRUNK, View, owner_of, task_key, task_name
+from ..views import TRUNK, View, owner_of, task_key
 from .answering import answer
+from .audit import (
+    BOOKS,
+    EVERYBODYS,
+    ROUTER,
+    Audit,
+    audit_router,
+    digest_of_digests,
+    logits_digest,
+    parents_of,
+    slot_of,
+    tensor_digest,
+    tensor_digests,
+)
 from .checkpoint.layout import CheckpointError
 from .parts import Parts, committed, record_of
 from .request import Request
+from .settings import Settings, as_tensor, written
+from .verification import TaskVerification, VerificationReport, compare_logits
 
 PROBE_SHAPE = (4, 16)
-EVERYBODYS = (TRUNK, BASE)  # owners that have no commit of their own
+BATCH = ("input_ids", "attention_mask")  # slots of the probe batch
 # What the code that computes rotary frequencies and the like rounds with: in another environment they may be others.
 _COMPUTED_WITH = ("device", "capability", "machine", "torch", "transformers")
-
-
-def tensor_digest(name: str, tensor: Tensor) -> bytes:
-    """SHA-256 over a tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.digest()
-
-
-def tensor_digests(tensors: Mapping[str, Tensor], cache: dict[str, bytes] | None = None) -> Tensor:
-    """SHA-256 of each tensor, in the order of their names, `(tensors, 32)` uint8; `cache` is filled and reused."""
-    cache = {} if cache is None else cache
-    for name in tensors:
-        if name not in cache:
-            cache[name] = tensor_digest(name, tensors[name])
-    joined = b"".join(cache[name] for name in sorted(tensors))
-    if not joined:
-        return torch.empty((0, 32), dtype=torch.uint8)
-    return torch.frombuffer(bytearray(joined), dtype=torch.uint8).reshape(-1, 32)
-
-
-def digest_of_digests(parts: Iterable[Tensor | bytes]) -> bytes:
-    """One SHA-256 over others: over what `tensor_digests` returned, or over what this function did."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else part.contiguous().numpy().data)
-    return digest.digest()
 
 
 def probe_inputs(task: str, vocab_size: int) -> dict[str, Tensor]:
@@ -104,81 +98,6 @@ def environment(device: torch.device, dtype: torch.dtype, attention: str | None)
     }
 
 
-@dataclass
-class TaskVerification:
-    """What `verify` found of one task.
-
-    Attributes:
-        task: its name.
-        weights_match: whether every tensor of the closed set has the bytes it was committed with; and, in the same
-            environment, every tensor that follows from the configuration, such as rotary frequencies.
-        logits_match: whether the probe batch gives the logits of the commit: bit for bit in the same environment,
-            within rounding in another.
-        first_difference: name of the first tensor that differs, or `None`.
-        environment_changes: `{field: (then, now)}` of what differs from the environment of the commit.
-        largest_logit_difference: largest absolute difference of a probe logit.
-        sha256: digest of the closed set as it was committed.
-    """
-
-    task: str
-    weights_match: bool
-    logits_match: bool
-    first_difference: str | None = None
-    environment_changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    largest_logit_difference: float = 0.0
-    sha256: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether weights and logits match."""
-        return self.weights_match and self.logits_match
-
-    def __str__(self) -> str:
-        if not self.weights_match:
-            return f"{self.task}: CHANGED, first in tensor {self.first_difference}"
-        if not self.logits_match:
-            return f"{self.task}: CHANGED logits (largest difference {self.largest_logit_difference:.3g})"
-        if self.environment_changes:
-            changes = ", ".join(f"{key} {then} -> {now}" for key, (then, now) in self.environment_changes.items())
-            return f"{self.task}: weights equal bit for bit, logits equal to rounding (other environment: {changes})"
-        return f"{self.task}: weights and logits equal bit for bit"
-
-
-@dataclass
-class VerificationReport:
-    """What `verify` found, task by task. True in a condition if every task is as it was committed."""
-
-    tasks: list[TaskVerification]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every task is as it was committed."""
-        return all(task.ok for task in self.tasks)
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def __str__(self) -> str:
-        verdict = "verified: no committed task has changed" if self.ok else "FAILED: a committed task has changed"
-        return "\n".join([*map(str, self.tasks), verdict if self.tasks else "nothing to verify: no committed task"])
-
-
-def compare_logits(then: Tensor, now: Tensor, same_environment: bool) -> tuple[bool, float]:
-    """Whether probe logits `(batch, labels)` match, and their largest absolute difference.
-
-    In another environment float32 may round differently: differences up to 1e-3 (1e-1 in a 16-bit dtype), plus the
-    same share of the value, pass.
-    """
-    if then.shape != now.shape:
-        return False, float("inf")
-    then, now = then.cpu(), now.cpu()
-    difference = float((then.double() - now.double()).abs().max()) if then.numel() else 0.0
-    if same_environment:
-        return torch.equal(then, now), difference
-    tolerance = 1e-3 if then.dtype in (torch.float32, torch.float64) else 1e-1
-    return torch.allclose(then.double(), now.double(), rtol=tolerance, atol=tolerance), difference
-
-
 # -- of a model -------------------------------------------------------------------------------------------------------
 
 
@@ -198,21 +117,8 @@ def _record_of_committed(model: Parts, name: str) -> TaskRecord:
     return record
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Some tensors held against a certificate.
-
-    Attributes:
-        then: SHA-256 over the digests that the certificate has of them.
-        first: the first tensor that differs, or what else does; `None` if nothing does.
-    """
-
-    then: bytes
-    first: str | None
-
-
 class Evidence:
-    """What the tensors of committed tasks are, and what certificates say that they were.
+    """What the tensors of committed tasks are, as certificates list them.
 
     Each is looked at once, and what was found is kept: make one for each question.
 
@@ -225,7 +131,21 @@ class Evidence:
         self._model, self._called = model, called or {}
         self._tensors: dict[Section, dict[str, Tensor]] = {}
         self._digests: dict[str, bytes] = {}  # by the name of a tensor
-        self._compared: dict[Section, Comparison] = {}
+
+    @property
+    def config(self) -> EideticConfig:
+        """The model's."""
+        return self._model.config
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Settings of the tasks, as they are now."""
+        return Settings(self.config, saved_by=self.config.transformers_version)
+
+    @cached_property
+    def audit(self) -> Audit:
+        """Holds the tensors against certificates."""
+        return Audit(self, self._called)
 
     def sections(self, record: TaskRecord) -> list[Section]:
         """What a committed task reads."""
@@ -236,9 +156,15 @@ class Evidence:
     def tensors(self, section: Section) -> dict[str, Tensor]:
         """The tensors of a section, by name."""
         if section not in self._tensors:
-            found = self._model.network.tensors_of(section)
-            if section.part == "private":
-                found.update(named_tensors(self._model.heads[section.owner], f"heads.{section.owner}"))
+            owner, part = section
+            if part == ROUTER:
+                found = _of_router(self._model, owner)
+            elif part == BOOKS:
+                found = _books(self._model, owner)
+            else:
+                found = self._model.network.tensors_of(section)
+            if part == "private":
+                found.update(named_tensors(self._model.heads[owner], f"heads.{owner}"))
             self._tensors[section] = found
         return self._tensors[section]
 
@@ -252,6 +178,22 @@ class Evidence:
             tensors = {renamed(name, self._called): tensor for name, tensor in tensors.items()}
         return tensor_digests(tensors, self._digests)
 
+    def digests_of(self, section: Section) -> dict[str, bytes]:
+        """Digests of a section's tensors as they are, by name."""
+        tensors = self.tensors(section)
+        names = sorted(tensors, key=lambda name: renamed(name, self._called))
+        found = self.digests(tensors).numpy()
+        return {name: found[number].tobytes() for number, name in enumerate(names)}
+
+    def certificate(self, task: str) -> Slots:
+        """What a task's shard has of its commit."""
+        return cast(Slots, self._model.probes[task_key(task)])
+
+    def told(self, task: str) -> dict[str, Tensor]:
+        """What users have told the router of a task."""
+        told = self._model.router.told
+        return own_tensors(told[task_key(task)]) if task_key(task) in told else {}
+
     def vouched(self, section: Section) -> Tensor:
         """Digests of a section as an earlier certificate has them; as it is, where none does.
 
@@ -260,71 +202,34 @@ class Evidence:
         """
         probes = cast(Mapping[str, Slots], self._model.probes)
         for key in probes if section.owner in EVERYBODYS else [section.owner]:
-            stored = probes[key].get(_slot(section)) if key in probes else None
+            stored = probes[key].get(slot_of(section)) if key in probes else None
             if stored is not None:
                 return stored.cpu()
         return self.digests(self.tensors(section))
 
     def first_difference(self, record: TaskRecord) -> str | None:
-        """The first tensor that a task reads and that is not what its certificate says, or what else is wrong."""
-        every = self._probe(record.name).get("digests")
-        if every is not None:  # format 1
-            found = [self._compare("closed set", self.closed_set(record), every)]
-            then = found[0].then
-        else:
-            found = [self._of_section(section, record) for section in self.sections(record)]
-            then = digest_of_digests(each.then for each in found)
-        first = next((each.first for each in found if each.first is not None), None)
-        if first is None and then.hex() != record.certificate["weights_sha256"]:
-            return "(the stored digests differ from config.json)"
-        parents = self._probe(record.name).get("parents")
-        if first is None and parents is not None and not torch.equal(parents.cpu(), _parents(self._model, record)):
-            return f"(it was learned on others than these: {record.ancestors})"
-        return first
-
-    def _of_section(self, section: Section, reader: TaskRecord) -> Comparison:
-        """A section held against its owner's certificate, or against the reader's if it is everybody's."""
-        if section.owner in EVERYBODYS:
-            return self._compare(section.part, self.tensors(section), self._stored(section, reader.name))
-        if section not in self._compared:
-            owner = cast(str, task_name(section.owner))
-            what = f"{section.part} of '{owner}'"
-            self._compared[section] = self._compare(what, self.tensors(section), self._stored(section, owner))
-        return self._compared[section]
-
-    def _stored(self, section: Section, task: str) -> Tensor | None:
-        """Digests of a section in a task's certificate; `None` if it has none."""
-        probe = self._probe(task)
-        every = probe.get("digests")
-        if every is None:
-            return probe.get(_slot(section))
-        names = sorted(self.closed_set(record_of(self._model, task)))  # format 1
-        if len(names) != len(every):
-            return None
-        place = {name: number for number, name in enumerate(names)}
-        return every[[place[name] for name in sorted(self.tensors(section))]]
-
-    def _compare(self, what: str, tensors: Mapping[str, Tensor], stored: Tensor | None) -> Comparison:
-        now = self.digests(tensors)
-        then = now[:0] if stored is None else stored.cpu()
-        if now.shape != then.shape:
-            return Comparison(b"", f"(the {what} has {len(now)} tensors, at commit it had {len(then)})")
-        differs = (now != then).any(1).nonzero()
-        return Comparison(digest_of_digests([then]), sorted(tensors)[int(differs[0])] if len(differs) else None)
-
-    def _probe(self, task: str) -> Slots:
-        return cast(Slots, self._model.probes[task_key(task)])
+        """The first tensor or setting of a task that is not what its certificate says, or what else is wrong."""
+        return self.audit.first_difference(record)
 
 
-def _parents(model: Parts, record: TaskRecord) -> Tensor:
-    """What the certificates of a task's ancestors say that they are, `(ancestors, 32)` uint8."""
-    found = [record_of(model, name).certificate["weights_sha256"] for name in record.ancestors]
-    return torch.tensor([list(bytes.fromhex(digest)) for digest in found], dtype=torch.uint8)
+def _of_router(model: Parts, owner: str) -> dict[str, Tensor]:
+    """What a task left to the router; of the trunk what turns states into features."""
+    if owner == TRUNK:
+        return {f"router.reference.{slot}": tensor for slot, tensor in own_tensors(model.router.reference).items()}
+    sums = model.router.sums
+    left = own_tensors(sums[owner]) if owner in sums else {}
+    return {f"router.sums.{owner}.{slot}": tensor for slot, tensor in left.items()}
 
 
-def _slot(section: Section) -> str:
-    """Where a certificate keeps the digests of a section."""
-    return f"{section.part}_digests"
+def _books(model: Parts, key: str) -> dict[str, Tensor]:
+    """A task's probe batch, and the places that its units came from."""
+    probe = cast(Slots, model.probes[key])
+    found = {f"probes.{key}.{slot}": probe.need(slot) for slot in BATCH}
+    for name, group in model.network.groups.items():
+        places = cast(Any, group).units.get(key)
+        if places is not None:
+            found[f"groups.{name}.units.{key}"] = places
+    return found
 
 
 def _computed(model: Parts, record: TaskRecord) -> dict[str, str]:
@@ -354,11 +259,29 @@ def _digests(model: Parts, record: TaskRecord) -> tuple[dict[str, Tensor], bytes
         weights = digest_of_digests(digests.values())
     else:
         found = {section: evidence.vouched(section) for section in sections}
-        digests = {_slot(section): found[section] for section in sections if section.owner in (key, *EVERYBODYS)}
+        digests = {slot_of(section): found[section] for section in sections if section.owner in (key, *EVERYBODYS)}
         weights = digest_of_digests(digest_of_digests([found[section]]) for section in sections)
         if record.ancestors and model.network.growth.copies:  # it may be handed on, and needs them
-            digests["parents"] = _parents(model, record)
+            digests["parents"] = parents_of(record, model.config)
     return digests, weights
+
+
+def _own_digests(model: Parts, record: TaskRecord) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a certificate stores of what is in no answer's way; and the digests over it, by their names there."""
+    evidence, digests, sha256 = Evidence(model), dict[str, Tensor](), dict[str, str]()
+    for part in (BOOKS, ROUTER):
+        section = Section(task_key(record.name), part)
+        tensors = evidence.tensors(section)
+        if tensors:
+            digests[slot_of(section)] = evidence.digests(tensors)
+            sha256[f"{part}_sha256"] = digest_of_digests([digests[slot_of(section)]]).hex()
+    return digests, sha256
+
+
+def _put_settings(model: Parts, record: TaskRecord, settings: Mapping[str, Any]) -> None:
+    content = written(settings)
+    cast(Slots, model.probes[task_key(record.name)]).put("settings", as_tensor(content).to(model.device))
+    record.certificate["settings_sha256"] = hashlib.sha256(content).hexdigest()
 
 
 def rename(model: Parts, record: TaskRecord) -> None:
@@ -367,31 +290,58 @@ def rename(model: Parts, record: TaskRecord) -> None:
     for slot in [slot for slot in own_tensors(probe) if slot.endswith("digests") or slot == "parents"]:
         probe.put(slot, None)
     digests, weights = _digests(model, record)
-    for slot, value in digests.items():
-        probe.put(slot, value.to(model.device))
     old = record.certificate
     computed = {name: digest for name, digest in old.get("computed", {}).items() if owner_of(name) == TRUNK}
     record.certificate = {**old, "weights_sha256": weights.hex(), "computed": computed}
+    if "settings_sha256" in old:
+        own, sha256 = _own_digests(model, record)
+        digests |= own
+        record.certificate |= sha256
+        _put_settings(model, record, Evidence(model).settings.of(record))
+    for slot, value in digests.items():
+        probe.put(slot, value.to(model.device))
+
+
+def forget_route(record: TaskRecord, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a task brings to a model whose router reads other layers: the tensors without what it left to its own."""
+    record.certificate.pop("router_sha256", None)
+    kept = f"probes.{task_key(record.name)}.{ROUTER}_digests"
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("router.") and name != kept}
 
 
 def certify(model: Parts, record: TaskRecord) -> None:
-    """Store digests of what the task owns, and the logits of the probe batch."""
+    """Store digests of what the task owns, what else its answer depends on, and the logits of the probe batch."""
     key, probe = task_key(record.name), Slots()
     inputs = probe_inputs(record.name, model.network.backbone.config.vocab_size)
-    digests, weights = _digests(model, record)
     logits = _probe_logits(model, inputs, record)
     kept = kind_of(record).probe_kept(logits)
-    for slot, value in {**inputs, "logits": kept, **digests}.items():
+    for slot, value in {**inputs, "logits": kept}.items():
         probe.put(slot, value.to(model.device))
     model.probes[key] = probe
+    digests, weights = _digests(model, record)
+    own, sha256 = _own_digests(model, record)
+    for slot, value in {**digests, **own}.items():
+        probe.put(slot, value.to(model.device))
     record.certificate = {
         "weights_sha256": weights.hex(),
-        "logits_sha256": _logits_digest(logits),
+        "logits_sha256": logits_digest(logits),
+        **sha256,
         "environment": environment_of(model),
         "computed": _computed(model, record),
+        "vocab_size": record.vocab_size,
     }
     if kept.shape != logits.shape:
-        record.certificate["kept_logits_sha256"] = _logits_digest(kept)
+        record.certificate["kept_logits_sha256"] = logits_digest(kept)
+    _put_settings(model, record, Evidence(model).settings.of(record))
+    _settle_router(model, record)
+
+
+def _settle_router(model: Parts, record: TaskRecord) -> None:
+    """Note in the configuration what turns states into features, with the first task that left something."""
+    if model.router.has(record.name) and (model.config.router is None or model.router.known() == [record.name]):
+        found = Evidence(model).digests_of(Section(TRUNK, ROUTER))
+        reference = {name: digest.hex() for name, digest in found.items()}
+        model.config.router = {"reference": reference, "layers": model.config.router_layers}
 
 
 def _is_cast(model: Parts) -> bool:
@@ -421,32 +371,49 @@ def verify(model: Parts, tasks: list[str] | None) -> VerificationReport:
     """Recompute every certificate, see `EideticModel.verify`."""
     evidence = Evidence(model)
     records = [_record_of_committed(model, name) for name in tasks or committed(model)]
-    return VerificationReport([_verify_task(model, record, evidence) for record in records])
+    found = [_verify_task(model, record, evidence) for record in records]
+    return VerificationReport(found, audit_router(evidence.audit, evidence, records))
 
 
 def _verify_task(model: Parts, record: TaskRecord, evidence: Evidence) -> TaskVerification:
     probe = cast(Slots, model.probes[task_key(record.name)])
     kept_digest = record.certificate.get("kept_logits_sha256", record.certificate["logits_sha256"])
-    first = evidence.first_difference(record)
-    if first is None and _logits_digest(probe.need("logits")) != kept_digest:
+    first, setting = evidence.audit.of_weights(record), evidence.audit.of_settings(record)
+    if first is None and logits_digest(probe.need("logits")) != kept_digest:
         first = f"probes.{task_key(record.name)}.logits"
     before, after = record.certificate["environment"], environment_of(model)
     changes = {key: (before.get(key), after[key]) for key in after if before.get(key) != after[key]}
-    logits = _probe_logits(model, {name: probe.need(name) for name in ("input_ids", "attention_mask")}, record)
-    if first is None and not set(changes) & set(_COMPUTED_WITH):
+    try:
+        logits = _probe_logits(model, {name: probe.need(name) for name in BATCH}, record)
+    except Exception:
+        if first is None and setting is None:
+            raise
+        logits = torch.empty(0)  # what was edited can not even be run
+    if first is None and setting is None and not set(changes) & set(_COMPUTED_WITH):
         found = _computed(model, record)
         # A certificate of an earlier version has none of them.
         listed = record.certificate.get("computed", {}).items()
         first = next((name for name, digest in listed if found.get(name) != digest), None)
-    match, difference = compare_logits(probe.need("logits"), kind_of(record).probe_kept(logits), not changes)
+    kept = kind_of(record).probe_kept(logits) if logits.numel() else logits
+    mask = probe.need("attention_mask")
+    match, difference = compare_logits(probe.need("logits"), kept, not changes, model.network.depth, mask)
     if not changes:
-        match = match and _logits_digest(logits) == record.certificate["logits_sha256"]
-    digest = record.certificate["weights_sha256"]
-    return TaskVerification(record.name, first is None, match, first, changes, difference, digest)
+        match = match and logits_digest(logits) == record.certificate["logits_sha256"]
+    return TaskVerification(
+        record.name,
+        first is None,
+        match,
+        first or setting,
+        changes,
+        difference,
+        record.certificate["weights_sha256"],
+        setting is None if evidence.audit.is_certified(record) or setting else None,
+        evidence.audit.format_of(record),
+    )
 
 
 def check_unchanged(model: Parts) -> None:
-    """Hold the weights of every committed task against its certificate, before they are saved.
+    """Hold every committed task, and what the router knows of it, against its certificate, before they are saved.
 
     Raises:
         CheckpointError: if one is not, to the bit, what its certificate says.
@@ -466,7 +433,9 @@ def check_unchanged(model: Parts) -> None:
                 f"The committed task '{task.name}' has changed in memory, first in {first}. It was not saved; load "
                 "the last good checkpoint."
             )
-
-
-def _logits_digest(logits: Tensor) -> str:
-    return digest_of_digests([tensor_digests({"logits": logits})]).hex()
+    router = audit_router(evidence.audit, evidence, model.config.tasks)
+    if router is not None and not router.ok:
+        raise CheckpointError(
+            f"What the router knows of tasks has changed in memory, first in {router.first_difference}. It was not "
+            "saved; load the last good checkpoint."
+        )

@@ -26,6 +26,7 @@ from ..network.storage import Arrangement
 from ..network.vocabulary import read_by_view
 from ..views import POOL, TOLD, TRUNK, owner_of, task_key
 from . import certificate
+from .audit import audit_router
 from .certificate import Evidence, renamed
 from .checkpoint.layout import CheckpointError, by_owner
 from .checkpoint.read import finder_of, read_config
@@ -37,7 +38,7 @@ from .versions import version_name
 logger = logging.get_logger(__name__)
 
 # Of a configuration, what changes with its tasks.
-_CHANGED = ("tasks", "expanded", "served", "vocab_size", "default_versions")
+_CHANGED = ("tasks", "expanded", "served", "vocab_size", "default_versions", "router", "router_layers")
 
 
 @contextmanager
@@ -369,11 +370,13 @@ def _join(model: Parts, shards: Shards, there: TaskRecord, called: Mapping[str, 
     if not model.router.is_ready:
         for name, tensor in shards.reference.items():
             model.router.reference.put(name, tensor.clone().to(model.device))
+        model.config.router = deepcopy(shards.config.router)
+        model.config.router_layers = deepcopy(shards.config.router_layers)
     if model.router.reads_alike(shards.reference):
         told = {name: tensor for name, tensor in shards.told.items() if owner in name.split(".")}
         tensors |= {renamed(name, {owner: key}): tensor.to(model.device) for name, tensor in told.items()}
     else:  # features of other layers would be taken for those of this model's
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("router.")}
+        tensors = certificate.forget_route(record, tensors)
     make_room(model, record)
     try:
         fill_task(model, tensors, key)
@@ -419,6 +422,12 @@ def _check_came(model: Parts, shards: Shards, came: Mapping[str, TaskRecord], ca
                 f"'{record.name}' of {shards.where} was learned on another backbone than this model's, or on other "
                 f"tasks: they differ first in {first}."
             )
+    router = audit_router(evidence.audit, evidence, came.values())
+    if router is not None and not router.ok:
+        raise TaskError(
+            f"What {shards.where} has for the router is not what its tasks left to it: it differs first in "
+            f"{router.first_difference}. Load the last good checkpoint."
+        )
     stale = {here for here, there in called.items() if here != there}
     for record in came.values():
         if stale & {task_key(name) for name in (record.name, *record.ancestors)}:

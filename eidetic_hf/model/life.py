@@ -268,6 +268,7 @@ def abandon_task(model: Parts) -> None:
     network.freeze_trunk(learner.trunk, restore=True)
     if not model.config.tasks:  # the next commit looks at the trunk again
         model.router.clear_reference()
+        model.config.router = None
     _end(model)
     for group in network.unit_groups():
         if group.name in learner.expanded:

@@ -69,7 +69,6 @@ from . import (
     routing,
     versions,
 )
-from .certificate import VerificationReport
 from .checkpoint.layout import CheckpointError
 from .learner import Learner
 from .parts import Added, committed, record_of
@@ -78,6 +77,7 @@ from .pruning import PruningConfig
 from .request import Request
 from .router import Router, RouterSums
 from .routing import CASCADE, RoutedOutput
+from .verification import VerificationReport
 
 # Modules whose tensors a checkpoint brings along, in shapes of their own.
 WITHOUT_ROOM = ("probes.", "router.")
@@ -474,7 +474,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         return certificate.closed_set(self, name)
 
     def verify(self, tasks: list[str] | None = None) -> VerificationReport:
-        """Recompute every certificate: has any committed task changed?
+        """Recompute every certificate: has any committed task changed, or what the router knows of it?
 
         Returns:
             A report that is true in a condition if nothing has, and names the first tensor that differs otherwise.

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,8 @@ from ..network.backbone import hidden_size
 from ..network.growth import CopyGrowth
 from ..network.units import UNIT_TYPES
 from ..views import POOL, View, owner_of, task_key
-from .certificate import EVERYBODYS, PROBE_SHAPE, Evidence
+from .audit import BOOKS, EVERYBODYS, ROUTER
+from .certificate import PROBE_SHAPE, Evidence, environment_of
 from .checkpoint.layout import by_owner
 from .life import read_by
 from .loading import cast_floats
@@ -33,6 +34,7 @@ from .router import size_of_kept, to_pool
 from .router.features import MAX_FEATURES
 from .router.sums import directions_kept
 from .routing import layers_of_router
+from .settings import written
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of base's units, that a plan for copies goes through
 # How safetensors calls what shards hold, in the order in which it lays tensors out.
@@ -254,12 +256,20 @@ def _shard_bytes(model: Parts, records: list[TaskRecord]) -> list[int]:
         found = []
         for record in records:
             key = task_key(record.name)
-            found.append(_file_bytes({**tensors[key], **_evidence(drawn, record), **_sums(model, record)}))
+            sums = _sums(model, record)
+            found.append(_file_bytes({**tensors[key], **_evidence(model, drawn, record, len(sums)), **sums}))
     return found
 
 
-def _evidence(drawn: Parts, record: TaskRecord) -> dict[str, Tensor]:
-    """What a certificate keeps in a task's shard, on the meta device; see `certify`."""
+def _evidence(model: Parts, drawn: Parts, record: TaskRecord, n_sums: int) -> dict[str, Tensor]:
+    """What a certificate keeps in a task's shard, on the meta device; see `certify`.
+
+    Args:
+        model: the model.
+        drawn: the same with the task, on the meta device.
+        record: of the task.
+        n_sums: how many tensors it leaves to the router.
+    """
     key, kind, config = task_key(record.name), kind_of(record), drawn.network.backbone.config
     inputs = {name: torch.zeros(PROBE_SHAPE, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     batch = kind.probe_inputs(dict(inputs))
@@ -269,6 +279,11 @@ def _evidence(drawn: Parts, record: TaskRecord) -> dict[str, Tensor]:
     vocabulary = drawn.network.vocabulary(View(key) if kind.reads_vocabulary else None)
     answer = kind.probe_answer(kind.answer(drawn.heads[key], hidden, batch, vocabulary))
     evidence, kept = Evidence(drawn), {**inputs, "logits": kind.probe_kept(answer)}
+    record = replace(record, certificate={"environment": environment_of(model)})
+    kept["settings"] = torch.zeros(len(written(evidence.settings.of(record))), dtype=torch.uint8)
+    places = sum(cast(Any, group).units.get(key) is not None for group in drawn.network.groups.values())
+    for part, count in ((BOOKS, len(inputs) + places), (ROUTER, n_sums)):
+        kept[f"{part}_digests"] = torch.zeros(count, 32, dtype=torch.uint8)
     for section in evidence.sections(record):
         if section.owner in (key, *EVERYBODYS):
             count = len(evidence.tensors(section))

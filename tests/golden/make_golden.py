@@ -1,14 +1,15 @@
 """How the golden checkpoints of each format were made, by the version that wrote it: `python make_golden.py OUTPUT`.
 
 `bert` holds a task of every kind that an encoder can have: with masked ancestors, an expanded pool and a vocabulary
-that has grown; in `copies`, made with `--copies`, tasks that copy units. `t5` is an encoder-decoder. `bert-learning`
-is a checkpoint of the Trainer in the middle of a task.
+that has grown; `copies` holds tasks that copy units, and since format 3 a router that users told more. `t5` is an
+encoder-decoder. `bert-learning` is a checkpoint of the Trainer in the middle of a task.
 `answers.safetensors` holds what each task answered to a batch right after it was committed, and what the task in the
 middle answered after it was resumed. What a release can have written is never made again.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -198,20 +199,22 @@ def resumable(folder: Path, model_folder: Path, runs: Path) -> tuple[EideticMode
     return model, trainer_of(model, task, rows_of(kind, options, 50), {"distillation": 0.5}, runs, **arguments)
 
 
-def write_copies(output: Path) -> None:
-    """Write a model whose tasks copy units, and the backbone itself among its tasks."""
-    torch.set_num_threads(1)
+def write_copies(folder: Path, runs: Path) -> dict[str, Tensor]:
+    """Write a model whose tasks copy units, with the backbone itself among its tasks; returns what they answered."""
     model = EideticModel.from_backbone(backbone(BertConfig(**BERT)), trunk_layers=1, growth="copy")
-    answers = {f"bert|{task}": answer for task, answer in learn(model, COPIES_TASKS, output / "runs").items()}
+    answers = {f"{folder.name}|{task}": answer for task, answer in learn(model, COPIES_TASKS, runs).items()}
     model.set_default_version("topics", 2)
     model.preserve()
-    answers["bert|base"] = answer_of(model, "base")
-    model.save_pretrained(output / "bert")
-    save_file(answers, output / "answers.safetensors", metadata={"format": "pt"})
+    answers[f"{folder.name}|base"] = answer_of(model, "base")
+    model.router.add_examples("names", {"input_ids": ids(2, seed=7), "attention_mask": torch.ones(2, 8).long()})
+    model.router.set_prior("gaps", 2.0)
+    model.router.set_threshold("topics", 0.25)
+    model.save_pretrained(folder)
+    return answers
 
 
 def main(output: Path) -> None:
-    """Write everything of a pool: what `write_copies` writes has a folder of its own."""
+    """Write everything."""
     torch.set_num_threads(1)
     runs = output / "runs"
     answers: dict[str, Tensor] = {}
@@ -228,8 +231,10 @@ def main(output: Path) -> None:
     model, trainer = resumable(output, output / "bert", runs)
     trainer.train(resume_from_checkpoint=str(output / "bert-learning"))
     answers["bert-learning|later"] = answer_of(model, "later")
+    answers |= write_copies(output / "copies", runs)
+    shutil.rmtree(runs)
     save_file(answers, output / "answers.safetensors", metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
-    (write_copies if "--copies" in sys.argv else main)(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -12,7 +12,8 @@ from support.backbones import tiny_model
 from support.folders import shards
 
 from eidetic_hf import CheckpointError, EideticModel, PruningConfig
-from eidetic_hf.model import certificate
+from eidetic_hf.model import audit, certificate
+from eidetic_hf.network.network import Section
 from eidetic_hf.network.storage import computed_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -59,8 +60,8 @@ def test_a_late_task_takes_no_more_room_in_the_folder_than_an_early_one(saved: P
 
 
 def test_a_commit_hashes_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, hashed, real = tiny_model(), list[str](), certificate.tensor_digest
-    monkeypatch.setattr(certificate, "tensor_digest", lambda name, tensor: hashed.append(name) or real(name, tensor))
+    model, hashed, real = tiny_model(), list[str](), audit.tensor_digest
+    monkeypatch.setattr(audit, "tensor_digest", lambda name, tensor: hashed.append(name) or real(name, tensor))
     commit(model, "first")
     assert "backbone.embeddings.word_embeddings.weight" in hashed, "nobody vouches for the trunk before the first task"
     computed, numbers = computed_tensors(model.network.backbone, "backbone"), []
@@ -109,7 +110,7 @@ def test_digests_that_were_edited_with_what_they_are_of_are_found(many: EideticM
     units[0, 0] += 1
     try:
         evidence = certificate.Evidence(many)
-        section = certificate.Section("@task1", "units")
+        section = Section("@task1", "units")
         digests.copy_(evidence.digests(evidence.tensors(section)))
         found = {task.task: task.first_difference for task in many.verify().tasks}
     finally:
@@ -155,7 +156,7 @@ def test_a_folder_of_format_1_is_learned_on_and_its_evidence_still_counts(tmp_pa
     assert {name: new[name] for name in old if "pool" not in name} == {
         name: sha256 for name, sha256 in old.items() if "pool" not in name
     }
-    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == 2
+    assert json.loads((tmp_path / "config.json").read_text())["format_version"] == 3
     loaded = EideticModel.from_pretrained(tmp_path)
     assert [task.first_difference for task in loaded.verify().tasks] == [None, None, None]
     name = next(name for name in loaded.task_tensors("later") if name.endswith("segments.@topics.weight"))

@@ -110,6 +110,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def json_sha256(values: Any) -> str:
+    """SHA-256 of JSON values, in hexadecimal: the same however they are laid out in a file."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def json_object(path: Path) -> dict[str, Any]:
     """The content of a JSON file that holds an object.
 

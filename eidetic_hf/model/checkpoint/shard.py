@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -114,11 +114,12 @@ class Shard:
         self.read_into(tensors)
         return tensors
 
-    def read_into(self, places: Mapping[str, Tensor]) -> None:
+    def read_into(self, places: Mapping[str, Tensor], see: Callable[[str, memoryview], None] | None = None) -> None:
         """Read its data into tensors of the dtypes and shapes of its entries, contiguous and on the CPU.
 
         Args:
             places: by name; what is not there is only hashed.
+            see: is shown the data of each tensor, block by block, with its name.
 
         Raises:
             CheckpointError: if its SHA-256 is not the recorded one. What is in the places is then of no use.
@@ -138,6 +139,8 @@ class Shard:
                     if cast(Any, file).readinto(block) != size:
                         raise CheckpointError(f"{self.path} is shorter than it was a moment ago. {self._again}")
                     digest.update(block)
+                    if see is not None:
+                        see(name, block)
             is_longer = bool(file.read(1))
         if is_longer or digest.hexdigest() != self.recorded["sha256"]:
             raise CheckpointError(

@@ -42,6 +42,7 @@ from .layout import (
     check_format,
     config_from,
     json_object,
+    json_sha256,
     sha256_of,
     shard_file,
 )
@@ -100,8 +101,9 @@ def write_checkpoint(
                     "another folder, or commit the task first."
                 )
         files = write_tensors(new.path, shards, _kept(folder, shards, old, config))
-        write_index(new.path / INDEX_FILE, shards, files)
-        config = write_config(new.path / CONFIG_FILE, config, files)
+        config = _as_written(config, files)
+        write_index(new.path / INDEX_FILE, shards, files, _digests(config, generation_config))
+        write_config(new.path / CONFIG_FILE, config, files)
         if generation_config is not None:
             write_generation_config(new.path / GENERATION_FILE, generation_config)
         write_card(new.path / CARD_FILE, folder / CARD_FILE, config)
@@ -145,10 +147,13 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
-def write_index(path: Path, shards: Mapping[str, Mapping[str, Tensor]], files: Files) -> None:
-    """Write the standard index of tensors and files."""
+def write_index(
+    path: Path, shards: Mapping[str, Mapping[str, Tensor]], files: Files, saved: Mapping[str, str] | None = None
+) -> None:
+    """Write the standard index of tensors and files; with `json_sha256` of the JSON files `saved` beside it."""
+    size = sum(file["bytes"] for file in files.values())
     index = {
-        "metadata": {"format_version": FORMAT_VERSION, "total_size": sum(file["bytes"] for file in files.values())},
+        "metadata": {"format_version": FORMAT_VERSION, "total_size": size, "json_sha256": dict(saved or {})},
         "weight_map": {name: file for file, tensors in shards.items() for name in tensors},
     }
     path.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
@@ -156,14 +161,28 @@ def write_index(path: Path, shards: Mapping[str, Mapping[str, Tensor]], files: F
 
 def write_config(path: Path, config: EideticConfig, files: Files) -> EideticConfig:
     """Write a configuration with the sizes and SHA-256 of its files; returns the copy that was written."""
+    config = _as_written(config, files)
+    config.to_json_file(path, use_diff=False)
+    return config
+
+
+def _as_written(config: EideticConfig, files: Files) -> EideticConfig:
+    """A copy of a configuration with the sizes and SHA-256 of its files."""
     config = copy.copy(config)
     config.files = files
     config.name_or_path = ""  # where this machine keeps it is nobody's business
     config.base_config = base = copy.copy(config.base_config)
     if base.name_or_path and Path(base.name_or_path).is_dir():
         base.name_or_path = Path(base.name_or_path).name
-    config.to_json_file(path, use_diff=False)
     return config
+
+
+def _digests(config: EideticConfig, generation_config: GenerationConfig | None) -> dict[str, str]:
+    """SHA-256 of what the JSON files beside the shards say, by their names: who edits one later is found out."""
+    texts = {CONFIG_FILE: config.to_json_string(use_diff=False)}
+    if generation_config is not None:
+        texts[GENERATION_FILE] = generation_config.to_json_string()
+    return {name: json_sha256(json.loads(text)) for name, text in texts.items()}
 
 
 def write_generation_config(path: Path, generation_config: GenerationConfig) -> None:
@@ -260,13 +279,19 @@ def losses(old: EideticConfig, new: EideticConfig, files: Collection[str]) -> Lo
     return Losses(
         tasks=[task.name for task, same in here if same is None],
         answers=[task.name for task, same in here if same is not None and task.name in lost],
-        others=[task.name for task, same in here if same is not None and _sha256(same) != _sha256(task)],
+        others=[task.name for task, same in here if same is not None and _of_shard(same) != _of_shard(task)],
         parts=parts,
     )
 
 
 def _sha256(task: TaskRecord) -> str | None:
     return task.certificate.get("weights_sha256")
+
+
+def _of_shard(task: TaskRecord) -> list[str | None]:
+    """What a record says of its task's shard."""
+    names = ("weights_sha256", "settings_sha256", "books_sha256", "router_sha256")
+    return [task.certificate.get(name) for name in names]
 
 
 def _served(config: EideticConfig) -> set[str]:
