@@ -518,7 +518,12 @@ def test_swapped_shards_of_equal_size_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [TRUNK, FIRST, SECOND, POOL])
 @pytest.mark.parametrize("offset", [0, 8, 20, -1, -100], ids=["length", "brace", "header", "last", "data"])
 def test_one_flipped_bit_is_found(folder: Path, trained: EideticModel, saved: Path, name: str, offset: int) -> None:
-    with refused(folder, f"{name} is not the file that was saved: its SHA-256 is .*copy it again", trained, saved):
+    with refused(
+        folder,
+        f"{name} is (not the file that was saved: its SHA-256|no safetensors file).*Copy it again",
+        trained,
+        saved,
+    ):
         content = bytearray((folder / name).read_bytes())
         content[offset] ^= 1
         (folder / name).write_bytes(content)
@@ -609,7 +614,9 @@ def test_a_config_that_is_no_json_object_is_refused(
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}', "null", "5"])
 def test_an_index_that_is_none_is_refused(folder: Path, trained: EideticModel, saved: Path, content: str) -> None:
-    with refused(folder, f"{INDEX}( is no safetensors index|: weight_map is a)", trained, saved):
+    with refused(
+        folder, f"{INDEX} is (no safetensors index: weight_map is|not JSON|not a JSON object)", trained, saved
+    ):
         (folder / INDEX).write_text(content)
 
 

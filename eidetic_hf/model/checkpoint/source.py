@@ -167,7 +167,7 @@ class Commit(Source):
         """See `Source`."""
         path = self.find(name)
         if path is None and (is_offline_mode() or self._hub.get("local_files_only")):
-            raise CheckpointError(
+            raise FileNotFoundError(
                 f"{name} of {self.where} is not in the cache, and nothing may be downloaded (local_files_only, "
                 "HF_HUB_OFFLINE). Load it once where it may."
             )
