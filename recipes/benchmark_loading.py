@@ -2,13 +2,13 @@
 
     python recipes/benchmark_loading.py [--backbone FOLDER ...] [--tasks 2] [--rounds 5] [--json loading.json]
 
-For each backbone, and with both growths, a model of some untrained tasks is saved: values do not matter here. Then a
-process of its own loads it so many times, and answers one text of 16 tokens; another does the same with the backbone,
-by `AutoModel.from_pretrained`. The files are in the system's cache. Printed are the medians of the seconds of loading
-and of loading with the first answer, and both as ratios to the plain backbone; and what memory the process took at its
-peak while it loaded, and with the first answer, as ratios to the size of the model. Plain loading maps its file, and
-pays for the pages that it reads when it first answers. Imports do not count: BERT's modules are there before. Takes a
-minute on two cores; other jobs on the machine spoil it.
+For each backbone, and with both growths, a model of some untrained tasks is saved: values do not matter here. Then so
+many processes load it once each, and answer one text of 16 tokens; as many do the same with the backbone, by
+`AutoModel.from_pretrained`. The files are in the system's cache. Printed are the medians of the seconds of loading and
+of loading with the first answer, and both as ratios to the plain backbone; and what memory a process took at its peak
+while it loaded, and with the first answer, as ratios to the size of the model. Plain loading maps its file, and pays
+for the pages that it reads when it first answers. Imports do not count: BERT's modules are there before. Takes some
+minutes on two cores; other jobs on the machine spoil it.
 """
 
 from __future__ import annotations
@@ -51,32 +51,36 @@ def status(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 
-def measure(folder: str, rounds: int) -> dict[str, float]:
-    """Load a folder and answer, so many times, in this process."""
+def measure(folder: str) -> dict[str, float]:
+    """Load a folder and answer once, in this process."""
     is_plain = not (Path(folder) / "eidetic-trunk.safetensors").exists()
     ids = torch.randint(0, VOCABULARY, (1, TOKENS))
     AutoModel.from_config(BertConfig(hidden_size=12, num_hidden_layers=1))  # so that its modules are imported
-    seconds, first, peaks, size = [], [], [0, 0], 1
-    for number in range(rounds):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-        before, start = status("VmRSS"), time.perf_counter()
-        model = AutoModel.from_pretrained(folder) if is_plain else EideticModel.from_pretrained(folder)
-        seconds.append(time.perf_counter() - start)
-        loaded = status("VmHWM") - before
-        with torch.inference_mode():
-            model(ids) if is_plain else model(ids, task="task-0")
-        first.append(time.perf_counter() - start)
-        if number == 0:
-            peaks = [loaded, status("VmHWM") - before]
-            size = sum(tensor.nbytes for tensor in model.state_dict().values())
-        del model
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    before, start = status("VmRSS"), time.perf_counter()
+    model = AutoModel.from_pretrained(folder) if is_plain else EideticModel.from_pretrained(folder)
+    loaded, peak = time.perf_counter() - start, status("VmHWM") - before
+    with torch.inference_mode():
+        model(ids) if is_plain else model(ids, task="task-0")
+    answered = time.perf_counter() - start
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
     return {
-        "load, s": statistics.median(seconds),
-        "load and answer, s": statistics.median(first),
-        "peak of loading": peaks[0] / size,
-        "peak with the first answer": peaks[1] / size,
+        "load, s": loaded,
+        "load and answer, s": answered,
+        "peak of loading": peak / size,
+        "peak with the first answer": (status("VmHWM") - before) / size,
         "MB": size / 1e6,
     }
+
+
+def medians(folder: Path, rounds: int) -> dict[str, float]:
+    """Figures of so many processes, each of which loads a folder once."""
+    command = [sys.executable, __file__, "--measure", str(folder)]
+    found = []
+    for _ in range(rounds):
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return {key: statistics.median(row[key] for row in found) for key in found[0]}
 
 
 def main() -> None:
@@ -91,7 +95,7 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if options.measure:
-        print(json.dumps(measure(options.measure, options.rounds)))
+        print(json.dumps(measure(options.measure)))
         return
     results: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -109,9 +113,7 @@ def main() -> None:
                 folder = backbone if what == PLAIN else Path(scratch, f"{number}-{what}")
                 if what != PLAIN:
                     make(backbone, what, options.tasks, folder)
-                command = [sys.executable, __file__, "--measure", str(folder), "--rounds", str(options.rounds)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                row = rows[what] = json.loads(done.stdout.splitlines()[-1])
+                row = rows[what] = medians(folder, options.rounds)
                 plain = rows[PLAIN]
                 ratios = [row[key] / plain[key] for key in ("load, s", "load and answer, s")]
                 figures = [*list(row.values())[:2], *ratios, *list(row.values())[2:]]

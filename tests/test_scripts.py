@@ -294,6 +294,32 @@ def test_routing_is_compared_at_every_depth(
     assert "clinc150: router, growth=copy" in capsys.readouterr().out
 
 
+def test_the_share_of_accuracy_that_routing_keeps_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(RECIPES)
+    benchmark, found = script("benchmark_oracle"), tmp_path / "found.json"
+    write_backbone(tmp_path / "backbone")
+    for task in ("topic", "clinc150"):
+        (tmp_path / task).mkdir()
+        for split in ("train", "test"):
+            lines = (RECIPES / "data" / "topic" / f"{split}.jsonl").read_text().splitlines()[:24]
+            rows = [{**json.loads(line), "text_pair": "and then"} for line in lines]
+            if task == "clinc150":
+                rows = [{**json.loads(line), "domain": "banking"} for line in lines]
+            (tmp_path / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(benchmark, "FIFTEEN", ["topic"])
+    given = ["--data", str(tmp_path), "--backbone", str(tmp_path / "backbone"), "--rows", "20", "--epochs", "1"]
+    monkeypatch.setattr(sys, "argv", ["oracle", *given, "--json", str(found)])
+    benchmark.main()
+    scores = json.loads(found.read_text())
+    assert list(scores) == ["topic", "banking", "mean"]
+    for row in scores.values():
+        assert row["routed_accuracy"] <= min(row["oracle_accuracy"], row["routing_accuracy"])
+        assert row["share"] == row["routed_accuracy"] / row["oracle_accuracy"]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("mean ")
+
+
 def test_the_memory_of_a_process_is_measured_after_each_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
