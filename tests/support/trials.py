@@ -71,7 +71,7 @@ def facts_of(model: Any) -> dict[str, Any]:
         for name in model.tasks:
             record = model.record(name)
             kind = kind_of(record)
-            output = model(**kind.probe_inputs(dict(inputs)), task=record.exact_name)
+            output = model(**kind.probe_inputs(dict(inputs)), task=record.exact_name, return_dict=True)
             found[f"answers of {name}"] = [getattr(output, part) for part in kind.outputs]
             found[f"labels of {name}"] = record.labels
         if len(model.tasks) > 1 and all(model.router.has(name) for name in model.tasks):
