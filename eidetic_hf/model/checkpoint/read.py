@@ -156,8 +156,15 @@ def read_generation_config(source: Source) -> GenerationConfig | None:
     """How a checkpoint's model writes texts; `None` if it does not say.
 
     Raises:
-        CheckpointError: if the file is no JSON object.
+        CheckpointError: if the file is no JSON object, or none that transformers understands.
     """
     if source.find(GENERATION_FILE) is None:
         return None
-    return GenerationConfig.from_dict(source.read_json(GENERATION_FILE))
+    values = source.read_json(GENERATION_FILE)
+    try:
+        return GenerationConfig.from_dict(values)
+    except Exception as error:  # of whatever type: anybody may have written the file
+        raise CheckpointError(
+            f"{GENERATION_FILE} of {source.where} does not say how texts are written: {error!s:.300} "
+            f"({type(error).__name__}). {source.again}"
+        ) from error

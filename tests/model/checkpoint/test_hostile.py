@@ -210,6 +210,12 @@ def test_a_file_that_is_no_json_object_is_named(folder: Path, file: str, way: st
     assert file in refused(folder, said)
 
 
+def test_a_generation_configuration_that_nobody_can_read_is_named(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "format_2/t5", tmp_path / "model", copy_function=shutil.copyfile))
+    make(folder, folder, [["set", "generation_config.json", ["_from_model_config"], {"$deep": 900, "of": "["}]])
+    refused(folder, r"generation_config\.json of .* does not say how texts are written: .*RecursionError")
+
+
 def test_values_may_lie_in_each_other_only_so_deep(folder: Path) -> None:
     values = json.loads((folder / CONFIG).read_text())
     inner: Any = 1
