@@ -39,8 +39,8 @@ def make_room(model: Parts, task: TaskRecord) -> None:
     if task.units.keys() != set(groups):
         differs = sorted(task.units.keys() ^ set(groups))
         raise CheckpointError(
-            f"Task '{task.name}' has units in groups that this backbone has not, or lacks some: {differs[:3]}. It has "
-            f"{groups[:3]} and so on."
+            f"config.json: task '{task.name}' has units in groups that this backbone has not, or lacks some: "
+            f"{differs[:3]}. It has {groups[:3]} and so on."
         )
     key, ancestors = task_key(task.name), [task_key(name) for name in task.ancestors]
     model.network.rebuild(key, ancestors, task.units)

@@ -227,7 +227,16 @@ def make(folder: Path, outside: Path, wanted: list[Change]) -> None:
             continue
         try:
             _MAKERS[what](folder, outside, file, *rest)
-        except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError, StopIteration):
+        except (
+            OSError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+            StopIteration,
+        ):
             continue
 
 
