@@ -235,6 +235,24 @@ class EideticConfig(PreTrainedConfig):
             kwargs["is_encoder_decoder"] = bool(base_config.is_encoder_decoder)
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a configuration as `to_dict` writes it; the Auto classes do, before they know of a checkpoint.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except TaskError:
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"config.json does not hold the configuration of an EideticModel: {said} ({type(error).__name__}). "
+                "EideticModel.from_pretrained says more."
+            ) from error
+
     def __getattr__(self, name: str) -> Any:
         base = self.__dict__.get("base_config")
         if name in ANSWERED_BY_BACKBONE and base is not None:

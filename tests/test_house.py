@@ -56,11 +56,11 @@ kinds
 model model.pruning model.learner
 model.router.features model.router.sums model.router.discriminant model.router.router model.router
 model.parts model.request model.versions model.routing
-model.checkpoint.folder model.checkpoint.layout model.checkpoint.source model.checkpoint.shard
+model.checkpoint.folder model.checkpoint.limits model.checkpoint.layout model.checkpoint.source model.checkpoint.shard
 model.checkpoint.metadata model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
 model.answering model.verification model.settings model.audit model.certificate model.integrity model.life
-model.branching model.preserving model.persistence model.joining
+model.branching model.preserving model.brought model.persistence model.joining
 model.loading model.hub model.planning model.generation model.extract model.model model.auto model.pipelines
 
 callback trainer
@@ -116,6 +116,8 @@ TESTED_ELSEWHERE = {
     "model.answering": ("model/test_routing.py", "answers, with and without a task given"),
     "model.router.*": ("model/test_router.py", "features, sums and classifiers, one upon the other"),
     "model.audit": ("model/test_certificate.py", "what certificates find"),
+    "model.brought": ("model/checkpoint/test_hostile.py", "what a folder may hold, before and after it is read"),
+    "model.checkpoint.limits": ("model/checkpoint/test_hostile.py", "what a folder may ask for"),
     "model.loading": ("model/checkpoint/test_read.py", "a folder as a model"),
     "model.persistence": ("model/checkpoint/test_read.py", "a folder as a model and back"),
     "model.model": ("model/test_exactness.py", "what the model promises"),

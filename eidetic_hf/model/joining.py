@@ -27,6 +27,7 @@ from ..network.vocabulary import read_by_view
 from ..views import POOL, TOLD, TRUNK, owner_of, task_key
 from . import certificate
 from .audit import audit_router
+from .brought import check_described
 from .certificate import Evidence, renamed
 from .checkpoint.layout import CheckpointError, by_owner
 from .checkpoint.read import finder_of, read_config
@@ -368,6 +369,7 @@ def _join(model: Parts, shards: Shards, there: TaskRecord, called: Mapping[str, 
             "Load both in the same dtype."
         )
     if not model.router.is_ready:
+        check_described(model, {f"router.reference.{name}": tensor for name, tensor in shards.reference.items()}, ())
         for name, tensor in shards.reference.items():
             model.router.reference.put(name, tensor.clone().to(model.device))
         model.config.router = deepcopy(shards.config.router)

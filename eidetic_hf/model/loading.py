@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from ..compat import (
     ACCESS_ARGUMENTS,
@@ -22,10 +23,13 @@ from ..compat import (
     set_attention,
 )
 from ..configuration import EideticConfig, TaskError, check_transfer
+from ..kinds import check_task
 from ..network.backbone import ENCODER, family_of
 from ..network.storage import set_tensor, stored_tensors
 from . import joining
+from .brought import check_read
 from .checkpoint.layout import CheckpointError
+from .checkpoint.limits import building, fitting
 from .checkpoint.read import read_config, read_generation_config, read_into, shards_of_all
 from .checkpoint.source import Folder, Source, steadily
 from .parts import Parts
@@ -37,6 +41,8 @@ DECIDED = (
     "trunk_layers", "trunk_pretrained", "vocab_size", "hidden_size", "num_hidden_layers",
     "num_attention_heads", "max_position_embeddings",
 )  # fmt: skip
+# Bytes: so much is hashed in a moment, to tell a file that is damaged from a configuration that is.
+HASHED_TO_EXPLAIN = 2**30
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -111,13 +117,16 @@ def _load(
 def _load_whole(cls: type[Model], source: Source, config: EideticConfig) -> Model:
     """A model whose checkpoint holds all of it."""
     shards = shards_of_all(source, config)
+    count, size = sum(len(shard.entries) for shard in shards), sum(shard.recorded["bytes"] for shard in shards)
     try:
-        with no_init_weights():
+        with building(source.where, count, size), no_init_weights():
             model = cast(Any, cls)(config, empty=True)
     except Exception:
-        read_into(shards, {})  # Damage in the files is the better explanation.
+        if size <= HASHED_TO_EXPLAIN:
+            read_into(shards, {})  # Damage in the files is the better explanation.
         raise
-    fill(model, shards)
+    with fitting(source.where):
+        fill(model, shards)
     return model
 
 
@@ -130,6 +139,9 @@ def _load_on_base(
         CheckpointError: if the backbone can not be had, or is another than the one that the tasks were learned on.
     """
     base = cast(dict[str, Any], config.base)
+    with building(source.where):
+        for record in config.tasks:
+            check_task(record)
     where, revision = backbone, None
     if backbone is None:
         beside = source.path.parent / base["name"] if isinstance(source, Folder) else None
@@ -140,9 +152,16 @@ def _load_on_base(
         options.update(dtype=config.dtype, attn_implementation=attention_of(config))
         options.update({name: value for name, value in hub.items() if name in ACCESS_ARGUMENTS})
         options.update({} if revision is None else {"revision": revision})
+    # Who names a backbone may choose how it is read. A file may not: no pickle, and no code of a repository.
+    named_by_file = backbone is None
     try:
+        if named_by_file:
+            AutoConfig.from_pretrained(where, trust_remote_code=False, **hub_arguments(options))
+            options["use_safetensors"] = True
         model = cast(Any, cls).from_backbone(where, **options)
-    except OSError as error:
+    except Exception as error:
+        if not named_by_file and not isinstance(error, OSError):
+            raise
         raise CheckpointError(
             f"{source.where} does not hold its backbone, but names it: {base['name']}, which could not be loaded "
             f"({error}). Say where it is: EideticModel.from_pretrained(..., backbone='<folder, Hub id or model>')."
@@ -155,7 +174,9 @@ def _load_on_base(
         )
     for name in SETTABLE:
         setattr(model.config, name, getattr(config, name))
-    joining.bring(model, joining.shards_in(source, config))
+    with fitting(source.where):
+        joining.bring(model, joining.shards_in(source, config))
+        check_read(cast(Any, model))
     for name in ("served", "pool", "default_versions", "router_layers"):
         setattr(model.config, name, getattr(config, name))
     return model

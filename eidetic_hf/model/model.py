@@ -173,6 +173,9 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         self._originals: Originals | None = None
         self.casts_are_undone = False
         self._keep_language_head(language_head)
+        strangers = sorted(config.expanded.keys() - {group.name for group in self.network.unit_groups()})
+        if strangers:
+            raise ValueError(f"expanded has {strangers[0]!r}, and this backbone has no such group of units.")
         for group in self.network.unit_groups():
             if group.name in config.expanded:
                 group.expand(config.expanded[group.name], 0.0)

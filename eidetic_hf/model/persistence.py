@@ -19,6 +19,7 @@ from ..network.network import Section
 from ..network.storage import Slots, freeze, get_tensor, set_tensor, stored_tensors
 from ..views import BASE, POOL, TOLD, TRUNK, owner_of, task_key
 from . import certificate
+from .brought import check_described, check_read
 from .checkpoint.layout import CheckpointError
 from .checkpoint.read import read_into
 from .checkpoint.shard import Entry, Shard
@@ -34,6 +35,13 @@ MODEL_CLASS = "EideticModel"  # in config.json, whichever class a model was load
 def make_room(model: Parts, task: TaskRecord) -> None:
     """Make room for a committed task's tensors, which `fill` will bring."""
     check_task(task)
+    groups = [group.name for group in model.network.unit_groups()]
+    if task.units.keys() != set(groups):
+        differs = sorted(task.units.keys() ^ set(groups))
+        raise CheckpointError(
+            f"config.json: task '{task.name}' has units in groups that this backbone has not, or lacks some: "
+            f"{differs[:3]}. It has {groups[:3]} and so on."
+        )
     key, ancestors = task_key(task.name), [task_key(name) for name in task.ancestors]
     model.network.rebuild(key, ancestors, task.units)
     model.network.rebuild_tokens(key, task.vocab_size, kind_of(task).reads_output_embeddings(task))
@@ -56,6 +64,7 @@ def fill(model: Parts, shards: list[Shard]) -> None:
         if owner_of(name) != TOLD or not here.isdisjoint(name.split("."))  # one shard for all tasks
     }
     room = _room_for(model, entries)
+    check_described(model, entries, here)
     for name, (module, leaf) in room.items():
         set_tensor(module, leaf, entries[name].room())
     try:
@@ -67,6 +76,7 @@ def fill(model: Parts, shards: list[Shard]) -> None:
         private = model.router.reference.get("private")
         if private is not None:
             model.network.put_base_private(private)
+    check_read(model)
     model.network.make_views()
 
 
@@ -81,7 +91,9 @@ def fill_task(model: Parts, tensors: dict[str, Tensor], owner: str) -> None:
     Raises:
         CheckpointError: if they are others than the model has room for.
     """
-    for name, (module, leaf) in _room_for(model, tensors, owner).items():
+    room = _room_for(model, tensors, owner)
+    check_described(model, tensors, [owner])
+    for name, (module, leaf) in room.items():
         # The copy matters: a product over unaligned data may round differently, and the other model keeps its own.
         set_tensor(module, leaf, tensors.pop(name).clone())
     model.network.pack()

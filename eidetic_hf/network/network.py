@@ -562,6 +562,11 @@ class Network:
                 rows.rebuild_pool(self.config.vocab_size)
         for group in [] if self.growth.copies else self.unit_groups():
             owned = sum(group.count(key) for key in group.order)
+            if owned > group.count(POOL) and self.config.pool:
+                raise TaskError(
+                    f"Tasks own {owned} units of {group.name}, and the backbone has {group.count(POOL)}, with those "
+                    "that it was expanded by."
+                )
             if owned or not self.config.pool:
                 group.resize_pool(group.count(POOL) - owned if self.config.pool else 0)
         if self.input_rows.has_grown:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -35,6 +36,7 @@ from filelock import FileLock, Timeout
 SAVING, COMMITTED, LOCK, REMOVALS = ".eidetic-save", ".eidetic-commit", ".eidetic.lock", ".eidetic-removals"
 LOCK_TIMEOUT_SECONDS = 60.0  # for who wants to save
 PATIENCE_SECONDS = 5.0  # for who wants to read: moving files takes less
+LONGEST_LIST = 2**20  # bytes of a list of removals: three names, or some thousands of tasks
 
 Unlisted = Callable[[Path], Iterable[str]]
 
@@ -199,17 +201,28 @@ def _listed_removals(prepared: Path) -> list[str] | None:
 
     A folder that was copied from elsewhere may bring any list: what is no file of this folder is left alone.
     """
-    path = prepared / REMOVALS
     try:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None  # a pipe would hang
+        text = _start_of(prepared / REMOVALS)
     except FileNotFoundError:  # deleted by who completes the change
         return None
     return None if text is None else [name for name in text.splitlines() if _is_plain(name)]
 
 
+def _start_of(path: Path) -> str | None:
+    """The text of a file, or as much as any list has; `None` if it is a link, a pipe, a device or a folder."""
+    if path.is_symlink():
+        return None
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(LONGEST_LIST).decode("utf-8", errors="replace")
+
+
 def _is_plain(name: str) -> bool:
     """Whether a name stands for a file in the folder itself, on one line."""
-    return name not in ("", ".", "..") and name.splitlines() == [name] and not set("/\\") & set(name)
+    return name not in ("", ".", "..") and name.splitlines() == [name] and not set("/\\\0") & set(name)
 
 
 @contextmanager

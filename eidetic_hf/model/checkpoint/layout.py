@@ -17,18 +17,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
-from ...configuration import FORMAT_VERSION, EideticConfig, TaskError
+from ...configuration import FORMAT_VERSION, EideticConfig
 from ...network.growth import growth_of
 from ...views import BASE, LEARNING, POOL, TOLD, TRUNK, owner_of, task_key
 from .folder import COMMITTED, LOCK, SAVING, FolderLocked, Transaction, recover
+from .limits import CheckpointError, building, check_config, json_object, open_file, without_code
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = SAFE_WEIGHTS_INDEX_NAME
@@ -45,14 +45,8 @@ PASSING_FILES = (POOL_FILE, LEARNING_FILE, TOLD_FILE)
 # By these a reader finds all others, so they take their places when all others are there.
 LAST_FILES = (INDEX_FILE, CONFIG_FILE)
 
-LARGEST_JSON = 1 << 26  # bytes: a configuration or an index of thousands of tasks
-
 _FILES = {TRUNK: TRUNK_FILE, BASE: BASE_FILE, POOL: POOL_FILE, LEARNING: LEARNING_FILE, TOLD: TOLD_FILE}
 _T = TypeVar("_T")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder is incomplete, damaged, inconsistent, or must not be written to."""
 
 
 def shard_file(owner: str) -> str:
@@ -81,26 +75,6 @@ def by_owner(tensors: Mapping[str, _T]) -> dict[str, dict[str, _T]]:
     return owned
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file to read its bytes.
-
-    Raises:
-        CheckpointError: if it is a folder, a pipe, a device or another thing than a file, which might never end.
-        OSError: if it can not be opened.
-    """
-    # Without waiting for the other end of a pipe; for a file it makes no difference.
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{path} can not be opened ({error}).") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CheckpointError(f"{path} is not a regular file. It was not read.")
-    return os.fdopen(descriptor, "rb")
-
-
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
@@ -116,37 +90,18 @@ def json_sha256(values: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that holds an object.
-
-    Raises:
-        CheckpointError: if it does not, or is larger than `LARGEST_JSON`.
-    """
-    with open_file(path) as file:
-        content = file.read(LARGEST_JSON + 1)
-    if len(content) > LARGEST_JSON:
-        raise CheckpointError(f"{path} is larger than {LARGEST_JSON >> 20} MiB. It was not read.")
-    try:
-        values = json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested deeper than anybody nests
-        raise CheckpointError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is not a JSON object, but a {type(values).__name__}.")
-    return values
-
-
 def config_from(source: str | os.PathLike, values: Mapping[str, Any]) -> EideticConfig:
     """The configuration that the `config.json` of a checkpoint holds.
 
     Not `from_dict`, which makes a text of the whole configuration for a log that nobody reads.
 
     Raises:
-        CheckpointError: if a record in it is not one of a task.
+        CheckpointError: if something in it is not what a save writes.
     """
-    try:
-        return EideticConfig(**{name: value for name, value in values.items() if name != "model_type"})
-    except TaskError as error:
-        raise CheckpointError(f"config.json of {source}: {error}") from error
+    check_config(str(source), values)
+    own = {name: value for name, value in without_code(values).items() if name != "model_type"}
+    with building(str(source)):
+        return EideticConfig(**{**own, "base_config": without_code(values["base_config"])})
 
 
 def check_format(source: str | os.PathLike, values: Mapping[str, Any]) -> None:
@@ -155,8 +110,13 @@ def check_format(source: str | os.PathLike, values: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: if `format_version` in `values` says so, or is no number.
     """
-    version = values.get("format_version", 0)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    version = values.get("format_version", 0) if isinstance(values, Mapping) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 0:
+        raise CheckpointError(
+            f"{INDEX_FILE} or config.json of {source} has format_version={version!r:.100}, expected a whole number up "
+            f"to {FORMAT_VERSION}. It was edited; copy the whole folder again."
+        )
+    if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{source} was written in format {version}, this version of eidetic_hf reads up to {FORMAT_VERSION}. "
             "Upgrade with: pip install -U eidetic-hf"
@@ -205,6 +165,8 @@ def _left_out(folder: Path) -> list[str]:
 
     The first saves in format 1 had none.
     """
+    if (folder / INDEX_FILE).is_symlink():  # no save has left a link there
+        return []
     weight_map = json_object(folder / INDEX_FILE).get("weight_map")
     files = list(weight_map.values()) if isinstance(weight_map, dict) else list(PASSING_FILES)
     return [name for name in PASSING_FILES if name not in files]

@@ -27,6 +27,7 @@ from .layout import (
     owners_in,
     shard_file,
 )
+from .limits import LONGEST_NAME
 from .shard import Shard
 from .source import Source
 
@@ -90,6 +91,9 @@ def read_index(source: Source, config: EideticConfig) -> dict[str, set[str]]:
             raise CheckpointError(
                 f"{path} is no safetensors index: {name} is a {type(value).__name__}, expected names and values."
             )
+    longest = max(map(len, weight_map), default=0)
+    if longest > LONGEST_NAME:
+        raise CheckpointError(f"{path} has a tensor's name of {longest} characters, expected {LONGEST_NAME} at most.")
     check_format(source.where, metadata)
     owned = by_owner(weight_map)
     for owner, files in owned.items():
@@ -116,7 +120,7 @@ def _wrong_file(path: Path, name: str, file: Any, expected: str) -> CheckpointEr
         why = "; only safetensors files are read, never pickles."
     else:
         why = f", expected {expected!r}. The index was edited, or the checkpoint was written by another version."
-    return CheckpointError(f"{path} maps {name} to {file!r}{why}")
+    return CheckpointError(f"{path} maps {name} to {file!r:.200}{why}")
 
 
 def read_config(source: Source) -> EideticConfig:
@@ -152,8 +156,15 @@ def read_generation_config(source: Source) -> GenerationConfig | None:
     """How a checkpoint's model writes texts; `None` if it does not say.
 
     Raises:
-        CheckpointError: if the file is no JSON object.
+        CheckpointError: if the file is no JSON object, or none that transformers understands.
     """
     if source.find(GENERATION_FILE) is None:
         return None
-    return GenerationConfig.from_dict(source.read_json(GENERATION_FILE))
+    values = source.read_json(GENERATION_FILE)
+    try:
+        return GenerationConfig.from_dict(values)
+    except Exception as error:  # of whatever type: anybody may have written the file
+        raise CheckpointError(
+            f"{GENERATION_FILE} of {source.where} does not say how texts are written: {error!s:.300} "
+            f"({type(error).__name__}). {source.again}"
+        ) from error

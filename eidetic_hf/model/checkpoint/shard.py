@@ -82,7 +82,7 @@ class Shard:
             self._head = file.read(8 + length)
         self.entries = self._parsed(self._head[8:], size - len(self._head))
         if self.entries.keys() != expected:
-            difference = sorted(self.entries.keys() ^ expected)[:3]
+            difference = [name[:200] for name in sorted(self.entries.keys() ^ expected)[:3]]
             raise CheckpointError(f"{path} and the index disagree about {difference}.")
 
     def _parsed(self, header: bytes, size: int) -> dict[str, Entry]:
@@ -92,13 +92,14 @@ class Shard:
             values.pop("__metadata__", None)
             listed = [(name, _entry_of(entry), *_offsets_of(entry)) for name, entry in values.items()]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise self._unreadable(f"{type(error).__name__}: {error}") from error
+            raise self._unreadable(f"{type(error).__name__}: {error!s:.300}") from error
         end = 0
         # An empty tensor begins where the next one does: before it.
         for name, entry, start, stop in sorted(listed, key=lambda each: each[2:]):
             if start != end or stop - start != entry.nbytes:
                 raise self._unreadable(
-                    f"the data of {name} are said to be at {start} to {stop}, expected {entry.nbytes} bytes from {end}"
+                    f"the data of {name:.200} are said to be at {start} to {stop}, expected {entry.nbytes} bytes from "
+                    f"{end}"
                 )
             end = stop
         if end != size:
@@ -153,7 +154,7 @@ def _entry_of(entry: Mapping[str, Any]) -> Entry:
     """The dtype and shape that a header gives."""
     shape = entry["shape"]
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
-        raise ValueError(f"shape {shape!r}")
+        raise ValueError(f"shape {shape!r:.200}")
     return Entry(_DTYPES[entry["dtype"]], tuple(shape))
 
 
@@ -161,7 +162,7 @@ def _offsets_of(entry: Mapping[str, Any]) -> tuple[int, int]:
     """Where a header says that a tensor's data begin and end, counted from its own end."""
     start, stop = entry["data_offsets"]
     if type(start) is not int or type(stop) is not int:
-        raise ValueError(f"data_offsets {[start, stop]!r}")
+        raise ValueError(f"data_offsets {[start, stop]!r:.200}")
     return start, stop
 
 

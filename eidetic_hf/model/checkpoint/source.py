@@ -22,13 +22,13 @@ from transformers.utils.hub import extract_commit_hash
 from .folder import COMMITTED, find
 from .layout import (
     CONFIG_FILE,
-    LARGEST_JSON,
     CheckpointError,
     finish_interrupted_save,
     json_object,
     missing,
     open_file,
 )
+from .limits import LARGEST_JSON
 
 # How often a folder may be saved to while one read of it goes on.
 ATTEMPTS = 1000
@@ -131,6 +131,8 @@ class Folder(Source):
         with suppress(OSError):
             finish_interrupted_save(self.path)  # waits for a save that is moving its files
         for path in (self.path / COMMITTED / CONFIG_FILE, self.path / CONFIG_FILE):
+            if not self._may_read(path):
+                continue
             with suppress(OSError, CheckpointError), open_file(path) as file:
                 return file.read(LARGEST_JSON), path.stat().st_mtime_ns
         return None

@@ -347,7 +347,7 @@ def test_what_a_backbone_keeps_in_float32_stays_in_it(tmp_path: Path) -> None:
 
 def test_a_record_that_reads_what_is_not_there_is_refused_with_file_and_field(folder: Path) -> None:
     edit_json(folder / "config.json", lambda values: values["tasks"][1].update(ancestors=["nobody"]))
-    with pytest.raises(CheckpointError, match=r"config\.json of .*: The task 'second' has ancestors=\['nobody'\]"):
+    with pytest.raises(CheckpointError, match=r"config\.json of .*: tasks\[1\]\.ancestors\[0\] is 'nobody', expected"):
         EideticModel.from_pretrained(folder)
 
 
