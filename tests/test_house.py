@@ -56,7 +56,8 @@ kinds
 model model.pruning model.learner
 model.router.features model.router.sums model.router.discriminant model.router.router model.router
 model.parts model.request model.versions model.routing
-model.checkpoint.folder model.checkpoint.limits model.checkpoint.layout model.checkpoint.source model.checkpoint.shard
+model.checkpoint.folder model.checkpoint.limits model.checkpoint.layout
+model.checkpoint.source model.checkpoint.receipts model.checkpoint.shard
 model.checkpoint.metadata model.checkpoint.card model.checkpoint.write model.checkpoint.read
 model.checkpoint
 model.answering model.verification model.settings model.audit model.certificate model.integrity model.life

@@ -348,7 +348,7 @@ def test_loading_is_measured_against_the_plain_backbone_in_processes_of_their_ow
     monkeypatch.setattr(sys, "argv", ["loading", *given])
     loading.main()
     (rows,) = json.loads(out.read_text()).values()
-    assert list(rows) == ["plain", "copy", "fixed"]
+    assert list(rows) == ["plain", "copy", "copy, hashed before", "fixed", "fixed, hashed before"]
     for row in rows.values():
         assert 0 < row["load, s"] < row["load and answer, s"]
         assert 0 < row["peak of loading"] <= row["peak with the first answer"]

@@ -63,7 +63,7 @@ def load(
         TaskError: if `tasks` names a task that the checkpoint does not have.
         TypeError: if an argument is unknown.
     """
-    named = ("config", "tasks", "dtype", "device_map", "attn_implementation", "backbone", *SETTABLE)
+    named = ("config", "tasks", "dtype", "device_map", "attn_implementation", "backbone", "hash_once", *SETTABLE)
     check_known("EideticModel.from_pretrained", kwargs, (*named, *HUB_ARGUMENTS, *FACTORY_ARGUMENTS))
     read = partial(_load, cls, config, tasks, attn_implementation, backbone, kwargs)
     return steadily(source, hub_arguments(kwargs), read)
@@ -97,7 +97,7 @@ def _load(
             setattr(own_config, name, value)
     check_transfer(own_config.forward_transfer)
     if own_config.base is None:
-        model = _load_whole(cls, source, own_config)
+        model = _load_whole(cls, source, own_config, bool(kwargs.get("hash_once")))
     else:
         model = _load_on_base(cls, source, own_config, backbone, hub_arguments(kwargs))
     lost = [name for name, buffer in cast(nn.Module, model).named_buffers() if buffer.is_meta]
@@ -114,9 +114,9 @@ def _load(
     return model
 
 
-def _load_whole(cls: type[Model], source: Source, config: EideticConfig) -> Model:
+def _load_whole(cls: type[Model], source: Source, config: EideticConfig, hash_once: bool) -> Model:
     """A model whose checkpoint holds all of it."""
-    shards = shards_of_all(source, config)
+    shards = shards_of_all(source, config, hash_once)
     count, size = sum(len(shard.entries) for shard in shards), sum(shard.recorded["bytes"] for shard in shards)
     try:
         with building(source.where, count, size), no_init_weights():

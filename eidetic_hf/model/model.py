@@ -301,6 +301,7 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         device_map: Any = None,
         attn_implementation: str | None = None,
         backbone: Any = None,
+        hash_once: bool = False,
         **kwargs: Any,
     ) -> EideticModel:
         """Load a checkpoint folder, or one from the Hub.
@@ -317,6 +318,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
             attn_implementation: as in transformers.
             backbone: where the backbone of a checkpoint is that names it instead of holding it: a folder, a Hub id or
                 a loaded model, whose modules are taken over; by default as the checkpoint says.
+            hash_once: load a shard that was hashed before with this setting, by this user on this machine, without
+                hashing it again, if its file is the same by path, device, inode, size and times of change.
             kwargs: where the repository's files are: `revision`, `cache_dir`, `token`, `subfolder`, ...; and of the
                 configuration `output_hidden_states`, `output_attentions`, `return_dict` and `forward_transfer`.
 
@@ -332,7 +335,8 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         device_map = check_and_set_device_map(device_map)
         with torch.device("cpu"):  # whatever device the caller has set: everything moves there at once, below
             source = pretrained_model_name_or_path
-            model = loading.load(cls, source, config, tasks, attn_implementation, backbone, kwargs)
+            given = {**kwargs, "hash_once": hash_once}
+            model = loading.load(cls, source, config, tasks, attn_implementation, backbone, given)
         if dtype is not None and dtype != "auto":
             loading.cast_floats(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if device_map is not None:

@@ -32,20 +32,20 @@ from .shard import Shard
 from .source import Source
 
 
-def shards_of_all(source: Source, config: EideticConfig) -> list[Shard]:
-    """The shards of a checkpoint's owners, see `owners_in`, with their headers read.
+def shards_of_all(source: Source, config: EideticConfig, hash_once: bool = False) -> list[Shard]:
+    """The shards of a checkpoint's owners, see `owners_in`, with their headers read; `hash_once` as in `Shard`.
 
     Raises:
         CheckpointError: if the index and the configuration disagree, or a shard is missing, truncated or no
             safetensors file, or holds other tensors than the index says.
     """
-    find = finder_of(source, config)
+    find = finder_of(source, config, hash_once)
     with ThreadPoolExecutor() as pool:  # a Hub sends several at once
         found = pool.map(find, owners_in(config))
     return [shard for shard in found if shard is not None]
 
 
-def finder_of(source: Source, config: EideticConfig) -> Callable[[str], Shard | None]:
+def finder_of(source: Source, config: EideticConfig, hash_once: bool = False) -> Callable[[str], Shard | None]:
     """What finds the shard of an owner; `None` for one that has none. The index is read here, once.
 
     It raises a `CheckpointError` as `shards_of_all` does.
@@ -59,7 +59,7 @@ def finder_of(source: Source, config: EideticConfig) -> Callable[[str], Shard | 
         name = shard_file(owner)
         if owner not in names:
             return None
-        return Shard(source.need(name), config.files[name], names[owner], source.again)
+        return Shard(source.need(name), config.files[name], names[owner], source.again, hash_once)
 
     return find
 

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from . import receipts
 from .layout import CheckpointError, open_file
 
 LARGEST_HEADER = 100_000_000  # bytes, as in safetensors itself
@@ -56,6 +57,7 @@ class Shard:
         recorded: its size in `bytes` and its `sha256`, as the configuration has them.
         expected: names of its tensors, as the index has them.
         again: what to do about a damaged file, as a sentence.
+        hash_once: whether a receipt for the file, see `receipts.py`, stands for hashing it.
 
     Attributes:
         entries: its tensors by name, in the order in which they lie in the file, one behind the other.
@@ -64,8 +66,10 @@ class Shard:
         CheckpointError: if it is not the file that was saved, as far as one sees without its data.
     """
 
-    def __init__(self, path: Path, recorded: Mapping[str, Any], expected: set[str], again: str) -> None:
-        self.path, self.recorded, self._again = path, recorded, again
+    def __init__(
+        self, path: Path, recorded: Mapping[str, Any], expected: set[str], again: str, hash_once: bool = False
+    ) -> None:
+        self.path, self.recorded, self._again, self._hash_once = path, recorded, again, hash_once
         with open_file(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
@@ -125,9 +129,11 @@ class Shard:
         Raises:
             CheckpointError: if its SHA-256 is not the recorded one. What is in the places is then of no use.
         """
-        digest = hashlib.sha256(self._head)
+        sha256, digest = self.recorded["sha256"], hashlib.sha256(self._head)
         scratch = memoryview(bytearray(CHUNK))
         with open_file(self.path) as file:
+            facts = receipts.facts_of(file) if self._hash_once else None
+            is_known = facts is not None and receipts.is_known(self.path, sha256, facts)
             file.seek(len(self._head))
             for name, entry in self.entries.items():
                 place = places.get(name)
@@ -139,15 +145,18 @@ class Shard:
                     block = scratch[:size] if target is None else target[start : start + size]
                     if cast(Any, file).readinto(block) != size:
                         raise CheckpointError(f"{self.path} is shorter than it was a moment ago. {self._again}")
-                    digest.update(block)
+                    if not is_known:
+                        digest.update(block)
                     if see is not None:
                         see(name, block)
-            is_longer = bool(file.read(1))
-        if is_longer or digest.hexdigest() != self.recorded["sha256"]:
+            is_longer, is_same = bool(file.read(1)), facts is not None and facts == receipts.facts_of(file)
+        if is_longer or not (is_known or digest.hexdigest() == sha256):
             raise CheckpointError(
                 f"{self.path} is not the file that was saved: its SHA-256 is {digest.hexdigest()}, config.json has "
-                f"{self.recorded['sha256']}. It was edited, damaged or swapped. {self._again}"
+                f"{sha256}. It was edited, damaged or swapped. {self._again}"
             )
+        if facts is not None and is_same and not is_known:
+            receipts.note(self.path, sha256, facts)
 
 
 def _entry_of(entry: Mapping[str, Any]) -> Entry:
