@@ -185,7 +185,8 @@ def test_a_process_that_does_not_know_the_kind_says_which_one_and_what_to_do(lea
     done = load_elsewhere(learned, tmp_path, "")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    assert "TaskError: Task 'one': task_type='ordinal' is unknown; expected one of ['sequence-class" in last
+    assert "TaskError: config.json of " in last
+    assert "Task 'one': task_type='ordinal' is unknown; expected one of ['sequence-class" in last
     assert "import the module that calls eidetic_hf.kinds.register_kind" in last
 
 

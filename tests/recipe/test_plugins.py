@@ -108,7 +108,7 @@ def test_predict_answers_as_a_users_kind_does(rated: Path) -> None:
 
 
 def test_verify_and_report_know_a_users_kind(rated: Path) -> None:
-    result = call("verify", rated / "output" / "model")
+    result = call("verify", "--logits", rated / "output" / "model")
     assert result.exit_code == 0 and "stars: weights and logits equal bit for bit" in result.stdout
     (rated / "output" / "report.html").unlink()
     result = call("report", rated / "output")

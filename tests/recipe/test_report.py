@@ -121,7 +121,7 @@ def test_results_of_before_there_was_routing_or_another_growth_still_make_a_repo
     del old["routing"], old["reads"], old["growth"]
     page = write_report(old, tmp_path / "report.html").read_text()
     assert Elements(page).tags.count("svg") == 3
-    assert "router" not in page and "Who reads" not in page and "Who owns which units" in page
+    assert "the router" not in page and "Who reads" not in page and "Who owns which units" in page
 
 
 def test_the_report_as_json_has_the_same_figures(results: dict[str, Any], tmp_path: Path) -> None:

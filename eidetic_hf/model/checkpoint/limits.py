@@ -433,7 +433,7 @@ def _check_dtype(place: str, value: Any) -> None:
 def _check_files(values: Mapping[str, Any]) -> None:
     for name, recorded in (values.get("files") or {}).items():
         place = _join("files", name)
-        if not SHARD.fullmatch(name) or ".." in name:
+        if not SHARD.fullmatch(name):
             raise _Unexpected(place, recorded, "the name of a file of this folder, eidetic-....safetensors")
         if not isinstance(recorded.get("bytes"), int) or isinstance(recorded["bytes"], bool):
             raise _Unexpected(f"{place}.bytes", recorded.get("bytes"), "a whole number")
