@@ -104,7 +104,7 @@ def commit_of(name: str | os.PathLike, hub: Mapping[str, Any]) -> str | None:
 
 
 def set_revision(config: PreTrainedConfig, commit: str | None) -> None:
-    """Note the commit that a configuration was loaded from; up to transformers 5.17 it does so itself."""
+    """Note the commit that a configuration was loaded from, which transformers 5.24 does not do itself."""
     if commit is not None:
         config._commit_hash = commit
 

@@ -333,7 +333,9 @@ class EideticModel(PreTrainedModel, GenerationMixin):
         older = kwargs.pop("torch_dtype", None)  # what transformers called it up to version 4
         dtype = older if dtype is None else dtype
         device_map = check_and_set_device_map(device_map)
-        with torch.device("cpu"):  # whatever device the caller has set: everything moves there at once, below
+        # Whatever device the caller has set: everything moves there at once, below. And what is loaded may learn on,
+        # which tensors that were made in inference mode can not.
+        with torch.device("cpu"), torch.inference_mode(False):
             source = pretrained_model_name_or_path
             given = {**kwargs, "hash_once": hash_once}
             model = loading.load(cls, source, config, tasks, attn_implementation, backbone, given)

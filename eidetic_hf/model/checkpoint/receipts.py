@@ -33,8 +33,8 @@ def is_known(path: Path, sha256: str, facts: dict[str, int]) -> bool:
 
 def note(path: Path, sha256: str, facts: dict[str, int]) -> None:
     """Write a receipt for a file that was hashed; nothing fails, as it can be hashed again."""
-    place = _place(path)
     with suppress(OSError):
+        place = _place(path)
         descriptor, name = tempfile.mkstemp(dir=place.parent)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(_receipt(path, sha256, facts), file)

@@ -227,7 +227,9 @@ def test_values_may_lie_in_each_other_only_so_deep(folder: Path) -> None:
 
 
 def test_every_configuration_that_was_ever_saved_passes() -> None:
-    for path in sorted(GOLDEN.glob("*/*/config.json")):
+    paths = sorted(GOLDEN.glob("*/*/config.json"))
+    assert {path.parts[-3] for path in paths} == {"copies", "format_1", "format_2", "format_3"}
+    for path in paths:
         check_config(path.parent.name, json.loads(path.read_text()))
 
 

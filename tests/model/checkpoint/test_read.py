@@ -148,6 +148,19 @@ def test_under_a_device_of_torch_the_model_is_loaded_there_and_the_meta_device_i
     assert loaded.verify().ok
 
 
+@pytest.mark.parametrize("growth", ["fixed", "copy"])
+def test_a_model_that_is_loaded_in_inference_mode_learns_on(growth: str, tmp_path: Path) -> None:
+    model = tiny_model(growth=growth)
+    learn(model, "first", tmp_path / "run", pruning=PruningConfig(own=0.1) if growth == "copy" else None)
+    model.save_pretrained(tmp_path / "model")
+    with torch.inference_mode():
+        loaded = EideticModel.from_pretrained(tmp_path / "model")
+    assert not [name for name, tensor in loaded.state_dict().items() if tensor.is_inference()]
+    then = logits_of(loaded, "first")
+    learn(loaded, "second", tmp_path / "on", 1, pruning=PruningConfig(own=0.1) if growth == "copy" else None)
+    assert torch.equal(logits_of(loaded, "first"), then) and loaded.verify().ok
+
+
 def test_loading_info_says_as_transformers_does_that_nothing_was_amiss(saved: Path) -> None:
     model, info = EideticModel.from_pretrained(saved, output_loading_info=True)
     assert model.verify().ok

@@ -118,6 +118,11 @@ def test_a_receipt_that_is_none_and_a_cache_that_can_not_be_written_to_cost_a_ha
         path.write_text("[")
     EideticModel.from_pretrained(folder, hash_once=True)
     assert hashed() == first
-    monkeypatch.setattr(receipts, "cached_assets_path", lambda *_, **__: tmp_path / "nowhere")
-    EideticModel.from_pretrained(folder, hash_once=True)
-    assert hashed() == first
+
+    def denied(*_: Any, **__: Any) -> Path:
+        raise PermissionError("no")
+
+    for place in (lambda *_, **__: tmp_path / "nowhere", denied):
+        monkeypatch.setattr(receipts, "cached_assets_path", place)
+        EideticModel.from_pretrained(folder, hash_once=True)
+        assert hashed() == first
